@@ -1,0 +1,2 @@
+//! Placeholder until the first family lands.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Wootz.
+fn main() {}
