@@ -1,1 +1,3 @@
-//! Wootz.
+//! Integration tests over the whole workspace, as lists of trials that one executable runs.
+
+pub mod goldens;
