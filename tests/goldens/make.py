@@ -56,7 +56,7 @@ class Case:
     config_form: str = "v4"
     drop: tuple = ()  # config keys that published checkpoints of this kind lack
     embed_std: float = 0.3
-    # Seeds of the two prompts, picked among 0..100 for wide margins and varied tokens when generating.
+    # Seeds of the two prompts, picked among 0 to 99 for wide margins and varied tokens when generating.
     prompt_seeds: tuple = (0, 0)
     shard: str | None = None
     extra: dict = field(default_factory=dict)  # keys added to config.json that must be ignored
@@ -177,14 +177,16 @@ def rope(kind="default", theta=10000.0, **kw):
 
 
 CASES = [
-    Case("llama2", "MHA, plain rope, untied head, eps 1e-5 that matters; head_dim and rope_theta left to their defaults",
+    Case("llama2",
+         "MHA, plain rope, untied head, eps 1e-5 that matters; head_dim and rope_theta left to their defaults",
          "Llama",
          dict(**sizes(128, 168, 2, 2, 2), rms_norm_eps=1e-5, max_position_embeddings=256,
               tie_word_embeddings=False, rope_parameters=rope()),
          [INTERLEAVED, THETA, Ablation("eps 1e-6", set_config(rms_norm_eps=1e-6)),
           Ablation("norm weights 1", model=unit_params("norm.weight"))],
          drop=("head_dim", "rope_theta", "attention_bias", "mlp_bias"), embed_std=0.004, prompt_seeds=(87, 98)),
-    Case("llama31", "GQA 4:1, llama3 rope scaling with positions past the original context, tied embeddings, list of eos ids",
+    Case("llama31",
+         "GQA 4:1, llama3 rope scaling with positions past the original context, tied embeddings, list of eos ids",
          "Llama",
          dict(**sizes(128, 136, 2, 8, 2, 64), rms_norm_eps=1e-5, max_position_embeddings=512, tie_word_embeddings=True,
               rope_parameters=rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -214,7 +216,8 @@ CASES = [
               sliding_window=None, rope_parameters=rope(theta=1000000.0)),
          [INTERLEAVED, GROUPS, Ablation("rope_theta 10000", set_rope(rope_theta=10000.0))],
          dtype="float16", prompt_seeds=(2, 13)),
-    Case("qwen2", "q, k, v biases, tied embeddings, 3 heads; a sliding_window that use_sliding_window: false switches off",
+    Case("qwen2",
+         "q, k, v biases, tied embeddings, 3 heads; a sliding_window that use_sliding_window: false switches off",
          "Qwen2",
          dict(**sizes(192, 136, 2, 3, 1), rms_norm_eps=1e-6, max_position_embeddings=512, tie_word_embeddings=True,
               rope_parameters=rope(theta=1000000.0)),
@@ -230,7 +233,8 @@ CASES = [
          [INTERLEAVED, Ablation("no rope scaling", plain_rope),
           Ablation("attention factor 1", set_rope(attention_factor=1.0)),
           Ablation("all frequencies / 4", set_rope(rope_type="linear")), *QKV_BIAS],
-         drop=("layer_types", "head_dim", "use_sliding_window", "sliding_window", "max_window_layers"), prompt_seeds=(62, 48)),
+         drop=("layer_types", "head_dim", "use_sliding_window", "sliding_window", "max_window_layers"),
+         prompt_seeds=(62, 48)),
     Case("qwen3", "q/k norm before rope, head_dim 128 with hidden 128 and 4 heads, GQA 2:1; three shards",
          "Qwen3",
          dict(**sizes(128, 136, 2, 4, 2, 128), rms_norm_eps=1e-6, max_position_embeddings=512, tie_word_embeddings=False,
@@ -421,7 +425,8 @@ def make_case(case, out):
         logits = logits_of(model, prompt)
         assert torch.equal(logits, logits_of(exact, prompt)), f"{case.name}: the written folder is another model"
         tokens, margins = greedy(model, prompt)
-        assert min(tokens) > 3, f"{case.name}: generates a special token, which would end an engine's answer: pick another seed"
+        # A special token would end an engine's answer.
+        assert min(tokens) > 3, f"{case.name}: prompt {which} leads to a special token: pick another seed"
         wanted.append(logits)
         noisy.append(logits_of(rounded, prompt))
         tensors |= {

@@ -150,13 +150,14 @@ impl Golden {
     /// Names the file and the tensor that is missing or has another dtype or shape.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("golden.json");
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let meta: Meta = serde_json::from_str(&text)
             .with_context(|| format!("{} is not what make.py writes", path.display()))?;
 
         let path = dir.join("golden.safetensors");
-        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let file = SafeTensors::deserialize(&bytes)
             .with_context(|| format!("{} is not a safetensors file", path.display()))?;
         Self::from_parts(dir, meta, &file).with_context(|| format!("in {}", path.display()))
@@ -165,21 +166,38 @@ impl Golden {
     fn from_parts(dir: &Path, meta: Meta, file: &SafeTensors<'_>) -> Result<Self> {
         let (a, vocab) = Transcript::read(file, "a")?;
         let (b, vocab_b) = Transcript::read(file, "b")?;
-        ensure!(vocab == vocab_b, "logits_a has {vocab} columns and logits_b {vocab_b}");
+        ensure!(
+            vocab == vocab_b,
+            "logits_a has {vocab} columns and logits_b {vocab_b}"
+        );
 
         let (shape, layer_out) = read_f32(file, "layer_out")?;
         let &[outputs, positions, hidden] = shape.as_slice() else {
             bail!("layer_out has shape {shape:?}, expected [layers + 1, positions, hidden]");
         };
         ensure!(
-            positions == meta.positions.len() && outputs == meta.noise.layer_rms.len() && outputs > 1,
+            positions == meta.positions.len()
+                && outputs == meta.noise.layer_rms.len()
+                && outputs > 1,
             "layer_out has shape {shape:?}, but golden.json lists {} positions and {} outputs",
             meta.positions.len(),
             meta.noise.layer_rms.len()
         );
         let outside = meta.positions.iter().find(|&&p| p >= a.prompt.len());
-        ensure!(outside.is_none(), "position {outside:?} is outside prompt_a");
-        Ok(Self { dir: dir.to_owned(), meta, vocab, hidden, layers: outputs - 1, a, b, layer_out })
+        ensure!(
+            outside.is_none(),
+            "position {outside:?} is outside prompt_a"
+        );
+        Ok(Self {
+            dir: dir.to_owned(),
+            meta,
+            vocab,
+            hidden,
+            layers: outputs - 1,
+            a,
+            b,
+            layer_out,
+        })
     }
 
     /// The residual stream of prompt `a` at `meta.positions[at]`, `hidden` values: the embedding
@@ -188,8 +206,16 @@ impl Golden {
     /// # Panics
     /// When `output > layers` or `at >= meta.positions.len()`.
     pub fn layer_out(&self, output: usize, at: usize) -> &[f32] {
-        assert!(output <= self.layers, "layer output {output} of {}", self.layers);
-        assert!(at < self.meta.positions.len(), "position {at} of {}", self.meta.positions.len());
+        assert!(
+            output <= self.layers,
+            "layer output {output} of {}",
+            self.layers
+        );
+        assert!(
+            at < self.meta.positions.len(),
+            "position {at} of {}",
+            self.meta.positions.len()
+        );
         let start = (output * self.meta.positions.len() + at) * self.hidden;
         &self.layer_out[start..start + self.hidden]
     }
@@ -230,7 +256,12 @@ impl Golden {
     pub fn check_greedy(&self, golden: &Transcript, got: &[u32]) -> Result<usize> {
         for (step, (&want, &margin)) in golden.greedy.iter().zip(&golden.margin).enumerate() {
             let Some(&token) = got.get(step) else {
-                bail!("{}: {} tokens generated, expected {}", self.meta.case, got.len(), golden.greedy.len());
+                bail!(
+                    "{}: {} tokens generated, expected {}",
+                    self.meta.case,
+                    got.len(),
+                    golden.greedy.len()
+                );
             };
             if token != want {
                 ensure!(
@@ -255,13 +286,31 @@ impl Transcript {
         let &[rows, vocab] = shape.as_slice() else {
             bail!("logits_{which} has shape {shape:?}, expected [prompt, vocab]");
         };
-        ensure!(rows == prompt.len(), "logits_{which} has {rows} rows for {} tokens", prompt.len());
+        ensure!(
+            rows == prompt.len(),
+            "logits_{which} has {rows} rows for {} tokens",
+            prompt.len()
+        );
         let greedy = read_tokens(file, &format!("greedy_{which}"))?;
         let (_, margin) = read_f32(file, &format!("margin_{which}"))?;
-        ensure!(greedy.len() == margin.len(), "greedy_{which} and margin_{which} differ in length");
+        ensure!(
+            greedy.len() == margin.len(),
+            "greedy_{which} and margin_{which} differ in length"
+        );
         let outside = prompt.iter().chain(&greedy).find(|&&t| t as usize >= vocab);
-        ensure!(outside.is_none(), "token {outside:?} is outside the vocabulary of {vocab}");
-        Ok((Self { prompt, logits, greedy, margin }, vocab))
+        ensure!(
+            outside.is_none(),
+            "token {outside:?} is outside the vocabulary of {vocab}"
+        );
+        Ok((
+            Self {
+                prompt,
+                logits,
+                greedy,
+                margin,
+            },
+            vocab,
+        ))
     }
 
     /// The logits after prompt token `row`.
@@ -284,12 +333,25 @@ impl Transcript {
     /// # Errors
     /// When `got` has another number of values.
     pub fn difference(&self, got: &[f32]) -> Result<Difference> {
-        ensure!(got.len() == self.logits.len(), "{} logits, expected {}", got.len(), self.logits.len());
+        ensure!(
+            got.len() == self.logits.len(),
+            "{} logits, expected {}",
+            got.len(),
+            self.logits.len()
+        );
         let vocab = self.logits.len() / self.prompt.len();
-        let mut d = Difference { max_abs: 0.0, row: 0, rms: 0.0 };
+        let mut d = Difference {
+            max_abs: 0.0,
+            row: 0,
+            rms: 0.0,
+        };
         for (i, (&want, &got)) in self.logits.iter().zip(got).enumerate() {
             let diff = f64::from(got) - f64::from(want);
-            let diff = if diff.is_nan() { f64::INFINITY } else { diff.abs() };
+            let diff = if diff.is_nan() {
+                f64::INFINITY
+            } else {
+                diff.abs()
+            };
             if diff > d.max_abs {
                 (d.max_abs, d.row) = (diff, i / vocab);
             }
@@ -307,9 +369,15 @@ fn read_f32(file: &SafeTensors<'_>, name: &str) -> Result<(Vec<usize>, Vec<f32>)
 
 fn read_tokens(file: &SafeTensors<'_>, name: &str) -> Result<Vec<u32>> {
     let (shape, words) = read_words(file, name, Dtype::I32)?;
-    ensure!(shape.len() == 1 && shape[0] > 0, "{name} has shape {shape:?}, expected one dimension");
+    ensure!(
+        shape.len() == 1 && shape[0] > 0,
+        "{name} has shape {shape:?}, expected one dimension"
+    );
     words
-        .map(|w| u32::try_from(i32::from_le_bytes(w)).with_context(|| format!("{name} has a negative token")))
+        .map(|w| {
+            u32::try_from(i32::from_le_bytes(w))
+                .with_context(|| format!("{name} has a negative token"))
+        })
         .collect()
 }
 
@@ -319,8 +387,14 @@ fn read_words<'a>(
     name: &str,
     dtype: Dtype,
 ) -> Result<(Vec<usize>, impl Iterator<Item = [u8; 4]> + use<'a>)> {
-    let view = file.tensor(name).with_context(|| format!("no tensor {name}"))?;
-    ensure!(view.dtype() == dtype, "{name} is {:?}, expected {dtype:?}", view.dtype());
+    let view = file
+        .tensor(name)
+        .with_context(|| format!("no tensor {name}"))?;
+    ensure!(
+        view.dtype() == dtype,
+        "{name} is {:?}, expected {dtype:?}",
+        view.dtype()
+    );
     let (words, _) = view.data().as_chunks::<4>();
     Ok((view.shape().to_vec(), words.iter().copied()))
 }
@@ -335,9 +409,15 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn trial(dir: PathBuf) -> Trial {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = dir
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     Trial::test(format!("goldens::{name}"), move || {
-        Golden::load(&dir).and_then(|g| check_consistent(&g)).map_err(|e| format!("{e:#}").into())
+        Golden::load(&dir)
+            .and_then(|g| check_consistent(&g))
+            .map_err(|e| format!("{e:#}").into())
     })
 }
 
@@ -352,25 +432,48 @@ fn check_consistent(g: &Golden) -> Result<()> {
             t.greedy[0],
             t.margin[0]
         );
-        ensure!(g.check_logits(t, &t.logits)?.max_abs == 0.0, "golden logits differ from themselves");
-        ensure!(g.check_greedy(t, &t.greedy)? == t.greedy.len(), "golden tokens differ from themselves");
+        ensure!(
+            g.check_logits(t, &t.logits)?.max_abs == 0.0,
+            "golden logits differ from themselves"
+        );
+        ensure!(
+            g.check_greedy(t, &t.greedy)? == t.greedy.len(),
+            "golden tokens differ from themselves"
+        );
 
         // Every row moved by one position is a plausible mistake, and must be seen.
         let vocab = t.logits.len() / t.prompt.len();
         let mut shifted = t.logits.clone();
         shifted.rotate_left(vocab);
-        ensure!(g.check_logits(t, &shifted).is_err(), "a shift by one row goes unseen");
+        ensure!(
+            g.check_logits(t, &shifted).is_err(),
+            "a shift by one row goes unseen"
+        );
         if let Some(step) = t.margin.iter().position(|&m| g.is_sure(m)) {
             let mut wrong = t.greedy.clone();
             wrong[step] ^= 1;
-            ensure!(g.check_greedy(t, &wrong).is_err(), "a wrong token at step {step} goes unseen");
+            ensure!(
+                g.check_greedy(t, &wrong).is_err(),
+                "a wrong token at step {step} goes unseen"
+            );
         }
     }
-    let sure = g.a.margin.iter().chain(&g.b.margin).filter(|&&m| g.is_sure(m)).count();
-    ensure!(sure >= 24, "only {sure} of 48 greedy choices stand above the noise");
+    let sure =
+        g.a.margin
+            .iter()
+            .chain(&g.b.margin)
+            .filter(|&&m| g.is_sure(m))
+            .count();
+    ensure!(
+        sure >= 24,
+        "only {sure} of 48 greedy choices stand above the noise"
+    );
     for output in 0..=g.layers {
         let row = g.layer_out(output, g.meta.positions.len() - 1);
-        ensure!(row.iter().all(|v| v.is_finite()) && row.iter().any(|&v| v != 0.0), "layer output {output}");
+        ensure!(
+            row.iter().all(|v| v.is_finite()) && row.iter().any(|&v| v != 0.0),
+            "layer output {output}"
+        );
     }
     Ok(())
 }
