@@ -1,1 +1,6 @@
 //! Wootz.
+pub mod config;
+pub mod error;
+pub mod weights;
+
+pub use error::{Error, Result};
