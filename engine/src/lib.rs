@@ -1,4 +1,5 @@
 //! Wootz.
+pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod weights;
