@@ -14,23 +14,13 @@ fn main() -> ExitCode {
         eprintln!("SEED and SHARD_MB must be whole numbers");
         return ExitCode::from(2);
     };
-    let written = std::fs::read(config)
-        .map_err(|e| format!("cannot read {config}: {e}"))
-        .and_then(|json| {
-            engine::dummy::write_dummy(
-                &json,
-                Path::new(dir),
-                shard_mb.saturating_mul(1_000_000),
-                seed,
-            )
+    let written = std::fs::read(config).map_err(|e| format!("cannot read {config}: {e}")).and_then(|json| {
+        engine::dummy::write_dummy(&json, Path::new(dir), shard_mb.saturating_mul(1_000_000), seed)
             .map_err(|e| e.to_string())
-        });
+    });
     match written {
         Ok(s) => {
-            println!(
-                "{dir}: {} parameters, {} bytes in {} file(s)",
-                s.parameters, s.bytes, s.shards
-            );
+            println!("{dir}: {} parameters, {} bytes in {} file(s)", s.parameters, s.bytes, s.shards);
             ExitCode::SUCCESS
         }
         Err(message) => {

@@ -179,6 +179,40 @@ pub enum Error {
         /// The template's words.
         message: String,
     },
+    /// A request that makes no sense.
+    #[error("{problem}")]
+    Request {
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A prompt that leaves no room for an answer.
+    #[error("the prompt has {tokens} tokens, at most {} fit: shorten it, or raise --max-model-len if the model and its memory allow", max - 1)]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Longest sequence, prompt and answer together.
+        max: usize,
+    },
+    /// The GPU cannot hold the model.
+    #[error(
+        "too little GPU memory: weights {}, activations {}, KV cache at least {}, but {} of {} may be used; free the GPU, raise --gpu-memory-utilization, lower --max-model-len or use --device cpu",
+        Bytes(*weights as u64), Bytes(*activations as u64), Bytes(*cache as u64), Bytes(*usable as u64), Bytes(*total as u64)
+    )]
+    GpuMemory {
+        /// Bytes of weights.
+        weights: usize,
+        /// Bytes of activations.
+        activations: usize,
+        /// Bytes of the smallest useful cache.
+        cache: usize,
+        /// Bytes that may be used.
+        usable: usize,
+        /// Bytes of the GPU.
+        total: usize,
+    },
+    /// A device or kernel error.
+    #[error(transparent)]
+    Device(#[from] kernels_host::Error),
     /// The embedded model cannot be unpacked: the binary is damaged.
     #[error("the embedded model {model} cannot be unpacked: {problem}; reinstall the binary")]
     Embedded {

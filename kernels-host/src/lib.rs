@@ -28,3 +28,4 @@ pub use ptx::Target;
 pub fn kernels() -> Vec<case::Kernel> {
     norm::kernels()
 }
+pub use kernels_gpu::tile::kv;

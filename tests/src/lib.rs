@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod devices;
+mod engine;
 pub mod goldens;
 mod kernels;
 
@@ -23,5 +24,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
+    trials.extend(engine::trials(&devices));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

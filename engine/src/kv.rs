@@ -1,0 +1,82 @@
+//! The paged KV cache: device memory by layer, and the pages' bookkeeping.
+use crate::config::ModelConfig;
+use crate::error::Result;
+use kernels_host::kv::{PAGE, page_elems};
+use kernels_host::{Buffer, DType, Device};
+
+/// Tokens per page.
+pub const PAGE_TOKENS: usize = PAGE;
+
+/// Keys and values of all layers. Layout: `kernels_gpu::tile::kv`.
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    pages: usize,
+}
+
+/// One layer's pools.
+pub struct LayerCache {
+    /// Keys, `pages` pages.
+    pub k: Buffer,
+    /// Values, `pages` pages.
+    pub v: Buffer,
+}
+
+impl KvCache {
+    /// Allocates `pages` pages for every layer.
+    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, pages: usize) -> Result<Self> {
+        let len = pages * page_elems(config.num_kv_heads, config.head_dim);
+        let layer = |_| Ok(LayerCache { k: Buffer::new(device, dtype, len)?, v: Buffer::new(device, dtype, len)? });
+        Ok(KvCache { layers: (0..config.num_layers).map(layer).collect::<Result<_>>()?, pages })
+    }
+
+    /// Bytes that one page takes over all layers, keys and values.
+    pub fn page_bytes(config: &ModelConfig, dtype: DType) -> usize {
+        2 * config.num_layers * page_elems(config.num_kv_heads, config.head_dim) * dtype.size()
+    }
+
+    /// Pages.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Layer `i`'s pools.
+    pub fn layer(&mut self, i: usize) -> &mut LayerCache {
+        &mut self.layers[i]
+    }
+}
+
+/// Free pages. Pure bookkeeping: knows no device.
+#[derive(Debug)]
+pub struct PagePool {
+    free: Vec<u32>,
+    pages: usize,
+}
+
+impl PagePool {
+    /// All of `pages` free.
+    pub fn new(pages: usize) -> Self {
+        PagePool { free: (0..pages as u32).rev().collect(), pages }
+    }
+
+    /// Takes `count` pages, or none if there are fewer.
+    pub fn take(&mut self, count: usize) -> Option<Vec<u32>> {
+        let rest = self.free.len().checked_sub(count)?;
+        Some(self.free.split_off(rest))
+    }
+
+    /// Gives pages back.
+    pub fn give_back(&mut self, pages: Vec<u32>) {
+        self.free.extend(pages);
+        debug_assert!(self.free.len() <= self.pages, "a page was given back twice");
+    }
+
+    /// Pages that are free.
+    pub fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Pages in all.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+}

@@ -1,0 +1,132 @@
+//! The pre-norm decoder: Llama 2 and 3, Mistral, Qwen2, Qwen3, Starcoder2.
+//!
+//! ```text
+//! h  = embed(tokens)
+//! h += attention(norm(h))        for each layer
+//! h += mlp(norm(h))
+//! logits = head(norm(h))
+//! ```
+//! What tells the architectures apart (norm, biases, q/k norm, gating, rope, window) is data of the blocks.
+use super::blocks::{Activations, Attention, Linear, Mlp, Norm};
+use super::load::{LoadProgress, Loader, WeightSource};
+use super::StepInput;
+use crate::config::{ModelConfig, RopeTable};
+use crate::error::Result;
+use crate::kv::KvCache;
+use crate::weights::layer_prefix;
+use kernels_host::embed::EmbeddingGather;
+use kernels_host::gemm::Activation;
+use kernels_host::{Buffer, DType, Stream, View, ViewMut};
+use std::ops::Range;
+
+/// A model's weights on a device.
+pub struct Model {
+    config: ModelConfig,
+    dtype: DType,
+    embedding: Buffer,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// `None`: the embedding is the head too.
+    head: Option<Linear>,
+    rope: Rope,
+}
+
+struct Layer {
+    attention_norm: Norm,
+    attention: Attention,
+    mlp_norm: Norm,
+    mlp: Mlp,
+}
+
+/// Rotary frequencies on the device.
+pub(super) struct Rope {
+    pub frequencies: Buffer,
+    pub attention_scale: f32,
+}
+
+impl Model {
+    /// Loads or makes the weights of `config`. F32 checkpoints are computed in bf16.
+    pub fn load(stream: &Stream, config: &ModelConfig, source: WeightSource<'_>, progress: &LoadProgress<'_>) -> Result<Self> {
+        let loader = Loader::new(stream, config, source, progress);
+        let RopeTable { inv_freq, attention_scale } = config.rope.table();
+        let mut frequencies = Buffer::new(stream.device(), DType::F32, inv_freq.len())?;
+        stream.upload(&inv_freq, frequencies.view_mut())?;
+        let hidden = config.hidden_size;
+        let layer = |i: usize| -> Result<Layer> {
+            let prefix = layer_prefix(i);
+            Ok(Layer {
+                attention_norm: loader.norm(&format!("{prefix}input_layernorm"), hidden)?,
+                attention: Attention::load(&loader, config, &prefix, config.sliding_window[i])?,
+                mlp_norm: loader.norm(&format!("{prefix}post_attention_layernorm"), hidden)?,
+                mlp: Mlp::load(&loader, config, &prefix)?,
+            })
+        };
+        let model = Model {
+            dtype: loader.dtype(),
+            embedding: loader.matrix(&["model.embed_tokens"], &[config.vocab_size], hidden)?,
+            layers: (0..config.num_layers).map(layer).collect::<Result<_>>()?,
+            norm: loader.norm("model.norm", hidden)?,
+            head: if config.tied_embeddings {
+                None
+            } else {
+                Some(loader.linear(&["lm_head"], &[config.vocab_size], hidden, false)?)
+            },
+            rope: Rope { frequencies, attention_scale },
+            config: config.clone(),
+        };
+        loader.finish()?;
+        Ok(model)
+    }
+
+    /// The configuration it was loaded with.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Element type of weights, activations and cache.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Embeds the step's tokens into `work.hidden`.
+    pub fn embed(&self, stream: &Stream, step: &StepInput<'_>, work: &mut Activations) -> Result<()> {
+        let table = self.embedding.matrix(self.config.vocab_size, self.config.hidden_size);
+        let out = work.hidden.matrix_mut(step.num_tokens(), self.config.hidden_size);
+        Ok(EmbeddingGather { table, ids: step.tokens, out }.launch(stream)?)
+    }
+
+    /// Runs a range of layers over `work.hidden` [tokens, hidden_size], in place.
+    pub fn layers(&self, stream: &Stream, range: Range<usize>, step: &StepInput<'_>, kv: &mut KvCache, work: &mut Activations) -> Result<()> {
+        for i in range {
+            let layer = &self.layers[i];
+            layer.attention_norm.forward(stream, work, step.num_tokens())?;
+            layer.attention.forward(stream, step, &self.rope, kv.layer(i), work)?;
+            layer.mlp_norm.forward(stream, work, step.num_tokens())?;
+            layer.mlp.forward(stream, work, step.num_tokens())?;
+        }
+        Ok(())
+    }
+
+    /// The whole stack: embedding and all layers.
+    pub fn forward(&self, stream: &Stream, step: &StepInput<'_>, kv: &mut KvCache, work: &mut Activations) -> Result<()> {
+        self.embed(stream, step, work)?;
+        self.layers(stream, 0..self.layers.len(), step, kv, work)
+    }
+
+    /// Logits of some rows of `work.hidden`: `rows` is u32 [1, n], `logits` f32 [n, vocab_size].
+    pub fn head(&self, stream: &Stream, rows: View<'_>, work: &mut Activations, logits: ViewMut<'_>) -> Result<()> {
+        let (count, hidden) = (rows.cols(), self.config.hidden_size);
+        let tokens = work.max_tokens();
+        let table = work.hidden.matrix(tokens, hidden);
+        EmbeddingGather { table, ids: rows, out: work.head_rows.matrix_mut(count, hidden) }.launch(stream)?;
+        self.norm.apply(stream, work.head_rows.matrix(count, hidden), work.normed.matrix_mut(count, hidden))?;
+        let x = work.normed.matrix(count, hidden);
+        match &self.head {
+            Some(head) => head.forward(stream, x, Activation::None, false, logits),
+            None => {
+                let w = self.embedding.matrix(self.config.vocab_size, hidden);
+                Ok(kernels_host::gemm::Gemm { a: x, w, bias: None, activation: Activation::None, accumulate: false, out: logits }.launch(stream)?)
+            }
+        }
+    }
+}
