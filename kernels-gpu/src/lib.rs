@@ -24,6 +24,10 @@ macro_rules! families {
     };
 }
 families! {
+    /// Token embeddings.
+    embed "embed";
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
+    /// Rotary position embedding, fused with what surrounds it.
+    rope "rope";
 }

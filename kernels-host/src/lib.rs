@@ -12,10 +12,12 @@ pub mod case;
 mod check;
 mod device;
 mod dtype;
+pub mod embed;
 mod error;
 mod host;
 pub mod norm;
 pub mod ptx;
+pub mod rope;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use check::Check;
@@ -26,6 +28,6 @@ pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    norm::kernels()
+    [embed::kernels(), norm::kernels(), rope::kernels()].into_iter().flatten().collect()
 }
 pub use kernels_gpu::tile::kv;

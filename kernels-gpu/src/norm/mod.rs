@@ -1,2 +1,4 @@
 //! Normalisations.
+pub mod layer_norm;
 pub mod rms_norm;
+pub mod row;

@@ -34,6 +34,10 @@ unsafe extern "C" {
     pub fn rsqrt(x: f32) -> f32;
     #[link_name = "llvm.nvvm.rcp.approx.ftz.f"]
     pub fn rcp(x: f32) -> f32;
+    #[link_name = "llvm.nvvm.sin.approx.ftz.f"]
+    pub fn sin(x: f32) -> f32;
+    #[link_name = "llvm.nvvm.cos.approx.ftz.f"]
+    pub fn cos(x: f32) -> f32;
     #[link_name = "llvm.nvvm.griddepcontrol.wait"]
     pub fn grid_dependency_wait();
     #[link_name = "llvm.nvvm.griddepcontrol.launch.dependents"]

@@ -1,0 +1,53 @@
+//! Embedding gather: row `ids[token]` of the table for every token.
+//!
+//! ```text
+//! out[token] = table[ids[token]]        zeros where the id is not below the vocabulary's size
+//! ```
+//! Grid: (tokens, ⌈width / 2048⌉) blocks of 256 threads, 16 bytes a thread, so that one token of decode is
+//! spread over all its blocks' threads at once. Bytes per token: 2·width read and written. Bound by
+//! memory. An id that is out of range (padding, or a sampler that went wrong) reads nothing.
+use crate::prim::{
+    memory::{load_v4, store_v4},
+    thread::{block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, thread_idx_x},
+};
+
+/// Threads per block.
+pub const THREADS: u32 = 256;
+/// Elements per thread.
+const VECTOR: u32 = 8;
+/// Elements per block.
+pub const SPAN: u32 = THREADS * VECTOR;
+
+entry! {
+    /// Arguments of the gather: `table`: [vocab, width], `ids`: [tokens], `out`: [tokens, width], rows
+    /// `*_stride` elements apart. Elements are opaque 16-bit values, so one entry serves both formats.
+    pub struct EmbeddingGather {
+        table: *const u16, ids: *const u32, out: *mut u16,
+        vocab: u32, width: u32, table_stride: u32, out_stride: u32,
+    }
+    fn embedding_gather(threads: THREADS, min_blocks: 4) = gather;
+}
+
+#[inline(always)]
+unsafe fn gather(
+    table: *const u16,
+    ids: *const u32,
+    out: *mut u16,
+    vocab: u32,
+    width: u32,
+    table_stride: u32,
+    out_stride: u32,
+) {
+    let token = block_idx_x() as usize;
+    let column = block_idx_y() * SPAN + thread_idx_x() * VECTOR;
+    grid_dependency_wait();
+    let id = *ids.add(token);
+    grid_dependency_launch();
+    if column < width {
+        let mut v = [0; 4];
+        if id < vocab {
+            v = load_v4(table.add(id as usize * table_stride as usize + column as usize).cast());
+        }
+        store_v4(out.add(token * out_stride as usize + column as usize).cast(), v);
+    }
+}

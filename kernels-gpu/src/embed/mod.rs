@@ -1,0 +1,2 @@
+//! Token embeddings.
+pub mod gather;

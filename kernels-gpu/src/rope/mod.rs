@@ -1,0 +1,2 @@
+//! Rotary position embedding.
+pub mod rope_kv;

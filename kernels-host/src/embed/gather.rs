@@ -1,0 +1,172 @@
+//! Launcher, reference and cases of `kernels-gpu/src/embed/gather.rs`.
+use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare};
+use crate::{Buffer, Check, DType, Error, Launch, Stream, View, ViewMut};
+use kernels_gpu::embed::gather as gpu;
+
+/// `out[token] = table[ids[token]]`, zeros where the id is not below `vocab`.
+pub struct EmbeddingGather<'a> {
+    /// [vocab, width], bf16 or f16; width a multiple of 8.
+    pub table: View<'a>,
+    /// u32 [1, tokens].
+    pub ids: View<'a>,
+    /// [tokens, width].
+    pub out: ViewMut<'a>,
+}
+
+impl EmbeddingGather<'_> {
+    /// Queues the kernel.
+    pub fn launch(self, stream: &Stream) -> Result<(), Error> {
+        let EmbeddingGather { table, ids, out } = self;
+        let mut check = Check::new("embedding_gather");
+        check.half("table", &table, ["vocab", "width"])?;
+        check.typed("ids", &ids, DType::U32, ["1", "tokens"])?;
+        check.half("out", &out.as_view(), ["tokens", "width"])?;
+        let (vocab, tokens, width) = (check.dim("vocab"), check.dim("tokens"), check.dim("width"));
+        check.require(width.is_multiple_of(8), || format!("width {width} must be a multiple of 8"))?;
+        if stream.is_cpu() {
+            reference(table, ids, out);
+            return Ok(());
+        }
+        let args = gpu::EmbeddingGather {
+            table: table.ptr(),
+            ids: ids.ptr(),
+            out: out.ptr(),
+            vocab: vocab as u32,
+            width: width as u32,
+            table_stride: table.stride() as u32,
+            out_stride: out.stride() as u32,
+        };
+        let grid = Launch::grid3(tokens, width.div_ceil(gpu::SPAN as usize), 1);
+        // SAFETY: one block per token and span; the kernel checks the id against `vocab` and the column against `width`,
+        // and the views were checked to have those rows.
+        unsafe { stream.launch(gpu::embedding_gather, grid.dependent(), &args) }
+    }
+}
+
+/// The naive reference, and the CPU device's kernel.
+fn reference(table: View<'_>, ids: View<'_>, mut out: ViewMut<'_>) {
+    for (token, &id) in ids.row::<u32>(0).iter().enumerate() {
+        let row = out.row_mut::<u16>(token);
+        if (id as usize) < table.rows() {
+            row.copy_from_slice(table.row(id as usize));
+        } else {
+            row.fill(0);
+        }
+    }
+}
+
+/// Tests and benches.
+pub(crate) fn kernel() -> Kernel {
+    Kernel {
+        name: "embed/gather",
+        entries: gpu::ENTRIES.to_vec(),
+        pinned: || {
+            let mut cases: Vec<Box<dyn Case>> = Vec::new();
+            for dtype in [DType::Bf16, DType::F16] {
+                for (tokens, vocab, width) in
+                    [(2048, 8192, 4096), (1, 8192, 4096), (1, 1, 8), (5, 3, 2056), (33, 100, 16384)]
+                {
+                    cases.push(Box::new(Problem { dtype, tokens, vocab, width, gap: 0 }));
+                }
+                // A shard's columns of a wider table.
+                cases.push(Box::new(Problem { dtype, tokens: 7, vocab: 50, width: 264, gap: 16 }));
+            }
+            cases
+        },
+        #[cfg(feature = "proptest")]
+        random: || {
+            use proptest::prelude::*;
+            (any::<bool>(), 1usize..60, 1usize..300, 1usize..600, 0usize..4)
+                .prop_map(|(f16, tokens, vocab, eighths, gap)| {
+                    let dtype = if f16 { DType::F16 } else { DType::Bf16 };
+                    Box::new(Problem { dtype, tokens, vocab, width: eighths * 8, gap: gap * 8 }) as Box<dyn Case>
+                })
+                .boxed()
+        },
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Problem {
+    dtype: DType,
+    tokens: usize,
+    vocab: usize,
+    width: usize,
+    /// Columns of the table and of the output that belong to others.
+    gap: usize,
+}
+
+impl Case for Problem {
+    fn id(&self) -> String {
+        let Problem { dtype, tokens, vocab, width, gap } = self;
+        format!("{dtype} tokens={tokens} vocab={vocab} width={width} gap={gap}")
+    }
+
+    fn work(&self) -> Work {
+        Work { bytes: (self.tokens * (self.width * 4 + 4)) as u64, flops: 0 }
+    }
+
+    fn bench(&self) -> bool {
+        self.width == 4096
+    }
+
+    fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
+        let mut rng = Rng::new(seed);
+        // Two in eight are out of range, at the border and far outside.
+        let ids: Vec<u32> = (0..self.tokens)
+            .map(|_| match rng.below(8) {
+                0 => self.vocab as u32,
+                1 => u32::MAX,
+                2 => self.vocab as u32 - 1,
+                _ => rng.below(self.vocab) as u32,
+            })
+            .collect();
+        let mut device_ids = Buffer::new(stream.device(), DType::U32, self.tokens)?;
+        stream.upload(&ids, device_ids.view_mut())?;
+        let stride = self.width + self.gap;
+        Ok(Box::new(Data {
+            problem: *self,
+            table: Tensor::random(stream, &mut rng, self.dtype, self.vocab * stride, 1.0)?,
+            out: Tensor::output(stream, self.dtype, self.tokens * stride)?,
+            ids,
+            device_ids,
+        }))
+    }
+}
+
+struct Data {
+    problem: Problem,
+    table: Tensor,
+    out: Tensor,
+    ids: Vec<u32>,
+    device_ids: Buffer,
+}
+
+impl Prepared for Data {
+    fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
+        let Problem { tokens, vocab, width, gap, .. } = self.problem;
+        EmbeddingGather {
+            table: self.table.buffer.matrix(vocab, width + gap).columns(0, width),
+            ids: self.device_ids.view(),
+            out: self.out.buffer.matrix_mut(tokens, width + gap).columns(0, width),
+        }
+        .launch(stream)
+    }
+
+    fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
+        self.out.reset(stream)?;
+        self.launch(stream)?;
+        let Problem { vocab, width, gap, .. } = self.problem;
+        let table = self.table.f32();
+        let mut expected = Vec::new();
+        for &id in &self.ids {
+            for column in 0..width {
+                let inside = (id as usize) < vocab;
+                expected.push(if inside { table[id as usize * (width + gap) + column] } else { 0.0 });
+            }
+            // The output was filled with NaNs, which must still stand between the rows.
+            expected.extend(std::iter::repeat_n(f32::NAN, gap));
+        }
+        compare("out", &self.out.read(stream)?, &expected, 0.0, 0.0)
+    }
+}
