@@ -5,6 +5,7 @@ use super::StepInput;
 use crate::config::{self, ModelConfig};
 use crate::error::Result;
 use crate::kv::LayerCache;
+use crate::scheduler::Limits;
 use crate::weights::TensorKind;
 use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
 use kernels_host::gemm::{Activation, Gemm};
@@ -28,10 +29,19 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// For steps of up to `max_tokens` tokens in `max_sequences` sequences.
-    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, max_tokens: usize, max_sequences: usize) -> Result<Self> {
+    /// For steps within `limits`.
+    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, limits: &Limits) -> Result<Self> {
+        let max_tokens = limits.max_tokens;
         let half = |cols: usize| Buffer::new(device, dtype, max_tokens * cols);
-        let workspace = DecodeAttention::workspace_len(device, max_sequences, config.num_heads, config.num_kv_heads, config.head_dim);
+        let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
+        let workspace = DecodeAttention::workspace_len(
+            device,
+            limits.max_sequences,
+            heads,
+            kv_heads,
+            config.head_dim,
+            limits.max_model_len,
+        );
         Ok(Activations {
             max_tokens,
             hidden: half(config.hidden_size)?,
