@@ -102,6 +102,8 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
         }
     }
 
+    grid_dependency_launch();
+
     // The trip count is the same for all threads: the shuffles below need whole warps.
     let per_block = THREADS / lanes;
     let total = heads + 2 * kv_heads;
@@ -110,12 +112,11 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
         let head = first + thread_idx_x() / lanes;
         first += grid_dim_y() * per_block;
         let exists = head < total;
+        // Beyond the last head, read the last one (a v, which nothing writes): with a branch around the loads
+        // LLVM gives each of its arms a copy of the shuffles.
+        let head = if exists { head } else { total - 1 };
         let at = |chunk: u32| head as usize * HEAD_DIM + chunk as usize * 8;
-        let (mut x, mut y) = ([0; 4], [0; 4]);
-        if exists {
-            x = load_v4(qkv.add(at(a)).cast());
-            y = load_v4(qkv.add(at(b)).cast());
-        }
+        let (mut x, mut y) = (load_v4(qkv.add(at(a)).cast()), load_v4(qkv.add(at(b)).cast()));
         let (is_q, is_v) = (head < heads, head >= heads + kv_heads);
         let scale = norm_scale::<E, HEAD_DIM>(x, y, norm_eps);
         if exists && !is_v {
@@ -148,7 +149,6 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
             store_v4(pool.add(to(b)).cast(), y);
         }
     }
-    grid_dependency_launch();
 }
 
 /// rsqrt(mean of squares + eps) over a head, the same bits in its head_dim / 16 threads. All of the warp must call.

@@ -87,14 +87,7 @@ fn launch(
 }
 
 /// The naive reference, and the CPU device's kernel.
-fn reference(
-    x: View<'_>,
-    residual: Option<ViewMut<'_>>,
-    weight: View<'_>,
-    bias: View<'_>,
-    eps: f32,
-    out: ViewMut<'_>,
-) {
+fn reference(x: View<'_>, residual: Option<ViewMut<'_>>, weight: View<'_>, bias: View<'_>, eps: f32, out: ViewMut<'_>) {
     let (mut gain, mut shift) = (Vec::new(), Vec::new());
     row_f32(&weight, 0, &mut gain);
     row_f32(&bias, 0, &mut shift);

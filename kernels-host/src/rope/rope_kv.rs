@@ -98,7 +98,8 @@ impl RopeKv<'_> {
         let RopeKv { heads, kv_heads, head_dim, .. } = *self;
         let mut check = Check::new("rope_kv");
         check.require(head_dim == 64 || head_dim == 128, || format!("head_dim {head_dim} must be 64 or 128"))?;
-        check.require(heads > 0 && kv_heads > 0, || format!("{heads} heads and {kv_heads} KV heads: both must exist"))?;
+        check
+            .require(heads > 0 && kv_heads > 0, || format!("{heads} heads and {kv_heads} KV heads: both must exist"))?;
         check.half("qkv", &self.qkv.as_view(), ["tokens", "width"])?;
         check.bind("qkv", "width", (heads + 2 * kv_heads) * head_dim)?;
         check.bind("head_dim", "head_dim", head_dim)?;
