@@ -14,6 +14,7 @@ mod device;
 mod dtype;
 pub mod embed;
 mod error;
+pub mod gemm;
 mod host;
 pub mod norm;
 pub mod ptx;
@@ -24,10 +25,11 @@ pub use check::Check;
 pub use device::{Device, Event, Graph, Launch, Stream};
 pub use dtype::DType;
 pub use error::Error;
+pub use kernels_gpu::tile::kv;
 pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    [embed::kernels(), norm::kernels(), rope::kernels()].into_iter().flatten().collect()
+    let families = [embed::kernels(), norm::kernels(), rope::kernels(), gemm::kernels()];
+    families.into_iter().flatten().collect()
 }
-pub use kernels_gpu::tile::kv;

@@ -48,12 +48,12 @@ pub fn tanh(x: f32) -> f32 {
 /// The larger of the two; a NaN loses against a number.
 #[inline(always)]
 pub fn max(a: f32, b: f32) -> f32 {
-    if a > b || b != b { a } else { b }
+    if a > b || b.is_nan() { a } else { b }
 }
 /// The smaller of the two; a NaN loses against a number.
 #[inline(always)]
 pub fn min(a: f32, b: f32) -> f32 {
-    if a < b || b != b { a } else { b }
+    if a < b || b.is_nan() { a } else { b }
 }
 
 /// 2π as the sum of three f32, each the rounding of what the ones before leave.
