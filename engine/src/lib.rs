@@ -1,9 +1,11 @@
 //! Wootz.
+pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod detokenize;
 pub mod dummy;
 pub mod error;
+pub mod generation_config;
 pub mod stop;
 pub mod tokenizer;
 pub mod weights;
