@@ -189,7 +189,7 @@ impl Stage {
                     run.push(byte);
                     Vec::new()
                 }
-                None => vec![take_run(run), token],
+                None => take_run(run).into_iter().chain([token]).collect(),
             },
             Stage::Strip {
                 content,
@@ -215,7 +215,7 @@ impl Stage {
                 pending.clear();
                 vec![rest]
             }
-            Stage::ByteFallback { run } => vec![take_run(run)],
+            Stage::ByteFallback { run } => take_run(run).into_iter().collect(),
             // Whatever is held back is exactly what is to be stripped.
             Stage::PerToken(_) | Stage::Metaspace { .. } | Stage::Strip { .. } => Vec::new(),
         }
@@ -283,12 +283,15 @@ fn byte_token(token: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// A run of byte tokens is text, or one U+FFFD per byte.
-fn take_run(run: &mut Vec<u8>) -> String {
+/// A run of byte tokens is text, or one U+FFFD per byte; no token at all where there was no byte.
+fn take_run(run: &mut Vec<u8>) -> Option<String> {
+    if run.is_empty() {
+        return None;
+    }
     let n = run.len();
     match String::from_utf8(std::mem::take(run)) {
-        Ok(text) => text,
-        Err(_) => "\u{fffd}".repeat(n),
+        Ok(text) => Some(text),
+        Err(_) => Some("\u{fffd}".repeat(n)),
     }
 }
 
