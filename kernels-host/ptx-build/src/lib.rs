@@ -1,1 +1,3 @@
-//! Wootz.
+//! Compiles `kernels-gpu` to PTX, at build time only.
+
+pub mod toolchain;
