@@ -37,10 +37,13 @@ pub fn run() -> Result<()> {
 /// The components that `rust-toolchain.toml` names for `lint`: silently not installed where
 /// `RUSTUP_AUTO_INSTALL=0`.
 pub fn lint_tools() -> Result<()> {
-    if on_path("cargo-clippy") && output(tool("cargo").args(["clippy", "--version"])).is_ok() {
-        if output(tool("cargo").args(["fmt", "--version"])).is_ok() {
-            return Ok(());
-        }
+    let present = |subcommand: &str| {
+        let mut cargo = tool("cargo");
+        cargo.args([subcommand, "--version"]);
+        output(cargo.current_dir(workspace_root())).is_ok()
+    };
+    if present("fmt") && present("clippy") {
+        return Ok(());
     }
     say("rustfmt, clippy: missing, running `rustup component add rustfmt clippy`");
     rustup(&["component", "add", "rustfmt", "clippy"])
@@ -52,7 +55,8 @@ fn say(line: &str) {
 
 fn device_toolchain() -> Result<()> {
     if let Ok(found) = locate() {
-        return Ok(report(&found, "present"));
+        report(&found, "present");
+        return Ok(());
     }
     if std::env::var_os(toolchain::GPU_RUSTC_ENV).is_some_and(|value| !value.is_empty()) {
         // Someone chose a compiler: say what is wrong with it, do not fetch another.
@@ -60,7 +64,8 @@ fn device_toolchain() -> Result<()> {
     }
     let by_rustup = fetch_with_rustup();
     if let (Ok(()), Ok(found)) = (&by_rustup, locate_pinned()) {
-        return Ok(report(&found, "installed by rustup"));
+        report(&found, "installed by rustup");
+        return Ok(());
     }
     let by_rustup = reason(by_rustup, locate_pinned);
     say(&format!(
@@ -68,7 +73,8 @@ fn device_toolchain() -> Result<()> {
     ));
     let by_apt = fetch_with_apt();
     if let (Ok(()), Ok(found)) = (&by_apt, locate_debian()) {
-        return Ok(report(&found, "installed by apt"));
+        report(&found, "installed by apt");
+        return Ok(());
     }
     let by_apt = reason(by_apt, locate_debian);
     bail!(
