@@ -122,7 +122,10 @@ fn fetch_with_rustup() -> Result<()> {
 
 /// Runs rustup on the toolchain that `rust-toolchain.toml` pins.
 fn rustup(args: &[&str]) -> Result<()> {
-    run_on_stderr(tool("rustup").args(args).current_dir(workspace_root()))
+    let mut command = tool("rustup");
+    // Where it fails there is a fallback, and its backtrace would bury the line that says so.
+    command.env("RUST_BACKTRACE", "0");
+    run_on_stderr(command.args(args).current_dir(workspace_root()))
 }
 
 fn fetch_with_apt() -> Result<()> {
