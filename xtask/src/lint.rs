@@ -80,7 +80,7 @@ pub fn run(chosen: &[Check]) -> Result<()> {
         .filter(|check| chosen.is_empty() || chosen.contains(check))
         .collect();
     if checks.iter().any(|check| check.compiles()) {
-        setup::run()?;
+        setup::setup()?;
     }
     setup::lint_tools()?;
     let mut summary = Vec::new();

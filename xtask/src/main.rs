@@ -110,26 +110,26 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
-        Task::Setup => setup::run(),
+        Task::Setup => setup::setup(),
         Task::Chat { args } => {
-            setup::run()?;
+            setup::setup()?;
             cargo::chat(&args)
         }
         Task::Test { args } => {
-            setup::run()?;
+            setup::setup()?;
             cargo::test(&args)
         }
         Task::Lint { checks } => lint::run(&checks),
         Task::Bundle { profile } => {
-            setup::run()?;
+            setup::setup()?;
             bundle::run(&profile)
         }
         Task::Ptx { out } => {
-            setup::run()?;
+            setup::setup()?;
             cargo::example("kernels-host", "ptx", &[out.as_path()])
         }
         Task::DummyCheckpoint { config, dir } => {
-            setup::run()?;
+            setup::setup()?;
             cargo::example("engine", "dummy_checkpoint", &[&config, &dir])
         }
         Task::NewKernel { kernel } => {

@@ -73,8 +73,14 @@ fn shown(command: &Command) -> String {
             text.push_str(" …");
             break;
         }
+        let argument = argument.to_string_lossy();
         text.push(' ');
-        text.push_str(&argument.to_string_lossy());
+        // An argument of several lines is a script; an error message is one line.
+        text.push_str(if argument.contains('\n') {
+            "…"
+        } else {
+            &argument
+        });
     }
     text
 }

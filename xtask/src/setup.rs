@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{IsTerminal, stdin};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use ptx_build::toolchain::{
@@ -16,7 +16,7 @@ use ptx_build::toolchain::{
 };
 
 use crate::cargo::ptxas_required;
-use crate::process::{on_path, output, run_on_stderr, tool};
+use crate::process::{on_path, output, run, run_on_stderr, tool};
 
 /// The packages of the fallback compiler, and the first release that has LLVM 22.
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
@@ -29,7 +29,7 @@ const PTXAS_REQUIREMENTS: &str = include_str!("../ptxas.txt");
 ///
 /// # Errors
 /// No compiler for device code could be had; or no ptxas, where the gate is required.
-pub fn run() -> Result<()> {
+pub fn setup() -> Result<()> {
     device_toolchain()?;
     ptxas()
 }
@@ -139,14 +139,16 @@ fn fetch_with_apt() -> Result<()> {
             .copied()
             .chain(["env", "DEBIAN_FRONTEND=noninteractive"]);
         let mut command = tool(words.next().unwrap_or("env"));
-        run_on_stderr(command.args(words).arg("apt-get").args(args))
+        // What apt does is a hundred lines; what goes wrong it says on stderr.
+        command.stdout(Stdio::null());
+        run(command.args(words).arg("apt-get").args(args))
     };
     say("rustc-web: running `apt-get update`");
     apt(&["update", "--quiet"])?;
     let offered = output(tool("apt-cache").args(["policy", DEBIAN_PACKAGES[0]]))?;
     check_candidate(&offered)?;
     say(&format!(
-        "rustc-web: running `apt-get install {}`",
+        "rustc-web: running `apt-get install {}` (145 MB)",
         DEBIAN_PACKAGES.join(" ")
     ));
     // --no-remove: the packages conflict with Debian's own rustc, cargo and rustup, and nobody

@@ -146,10 +146,8 @@ pub fn workspace_root() -> PathBuf {
     let found = here
         .ancestors()
         .find(|dir| dir.join("rust-toolchain.toml").is_file() && dir.join("xtask").is_dir());
-    match found {
-        Some(dir) => dir.to_path_buf(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
-    }
+    let compiled = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    found.or(compiled).unwrap_or(&here).to_path_buf()
 }
 
 /// The workspace's target directory: `CARGO_TARGET_DIR`, else `target` under the root.
