@@ -1,2 +1,4 @@
-//! Wootz.
-fn main() {}
+//! `cargo bench`: see the library.
+fn main() -> std::process::ExitCode {
+    wootz_benches::main(std::env::args_os().collect())
+}

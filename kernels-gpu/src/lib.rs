@@ -1,2 +1,29 @@
-//! Placeholder until the first family lands.
+//! Wootz's GPU kernels.
+//!
+//! This crate is compiled twice. For `nvptx64-nvidia-cuda` (with `--cfg device`) each [`entry!`]
+//! becomes a PTX entry. For the host the same declaration becomes the entry's name, launch bounds and
+//! argument type, so that parameter lists, tile constants, swizzles and layouts are written once.
+//! On the host the device bodies compile but must not be called.
+//!
+//! - [`prim`]: the instruction wrappers; the only place with `asm!`, LLVM intrinsics and `cfg(device)`.
+//! - [`tile`]: what families share: element types, layouts, swizzles, reductions.
+//! - one module per kernel family.
 #![no_std]
+#![cfg_attr(device, feature(abi_gpu_kernel, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics))]
+#![cfg_attr(device, allow(internal_features, named_asm_labels, dead_code))]
+#![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
+
+#[macro_use]
+pub mod prim;
+pub mod tile;
+
+/// Declares the kernel families: always there on the host, behind their feature on the device.
+macro_rules! families {
+    ($($(#[$doc:meta])* $name:ident $feature:literal;)*) => {
+        $($(#[$doc])* #[cfg(any(not(device), feature = $feature))] pub mod $name;)*
+    };
+}
+families! {
+    /// RMSNorm, LayerNorm and their fusions with the residual add.
+    norm "norm";
+}

@@ -1,1 +1,30 @@
-//! Wootz.
+//! Loads and launches Wootz's kernels.
+//!
+//! A launcher is a struct of named [`View`]s with a `launch(&Stream)` method: safe, checked by name, and
+//! the same for every device. On a [`Device::cpu`] stream it runs the kernel's reference, on a GPU
+//! it launches the PTX that [`ptx`] embeds.
+//!
+//! Each kernel is one file here and one with the same path in `kernels-gpu`: launcher, naive f32
+//! reference and the cases that tests and benches iterate ([`case`], [`kernels`]).
+
+mod buffer;
+pub mod case;
+mod check;
+mod device;
+mod dtype;
+mod error;
+mod host;
+pub mod norm;
+pub mod ptx;
+
+pub use buffer::{Buffer, View, ViewMut};
+pub use check::Check;
+pub use device::{Device, Event, Graph, Launch, Stream};
+pub use dtype::DType;
+pub use error::Error;
+pub use ptx::Target;
+
+/// Every kernel, in the order of the forward pass.
+pub fn kernels() -> Vec<case::Kernel> {
+    norm::kernels()
+}

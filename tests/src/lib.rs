@@ -1,1 +1,27 @@
-//! Wootz.
+//! Integration tests over the whole workspace, on every device there is.
+//!
+//! Tests are listed at run time (libtest-mimic), so that a kernel's cases, a golden checkpoint or a GPU
+//! adds tests without a line here.
+use libtest_mimic::{Arguments, Trial};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+mod devices;
+pub mod goldens;
+mod kernels;
+
+/// Runs the tests that `args` (libtest's) select.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let arguments = Arguments::from_iter(args);
+    let devices = match devices::available() {
+        Ok(devices) => devices,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(kernels::trials(&devices));
+    trials.extend(goldens::trials());
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

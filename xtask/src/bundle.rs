@@ -34,8 +34,7 @@ pub fn run(profile: &str) -> Result<()> {
     let built = build(&root, profile)?;
     let bundle = root.join("bundle");
     if bundle.exists() {
-        fs::remove_dir_all(&bundle)
-            .with_context(|| format!("cannot empty {}", bundle.display()))?;
+        fs::remove_dir_all(&bundle).with_context(|| format!("cannot empty {}", bundle.display()))?;
     }
     fs::create_dir_all(&bundle).with_context(|| format!("cannot create {}", bundle.display()))?;
 
@@ -69,9 +68,8 @@ fn build(root: &Path, profile: &str) -> Result<PathBuf> {
 /// The test's executable in cargo's messages, one JSON object a line. The line has one field of
 /// that name, and a path with a quote or backslash in it does not occur: no JSON parser for that.
 fn executable_in(messages: &str) -> Option<PathBuf> {
-    let line = messages
-        .lines()
-        .find(|line| line.contains("\"kind\":[\"test\"]") && line.contains("\"executable\":\""))?;
+    let line =
+        messages.lines().find(|line| line.contains("\"kind\":[\"test\"]") && line.contains("\"executable\":\""))?;
     let (_, path) = line.split_once("\"executable\":\"")?;
     path.split('"').next().map(PathBuf::from)
 }
@@ -83,18 +81,13 @@ fn strip(executable: &Path) -> Result<()> {
     }
     let sysroot = output(tool("rustc").args(["--print", "sysroot"]))?;
     let host = output(tool("rustc").args(["--print", "host-tuple"]))?;
-    let objcopy = Path::new(sysroot.trim())
-        .join("lib/rustlib")
-        .join(host.trim())
-        .join("bin/rust-objcopy");
+    let objcopy = Path::new(sysroot.trim()).join("lib/rustlib").join(host.trim()).join("bin/rust-objcopy");
     run_on_stderr(tool(objcopy).arg("--strip-all").arg(executable))
         .context("cannot strip the executable: install binutils")
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to)
-        .map(drop)
-        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+    fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
@@ -186,9 +179,6 @@ mod tests {
         let to = tempfile::tempdir().unwrap();
         copy_tree(from.path(), &to.path().join("copy")).unwrap();
         assert_eq!(size(&to.path().join("copy")).unwrap(), 7);
-        assert_eq!(
-            fs::read_to_string(to.path().join("copy/a/b/c.json")).unwrap(),
-            "12345"
-        );
+        assert_eq!(fs::read_to_string(to.path().join("copy/a/b/c.json")).unwrap(), "12345");
     }
 }

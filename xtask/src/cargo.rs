@@ -47,9 +47,7 @@ fn is_true(value: Option<OsString>) -> bool {
 /// `wootz chat ARGS…`. Cargo talks on stderr, so stdout is the program's alone.
 pub fn chat(args: &[OsString]) -> Result<()> {
     let mut command = cargo_run();
-    command
-        .args(["--package", "serve-cli", "--bin", "wootz", "--", "chat"])
-        .args(args);
+    command.args(["--package", "serve-cli", "--bin", "wootz", "--", "chat"]).args(args);
     process::become_program(&mut command)
 }
 
@@ -72,10 +70,7 @@ fn test_args(args: &[OsString]) -> Vec<OsString> {
     if !picks_package {
         all.push("--workspace".into());
     }
-    let several_filters = args.len() > 1
-        && !args
-            .iter()
-            .any(|arg| arg.to_string_lossy().starts_with('-'));
+    let several_filters = args.len() > 1 && !args.iter().any(|arg| arg.to_string_lossy().starts_with('-'));
     if several_filters {
         all.push("--".into());
     }
@@ -86,18 +81,14 @@ fn test_args(args: &[OsString]) -> Vec<OsString> {
 /// `cargo run` in the user's own working directory, so that relative paths mean what they say.
 fn cargo_run() -> Command {
     let mut command = cargo("run");
-    command
-        .arg("--manifest-path")
-        .arg(workspace_root().join("Cargo.toml"));
+    command.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
     command
 }
 
 /// Builds and runs an example of a workspace package.
 pub fn example<S: AsRef<OsStr>>(package: &str, name: &str, args: &[S]) -> Result<()> {
     let mut command = cargo_run();
-    command
-        .args(["--package", package, "--example", name, "--"])
-        .args(args);
+    command.args(["--package", package, "--example", name, "--"]).args(args);
     process::become_program(&mut command)
 }
 
@@ -117,10 +108,7 @@ mod tests {
         assert_eq!(of(&["norm"]), ["--workspace", "norm"]);
         assert_eq!(of(&["norm", "rope"]), ["--workspace", "--", "norm", "rope"]);
         assert_eq!(of(&["-p", "engine", "kv"]), ["-p", "engine", "kv"]);
-        assert_eq!(
-            of(&["norm", "--", "-p", "--nocapture"]),
-            ["--workspace", "norm", "--", "-p", "--nocapture"]
-        );
+        assert_eq!(of(&["norm", "--", "-p", "--nocapture"]), ["--workspace", "norm", "--", "-p", "--nocapture"]);
     }
 
     #[test]

@@ -18,40 +18,25 @@ use crate::process::output;
 /// Every dependency with a licence or from a source that `deny.toml` does not allow, one a line.
 pub fn check(root: &Path) -> Result<String> {
     let path = root.join("deny.toml");
-    let deny =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let allowed = string_array(&deny, "licenses", "allow")
-        .context("deny.toml has no list `allow` under [licenses]")?;
-    let targets = string_array(&deny, "graph", "targets")
-        .context("deny.toml has no list `targets` under [graph]")?;
+    let deny = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let allowed = string_array(&deny, "licenses", "allow").context("deny.toml has no list `allow` under [licenses]")?;
+    let targets = string_array(&deny, "graph", "targets").context("deny.toml has no list `targets` under [graph]")?;
 
     let mut tree = cargo("tree");
-    tree.args([
-        "--workspace",
-        "--edges",
-        "normal,build,dev",
-        "--prefix",
-        "none",
-    ])
-    .args(["--format", "{p}|{l}"])
-    .current_dir(root);
+    tree.args(["--workspace", "--edges", "normal,build,dev", "--prefix", "none"])
+        .args(["--format", "{p}|{l}"])
+        .current_dir(root);
     for target in &targets {
         tree.args(["--target", target]);
     }
     let packages = packages(&output(&mut tree)?);
-    let findings: Vec<String> = packages
-        .iter()
-        .flat_map(|(package, licence)| check_package(package, licence, &allowed, root))
-        .collect();
+    let findings: Vec<String> =
+        packages.iter().flat_map(|(package, licence)| check_package(package, licence, &allowed, root)).collect();
     if !findings.is_empty() {
         bail!("{}", findings.join("\n"));
     }
     let licences: BTreeSet<&str> = packages.values().map(String::as_str).collect();
-    Ok(format!(
-        "{} packages, {} licences",
-        packages.len(),
-        licences.len()
-    ))
+    Ok(format!("{} packages, {} licences", packages.len(), licences.len()))
 }
 
 /// `cargo tree`'s lines as package and licence expression, each package once.
@@ -68,23 +53,14 @@ fn packages(tree: &str) -> BTreeMap<String, String> {
 fn check_package(package: &str, licence: &str, allowed: &[String], root: &Path) -> Vec<String> {
     let mut findings = Vec::new();
     if !satisfied(licence, allowed) {
-        let licence = if licence.is_empty() {
-            "no licence"
-        } else {
-            licence
-        };
+        let licence = if licence.is_empty() { "no licence" } else { licence };
         findings.push(format!("{package}: {licence} is not allowed by deny.toml"));
     }
     // "name v1.0 (proc-macro) (where from)"; the default registry goes without saying.
-    let notes = package
-        .split('(')
-        .skip(1)
-        .map(|note| note.trim_end().trim_end_matches(')'));
+    let notes = package.split('(').skip(1).map(|note| note.trim_end().trim_end_matches(')'));
     for source in notes.filter(|note| *note != "proc-macro" && *note != "*") {
         if !Path::new(source).starts_with(root) {
-            findings.push(format!(
-                "{package}: comes from neither the registry nor the workspace"
-            ));
+            findings.push(format!("{package}: comes from neither the registry nor the workspace"));
         }
     }
     findings
@@ -93,15 +69,9 @@ fn check_package(package: &str, licence: &str, allowed: &[String], root: &Path) 
 /// Whether an SPDX expression can be met with the allowed licences alone. `/` is the old way to
 /// write OR.
 fn satisfied(expression: &str, allowed: &[String]) -> bool {
-    let spaced = expression
-        .replace('(', " ( ")
-        .replace(')', " ) ")
-        .replace('/', " OR ");
+    let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let tokens: Vec<&str> = spaced.split_whitespace().collect();
-    let mut parser = Parser {
-        tokens: &tokens,
-        allowed,
-    };
+    let mut parser = Parser { tokens: &tokens, allowed };
     let met = parser.alternatives();
     met == Some(true) && parser.tokens.is_empty()
 }
@@ -168,14 +138,7 @@ fn string_array(toml: &str, table: &str, key: &str) -> Option<Vec<String>> {
     while !array.contains(']') {
         array.push_str(lines.next()?);
     }
-    Some(
-        array
-            .split('"')
-            .skip(1)
-            .step_by(2)
-            .map(str::to_owned)
-            .collect(),
-    )
+    Some(array.split('"').skip(1).step_by(2).map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -183,14 +146,7 @@ mod tests {
     use super::*;
 
     fn allowed() -> Vec<String> {
-        [
-            "MIT",
-            "Apache-2.0",
-            "Unicode-3.0",
-            "Apache-2.0 WITH LLVM-exception",
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        ["MIT", "Apache-2.0", "Unicode-3.0", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned).to_vec()
     }
 
     #[test]
@@ -223,16 +179,9 @@ mod tests {
         let packages = packages(tree);
         assert_eq!(packages.len(), 3);
         for (package, licence) in &packages {
-            assert!(
-                check_package(package, licence, &allowed(), root).is_empty(),
-                "{package}"
-            );
+            assert!(check_package(package, licence, &allowed(), root).is_empty(), "{package}");
         }
-        for source in [
-            "https://example.com/x#1234567",
-            "/elsewhere/x",
-            "registry `other`",
-        ] {
+        for source in ["https://example.com/x#1234567", "/elsewhere/x", "registry `other`"] {
             let findings = check_package(&format!("x v1.0.0 ({source})"), "MIT", &allowed(), root);
             assert_eq!(findings.len(), 1, "{source}");
         }
@@ -243,15 +192,9 @@ mod tests {
         let toml = "[graph]\ntargets = [\"a\", \"b\"]\n\n[licenses]\nconfidence = 1\n\
             allow = [ # why\n  \"MIT\",\n  # \"GPL-3.0\",\n  \"ISC\",\n]\n[bans]\nallow = [\"x\"]\n";
         assert_eq!(string_array(toml, "graph", "targets").unwrap(), ["a", "b"]);
-        assert_eq!(
-            string_array(toml, "licenses", "allow").unwrap(),
-            ["MIT", "ISC"]
-        );
+        assert_eq!(string_array(toml, "licenses", "allow").unwrap(), ["MIT", "ISC"]);
         assert_eq!(string_array(toml, "sources", "allow"), None);
-        assert_eq!(
-            string_array("[licenses]\nallow = [", "licenses", "allow"),
-            None
-        );
+        assert_eq!(string_array("[licenses]\nallow = [", "licenses", "allow"), None);
     }
 
     #[test]

@@ -59,9 +59,7 @@ impl Check {
             Check::Docs => {
                 let mut command = cargo("doc");
                 let flags = env::var("RUSTDOCFLAGS").unwrap_or_default();
-                command
-                    .args(["--workspace", "--no-deps"])
-                    .env("RUSTDOCFLAGS", format!("{flags} -D warnings"));
+                command.args(["--workspace", "--no-deps"]).env("RUSTDOCFLAGS", format!("{flags} -D warnings"));
                 command
             }
         };
@@ -74,11 +72,8 @@ impl Check {
 /// # Errors
 /// Names the checks that failed.
 pub fn run(chosen: &[Check]) -> Result<()> {
-    let checks: Vec<Check> = Check::value_variants()
-        .iter()
-        .copied()
-        .filter(|check| chosen.is_empty() || chosen.contains(check))
-        .collect();
+    let checks: Vec<Check> =
+        Check::value_variants().iter().copied().filter(|check| chosen.is_empty() || chosen.contains(check)).collect();
     if checks.iter().any(|check| check.compiles()) {
         setup::setup()?;
     }
@@ -96,10 +91,7 @@ pub fn run(chosen: &[Check]) -> Result<()> {
             }
         };
         let seconds = start.elapsed().as_secs_f64();
-        let line = format!(
-            "lint {:<8} {verdict:<6} {seconds:6.1} s  {detail}",
-            check.name()
-        );
+        let line = format!("lint {:<8} {verdict:<6} {seconds:6.1} s  {detail}", check.name());
         summary.push(line.trim_end().to_owned());
     }
     for line in summary {

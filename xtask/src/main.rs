@@ -38,10 +38,8 @@ enum Task {
     Setup,
 
     /// Set up, build and chat with a model. All arguments go to `wootz chat`.
-    #[command(
-        after_help = "Example: cargo xtask chat --ask \"What is 12 plus 7?\"\n\n\
-        `cargo xtask chat -- --help` lists chat's own options."
-    )]
+    #[command(after_help = "Example: cargo xtask chat --ask \"What is 12 plus 7?\"\n\n\
+        `cargo xtask chat -- --help` lists chat's own options.")]
     Chat {
         /// Arguments of `wootz chat`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -157,19 +155,14 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             let help = command.get_after_help().map(ToString::to_string);
             let example = format!("Example: cargo xtask {}", command.get_name());
-            assert!(
-                help.is_some_and(|text| text.contains(&example)),
-                "{example}"
-            );
+            assert!(help.is_some_and(|text| text.contains(&example)), "{example}");
         }
     }
 
     #[test]
     fn chat_passes_flags_through() {
         let cli = Cli::try_parse_from(["xtask", "chat", "--ask", "hi", "--device", "cpu"]).unwrap();
-        let Task::Chat { args } = cli.task else {
-            panic!("not chat")
-        };
+        let Task::Chat { args } = cli.task else { panic!("not chat") };
         assert_eq!(args, ["--ask", "hi", "--device", "cpu"]);
     }
 }

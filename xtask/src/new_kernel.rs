@@ -9,10 +9,7 @@ use anyhow::{Context, Result, bail};
 /// The crates that get a file each, with its template.
 const HALVES: [(&str, &str); 2] = [
     ("kernels-gpu", include_str!("../templates/kernel_gpu.rs.in")),
-    (
-        "kernels-host",
-        include_str!("../templates/kernel_host.rs.in"),
-    ),
+    ("kernels-host", include_str!("../templates/kernel_host.rs.in")),
 ];
 
 /// A kernel's family and name, for example `norm/add_rms_norm`.
@@ -26,9 +23,8 @@ impl FromStr for KernelName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (family, kernel) = text
-            .split_once('/')
-            .ok_or("a kernel is named FAMILY/NAME, for example norm/add_rms_norm")?;
+        let (family, kernel) =
+            text.split_once('/').ok_or("a kernel is named FAMILY/NAME, for example norm/add_rms_norm")?;
         for part in [family, kernel] {
             if !is_module_name(part) {
                 return Err(format!(
@@ -37,25 +33,19 @@ impl FromStr for KernelName {
                 ));
             }
         }
-        Ok(Self {
-            family: family.to_owned(),
-            kernel: kernel.to_owned(),
-        })
+        Ok(Self { family: family.to_owned(), kernel: kernel.to_owned() })
     }
 }
 
 fn is_module_name(part: &str) -> bool {
     const KEYWORDS: &[&str] = &[
-        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate",
-        "do", "dyn", "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl",
-        "in", "let", "loop", "macro", "match", "mod", "move", "mut", "override", "priv", "pub",
-        "ref", "return", "self", "static", "struct", "super", "trait", "true", "try", "type",
-        "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
+        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn",
+        "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro",
+        "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super",
+        "trait", "true", "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
     ];
     part.starts_with(|c: char| c.is_ascii_lowercase())
-        && part
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         && !part.contains("__")
         && !part.ends_with('_')
         && !KEYWORDS.contains(&part)
@@ -76,12 +66,9 @@ pub fn create(root: &Path, name: &KernelName) -> Result<Vec<String>> {
         })?;
         let file = source.join(family).join(format!("{kernel}.rs"));
         if file.exists() {
-            bail!(
-                "{krate}/src/{family}/{kernel}.rs exists already: choose another name or delete it"
-            );
+            bail!("{krate}/src/{family}/{kernel}.rs exists already: choose another name or delete it");
         }
-        let text = fs::read_to_string(&module)
-            .with_context(|| format!("cannot read {}", module.display()))?;
+        let text = fs::read_to_string(&module).with_context(|| format!("cannot read {}", module.display()))?;
         let Some(text) = with_module(&text, kernel) else {
             bail!("{} declares `mod {kernel}` already", module.display());
         };
@@ -91,8 +78,7 @@ pub fn create(root: &Path, name: &KernelName) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for (path, text, what) in writes {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot create {}", folder.display()))?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         let shown = path.strip_prefix(root).unwrap_or(&path);
@@ -111,26 +97,16 @@ fn family_module(source: &Path, family: &str) -> Option<PathBuf> {
 
 /// Fills a template's `{{family}}`, `{{kernel}}` and `{{Kernel}}` (the name in camel case).
 fn fill(template: &str, name: &KernelName) -> String {
-    let camel: String = name
-        .kernel
-        .split('_')
-        .map(|word| word[..1].to_ascii_uppercase() + &word[1..])
-        .collect();
-    template
-        .replace("{{family}}", &name.family)
-        .replace("{{kernel}}", &name.kernel)
-        .replace("{{Kernel}}", &camel)
+    let camel: String = name.kernel.split('_').map(|word| word[..1].to_ascii_uppercase() + &word[1..]).collect();
+    template.replace("{{family}}", &name.family).replace("{{kernel}}", &name.kernel).replace("{{Kernel}}", &camel)
 }
 
 /// `module` with a line `pub mod kernel;` in alphabetical place among its like, else after its
 /// header; `None` where it is declared already.
 fn with_module(module: &str, kernel: &str) -> Option<String> {
     let mut lines: Vec<&str> = module.lines().collect();
-    let declared: Vec<(usize, &str)> = lines
-        .iter()
-        .enumerate()
-        .filter_map(|(at, line)| Some((at, declared_module(line)?)))
-        .collect();
+    let declared: Vec<(usize, &str)> =
+        lines.iter().enumerate().filter_map(|(at, line)| Some((at, declared_module(line)?))).collect();
     if declared.iter().any(|(_, name)| *name == kernel) {
         return None;
     }
@@ -159,11 +135,7 @@ fn declared_module(line: &str) -> Option<&str> {
 /// The first line of the attributes and comments that belong to the item at `at`.
 fn before_attributes(lines: &[&str], at: usize) -> usize {
     let belongs = |line: &&str| line.starts_with("#[") || line.starts_with("///");
-    at - lines[..at]
-        .iter()
-        .rev()
-        .take_while(|line| belongs(line))
-        .count()
+    at - lines[..at].iter().rev().take_while(|line| belongs(line)).count()
 }
 
 /// The line after a file's `//!` documentation and inner attributes.
@@ -185,11 +157,7 @@ mod tests {
         for (krate, module) in [("kernels-gpu", "norm/mod.rs"), ("kernels-host", "norm.rs")] {
             let module = root.path().join(krate).join("src").join(module);
             fs::create_dir_all(module.parent().unwrap()).unwrap();
-            fs::write(
-                module,
-                "//! Norms.\n\npub mod layer_norm;\npub mod rms_norm;\n",
-            )
-            .unwrap();
+            fs::write(module, "//! Norms.\n\npub mod layer_norm;\npub mod rms_norm;\n").unwrap();
         }
         root
     }
@@ -243,18 +211,10 @@ mod tests {
         let error = create(root.path(), &name("norm/gated_norm")).unwrap_err();
         assert!(error.to_string().contains("exists already"), "{error}");
         assert_eq!(fs::read_to_string(&existing).unwrap(), "mine");
-        assert!(
-            !root
-                .path()
-                .join("kernels-gpu/src/norm/gated_norm.rs")
-                .exists()
-        );
+        assert!(!root.path().join("kernels-gpu/src/norm/gated_norm.rs").exists());
 
         let error = create(root.path(), &name("norm/rms_norm")).unwrap_err();
-        assert!(
-            error.to_string().contains("declares `mod rms_norm`"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("declares `mod rms_norm`"), "{error}");
         let error = create(root.path(), &name("rope/rope")).unwrap_err();
         assert!(error.to_string().contains("no family `rope`"), "{error}");
     }
@@ -268,19 +228,13 @@ mod tests {
             insert("mod a;\n#[cfg(test)]\nmod c;\n\nfn f() {}\n", "b"),
             "mod a;\npub mod b;\n#[cfg(test)]\nmod c;\n\nfn f() {}\n"
         );
-        assert_eq!(
-            insert("pub mod a;\nuse x;\n", "b"),
-            "pub mod a;\npub mod b;\nuse x;\n"
-        );
+        assert_eq!(insert("pub mod a;\nuse x;\n", "b"), "pub mod a;\npub mod b;\nuse x;\n");
         assert_eq!(with_module("mod b;\n", "b"), None);
     }
 
     #[test]
     fn templates_are_filled() {
-        let filled = fill(
-            "{{family}} {{kernel}} {{Kernel}}",
-            &name("norm/add_rms_norm2"),
-        );
+        let filled = fill("{{family}} {{kernel}} {{Kernel}}", &name("norm/add_rms_norm2"));
         assert_eq!(filled, "norm add_rms_norm2 AddRmsNorm2");
     }
 }

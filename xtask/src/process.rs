@@ -24,9 +24,7 @@ pub fn run_on_stderr(command: &mut Command) -> Result<()> {
 /// Runs `command`; fails if it does.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run `{shown}`"))?;
+    let status = command.status().with_context(|| format!("cannot run `{shown}`"))?;
     if !status.success() {
         bail!("`{shown}` failed ({status})");
     }
@@ -36,9 +34,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// What `command` prints on stdout; fails with its first line on stderr.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = shown(command);
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run `{shown}`"))?;
+    let output = command.output().with_context(|| format!("cannot run `{shown}`"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let reason = stderr.lines().next().unwrap_or("no message").trim();
@@ -63,11 +59,7 @@ pub fn on_path(program: &str) -> bool {
 /// The program and its arguments, for messages. Long command lines are cut.
 fn shown(command: &Command) -> String {
     let program = std::path::Path::new(command.get_program());
-    let mut text = program
-        .file_name()
-        .unwrap_or(command.get_program())
-        .to_string_lossy()
-        .into_owned();
+    let mut text = program.file_name().unwrap_or(command.get_program()).to_string_lossy().into_owned();
     for argument in command.get_args() {
         if text.len() > 80 {
             text.push_str(" …");
@@ -76,11 +68,7 @@ fn shown(command: &Command) -> String {
         let argument = argument.to_string_lossy();
         text.push(' ');
         // An argument of several lines is a script; an error message is one line.
-        text.push_str(if argument.contains('\n') {
-            "…"
-        } else {
-            &argument
-        });
+        text.push_str(if argument.contains('\n') { "…" } else { &argument });
     }
     text
 }

@@ -3,11 +3,7 @@
 /// `source` with the contents of comments, strings and character literals blanked. Lines stay
 /// lines, so that a finding's line number is right.
 pub fn code_only(source: &str) -> String {
-    let mut scrubber = Scrubber {
-        chars: source.chars().collect(),
-        at: 0,
-        out: String::with_capacity(source.len()),
-    };
+    let mut scrubber = Scrubber { chars: source.chars().collect(), at: 0, out: String::with_capacity(source.len()) };
     while scrubber.at < scrubber.chars.len() {
         scrubber.step();
     }
@@ -164,9 +160,6 @@ mod tests {
     fn characters_go_and_lifetimes_stay() {
         assert_eq!(words("f('\"', x)"), ["f", "x"]);
         assert_eq!(words(r"f('\'', '\u{41}', '\\', x)"), ["f", "x"]);
-        assert_eq!(
-            words("fn f<'a>(x: &'a str)"),
-            ["fn", "f", "a", "x", "a", "str"]
-        );
+        assert_eq!(words("fn f<'a>(x: &'a str)"), ["fn", "f", "a", "x", "a", "str"]);
     }
 }

@@ -11,8 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use ptx_build::toolchain::{
-    self, DeviceToolchain, Origin, PTXAS_VERSION, locate, locate_debian, locate_pinned,
-    locate_ptxas, workspace_root,
+    self, DeviceToolchain, Origin, PTXAS_VERSION, locate, locate_debian, locate_pinned, locate_ptxas, workspace_root,
 };
 
 use crate::cargo::ptxas_required;
@@ -68,9 +67,7 @@ fn device_toolchain() -> Result<()> {
         return Ok(());
     }
     let by_rustup = reason(by_rustup, locate_pinned);
-    say(&format!(
-        "rust-src: rustup cannot provide it ({by_rustup}); falling back to Debian's packages"
-    ));
+    say(&format!("rust-src: rustup cannot provide it ({by_rustup}); falling back to Debian's packages"));
     let by_apt = fetch_with_apt();
     if let (Ok(()), Ok(found)) = (&by_apt, locate_debian()) {
         report(&found, "installed by apt");
@@ -97,10 +94,7 @@ fn report(found: &DeviceToolchain, how: &str) {
     let compiler = format!("rustc {}, LLVM {}", found.release(), found.llvm());
     match found.origin {
         Origin::Pinned => say(&format!("rust-src: {how} ({compiler})")),
-        Origin::Override => say(&format!(
-            "rust-src: {how} ({compiler}, chosen by {})",
-            toolchain::GPU_RUSTC_ENV
-        )),
+        Origin::Override => say(&format!("rust-src: {how} ({compiler}, chosen by {})", toolchain::GPU_RUSTC_ENV)),
         Origin::Debian => say(&format!(
             "rust-src: FALLBACK {how}: Debian's {compiler} compiles device code, not the pinned \
              toolchain; `rustup component add rust-src` goes back to that"
@@ -134,10 +128,7 @@ fn fetch_with_apt() -> Result<()> {
     }
     let as_root = root_prefix()?;
     let apt = |args: &[&str]| -> Result<()> {
-        let mut words = as_root
-            .iter()
-            .copied()
-            .chain(["env", "DEBIAN_FRONTEND=noninteractive"]);
+        let mut words = as_root.iter().copied().chain(["env", "DEBIAN_FRONTEND=noninteractive"]);
         let mut command = tool(words.next().unwrap_or("env"));
         // What apt does is a hundred lines; what goes wrong it says on stderr.
         command.stdout(Stdio::null());
@@ -147,19 +138,10 @@ fn fetch_with_apt() -> Result<()> {
     apt(&["update", "--quiet"])?;
     let offered = output(tool("apt-cache").args(["policy", DEBIAN_PACKAGES[0]]))?;
     check_candidate(&offered)?;
-    say(&format!(
-        "rustc-web: running `apt-get install {}` (145 MB)",
-        DEBIAN_PACKAGES.join(" ")
-    ));
+    say(&format!("rustc-web: running `apt-get install {}` (145 MB)", DEBIAN_PACKAGES.join(" ")));
     // --no-remove: the packages conflict with Debian's own rustc, cargo and rustup, and nobody
     // asked us to remove those. The recommended ones are LLVM's tools, half a gigabyte.
-    let mut install = vec![
-        "install",
-        "-y",
-        "--quiet",
-        "--no-remove",
-        "--no-install-recommends",
-    ];
+    let mut install = vec!["install", "-y", "--quiet", "--no-remove", "--no-install-recommends"];
     install.extend(DEBIAN_PACKAGES);
     apt(&install)
 }
@@ -190,15 +172,11 @@ fn check_candidate(policy: &str) -> Result<()> {
         .map(str::trim)
         .filter(|version| *version != "(none)")
         .with_context(|| format!("no package source offers {package}"))?;
-    let mut numbers = candidate
-        .split(['.', '+', '-'])
-        .map(|part| part.parse().unwrap_or(0));
+    let mut numbers = candidate.split(['.', '+', '-']).map(|part| part.parse().unwrap_or(0));
     let release = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if release < DEBIAN_RELEASE {
         let (major, minor) = DEBIAN_RELEASE;
-        bail!(
-            "{package} is {candidate}, {major}.{minor} or later is needed (Debian's security archive has it)"
-        );
+        bail!("{package} is {candidate}, {major}.{minor} or later is needed (Debian's security archive has it)");
     }
     Ok(())
 }
@@ -206,17 +184,11 @@ fn check_candidate(policy: &str) -> Result<()> {
 fn ptxas() -> Result<()> {
     if let Some(path) = locate_ptxas() {
         let fetched = path == toolchain::fetched_ptxas();
-        let whose = if fetched {
-            "fetched"
-        } else {
-            "of the CUDA toolkit"
-        };
+        let whose = if fetched { "fetched" } else { "of the CUDA toolkit" };
         say(&format!("ptxas: present ({PTXAS_VERSION}, {whose})"));
         return Ok(());
     }
-    say(&format!(
-        "ptxas: missing, fetching {PTXAS_VERSION} with pip (36 MB)"
-    ));
+    say(&format!("ptxas: missing, fetching {PTXAS_VERSION} with pip (36 MB)"));
     match fetch_ptxas(&toolchain::fetched_ptxas()) {
         Ok(()) => say(&format!("ptxas: installed ({PTXAS_VERSION})")),
         Err(error) if ptxas_required() => {
@@ -237,8 +209,7 @@ fn fetch_ptxas(destination: &Path) -> Result<()> {
     let scratch = folder.join(format!("download-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
     let fetched = fetch_into(&scratch).and_then(|ptxas| {
-        fs::rename(&ptxas, destination)
-            .with_context(|| format!("cannot write {}", destination.display()))
+        fs::rename(&ptxas, destination).with_context(|| format!("cannot write {}", destination.display()))
     });
     // Best effort: what is left behind is a few megabytes in the target directory.
     let _ = fs::remove_dir_all(&scratch);
@@ -288,8 +259,7 @@ mod tests {
 
     #[test]
     fn debian_candidates() {
-        let policy =
-            |version: &str| format!("rustc-web:\n  Installed: (none)\n  Candidate: {version}\n");
+        let policy = |version: &str| format!("rustc-web:\n  Installed: (none)\n  Candidate: {version}\n");
         assert!(check_candidate(&policy("1.96.0+dfsg1-1~deb12u2")).is_ok());
         let old = check_candidate(&policy("1.85.0+dfsg3-1~deb12u3")).unwrap_err();
         assert!(old.to_string().contains("1.95 or later"), "{old}");

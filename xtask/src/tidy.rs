@@ -19,17 +19,12 @@ const LINES_LIMIT: usize = 600;
 const LONG_FILES: &[(&str, &str)] = &[];
 
 /// Where device-only constructs may be written. Macros may expand to them anywhere.
-const DEVICE_ONLY: &[(&str, &str)] = &[
-    ("kernels-gpu/src/prim/", "the primitives"),
-    ("kernels-gpu/macros/", "expands to primitives"),
-];
+const DEVICE_ONLY: &[(&str, &str)] =
+    &[("kernels-gpu/src/prim/", "the primitives"), ("kernels-gpu/macros/", "expands to primitives")];
 
 /// Where `unsafe` may be written.
 const UNSAFE: &[(&str, &str)] = &[
-    (
-        "kernels-gpu/",
-        "device code: raw pointers are its arguments",
-    ),
+    ("kernels-gpu/", "device code: raw pointers are its arguments"),
     ("kernels-host/src/", "the launchers and the driver"),
     ("engine/src/checkpoint.rs", "one memory map of the weights"),
 ];
@@ -42,13 +37,8 @@ const MACHINE_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("/ro", "ot/")];
 /// # Errors
 /// Every finding, one a line; or the tree cannot be read.
 pub fn check(root: &Path) -> Result<String> {
-    let listed = output(
-        Command::new("git")
-            .arg("-C")
-            .arg(root)
-            .args(["ls-files", "-z"]),
-    )
-    .context("tidy looks at tracked files and needs a git checkout")?;
+    let listed = output(Command::new("git").arg("-C").arg(root).args(["ls-files", "-z"]))
+        .context("tidy looks at tracked files and needs a git checkout")?;
     let mut findings = Vec::new();
     let (mut files, mut bytes) = (0, 0);
     for name in listed.split_terminator('\0') {
@@ -63,11 +53,7 @@ pub fn check(root: &Path) -> Result<String> {
         }
     }
     if bytes > TREE_LIMIT {
-        findings.push(format!(
-            "the tracked tree is {}, its limit is {}",
-            mib(bytes),
-            mib(TREE_LIMIT)
-        ));
+        findings.push(format!("the tracked tree is {}, its limit is {}", mib(bytes), mib(TREE_LIMIT)));
     }
     if !findings.is_empty() {
         bail!("{}", findings.join("\n"));
@@ -83,8 +69,7 @@ pub fn mib(bytes: u64) -> String {
 /// The findings in one file.
 fn check_text(name: &str, text: &str) -> Vec<String> {
     let mut findings = Vec::new();
-    let mut report =
-        |line: usize, what: &str| findings.push(format!("{name}:{}: {what}", line + 1));
+    let mut report = |line: usize, what: &str| findings.push(format!("{name}:{}: {what}", line + 1));
     for (number, line) in text.lines().enumerate() {
         if let Some(path) = MACHINE_PATHS.iter().find(|path| has_path(line, path)) {
             report(number, &format!("a path of one machine ({path})"));
@@ -105,26 +90,20 @@ fn check_text(name: &str, text: &str) -> Vec<String> {
     }
     let lines = text.lines().count();
     if lines > LINES_LIMIT && !allowed(LONG_FILES, name) {
-        report(
-            lines - 1,
-            &format!("{lines} lines, the limit is {LINES_LIMIT}: split the file"),
-        );
+        report(lines - 1, &format!("{lines} lines, the limit is {LINES_LIMIT}: split the file"));
     }
     findings
 }
 
 fn allowed(places: &[(&str, &str)], name: &str) -> bool {
-    places
-        .iter()
-        .any(|(place, _reason)| name.starts_with(place))
+    places.iter().any(|(place, _reason)| name.starts_with(place))
 }
 
 /// The device-only construct in a line of code, if any.
 fn device_only(line: &str) -> Option<&'static str> {
     let has = |wanted: &str| words(line).any(|word| word == wanted);
-    let inline_assembly = ["asm", "global_asm", "naked_asm"]
-        .iter()
-        .any(|name| has(name) && line.contains(&format!("{name}!")));
+    let inline_assembly =
+        ["asm", "global_asm", "naked_asm"].iter().any(|name| has(name) && line.contains(&format!("{name}!")));
     if inline_assembly {
         Some("asm!")
     } else if has("link_name") {
@@ -158,10 +137,7 @@ mod tests {
         let asm = "fn f() { core::arch::asm!(\"bar.sync 0;\") }";
         assert!(check_text("kernels-gpu/src/prim/barrier.rs", asm).is_empty());
         let found = check_text("kernels-gpu/src/norm/rms_norm.rs", asm);
-        assert_eq!(
-            found,
-            ["kernels-gpu/src/norm/rms_norm.rs:1: asm! belongs in kernels-gpu/src/prim"]
-        );
+        assert_eq!(found, ["kernels-gpu/src/norm/rms_norm.rs:1: asm! belongs in kernels-gpu/src/prim"]);
         for (code, findings) in [
             ("#[link_name = \"llvm.nvvm.barrier0\"]", 1),
             ("#[cfg(target_arch = \"nvptx64\")]", 1),
@@ -170,38 +146,20 @@ mod tests {
             ("let s = \"asm!\"; // asm!", 0),
             ("let target_arch = 90;", 0),
         ] {
-            assert_eq!(
-                check_text("engine/src/a.rs", code).len(),
-                findings,
-                "{code}"
-            );
+            assert_eq!(check_text("engine/src/a.rs", code).len(), findings, "{code}");
         }
     }
 
     #[test]
     fn unsafe_has_few_places() {
         let code = "let x = unsafe { *p };";
-        for place in [
-            "kernels-gpu/src/a.rs",
-            "kernels-host/src/launch.rs",
-            "engine/src/checkpoint.rs",
-        ] {
+        for place in ["kernels-gpu/src/a.rs", "kernels-host/src/launch.rs", "engine/src/checkpoint.rs"] {
             assert!(check_text(place, code).is_empty(), "{place}");
         }
-        for place in [
-            "engine/src/model.rs",
-            "kernels-host/emulator/src/lib.rs",
-            "tests/src/main.rs",
-        ] {
+        for place in ["engine/src/model.rs", "kernels-host/emulator/src/lib.rs", "tests/src/main.rs"] {
             assert_eq!(check_text(place, code).len(), 1, "{place}");
         }
-        assert!(
-            check_text(
-                "engine/src/a.rs",
-                "#![deny(unsafe_op_in_unsafe_fn)] // unsafe"
-            )
-            .is_empty()
-        );
+        assert!(check_text("engine/src/a.rs", "#![deny(unsafe_op_in_unsafe_fn)] // unsafe").is_empty());
     }
 
     #[test]

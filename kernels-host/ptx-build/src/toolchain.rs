@@ -17,6 +17,9 @@ pub const MIN_LLVM: u32 = 22;
 /// Overrides which `rustc` compiles device code: a path, or a name found on `PATH`.
 pub const GPU_RUSTC_ENV: &str = "WOOTZ_GPU_RUSTC";
 
+/// Overrides which `ptxas` the gate runs.
+pub const PTXAS_ENV: &str = "WOOTZ_PTXAS_PATH";
+
 /// Where Debian's `rustc-web` installs its compiler.
 pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
@@ -62,9 +65,7 @@ impl DeviceToolchain {
     pub fn cargo_command(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         clean_env(&mut command);
-        command
-            .env("RUSTC", &self.rustc)
-            .env("RUSTC_BOOTSTRAP", "1");
+        command.env("RUSTC", &self.rustc).env("RUSTC_BOOTSTRAP", "1");
         command
     }
 }
@@ -76,9 +77,8 @@ impl DeviceToolchain {
 /// One line that says what is missing and names the command that fetches it.
 pub fn locate() -> Result<DeviceToolchain, String> {
     if let Some(rustc) = env::var_os(GPU_RUSTC_ENV).filter(|value| !value.is_empty()) {
-        return probe(&anchored(Path::new(&rustc)), Origin::Override).map_err(|reason| {
-            format!("{GPU_RUSTC_ENV} names a compiler that cannot build device code: {reason}")
-        });
+        return probe(&anchored(Path::new(&rustc)), Origin::Override)
+            .map_err(|reason| format!("{GPU_RUSTC_ENV} names a compiler that cannot build device code: {reason}"));
     }
     locate_pinned().or_else(|pinned| {
         locate_debian().map_err(|debian| {
@@ -110,12 +110,13 @@ pub fn locate_debian() -> Result<DeviceToolchain, String> {
 }
 
 /// The pinned `ptxas`: what `setup` fetched into the target directory, else a CUDA toolkit's of
-/// exactly that version.
+/// exactly that version. [`PTXAS_ENV`] overrides both, whatever the version.
 pub fn locate_ptxas() -> Option<PathBuf> {
+    if let Some(path) = env::var_os(PTXAS_ENV).filter(|value| !value.is_empty()) {
+        return Some(PathBuf::from(path));
+    }
     let on_path = env::var_os("PATH").unwrap_or_default();
-    let on_path: Vec<PathBuf> = env::split_paths(&on_path)
-        .map(|dir| dir.join("ptxas"))
-        .collect();
+    let on_path: Vec<PathBuf> = env::split_paths(&on_path).map(|dir| dir.join("ptxas")).collect();
     std::iter::once(fetched_ptxas())
         .chain(on_path)
         .chain([PathBuf::from("/usr/local/cuda/bin/ptxas")])
@@ -134,8 +135,7 @@ pub fn is_pinned_ptxas(path: &Path) -> bool {
     output.is_ok_and(|output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let wanted = format!("V{PTXAS_VERSION}");
-        text.split(|c: char| c.is_whitespace() || c == ',')
-            .any(|word| word == wanted)
+        text.split(|c: char| c.is_whitespace() || c == ',').any(|word| word == wanted)
     })
 }
 
@@ -143,9 +143,7 @@ pub fn is_pinned_ptxas(path: &Path) -> bool {
 /// `rust-toolchain.toml`, else where this crate was compiled.
 pub fn workspace_root() -> PathBuf {
     let here = env::current_dir().unwrap_or_default();
-    let found = here
-        .ancestors()
-        .find(|dir| dir.join("rust-toolchain.toml").is_file() && dir.join("xtask").is_dir());
+    let found = here.ancestors().find(|dir| dir.join("rust-toolchain.toml").is_file() && dir.join("xtask").is_dir());
     let compiled = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     found.or(compiled).unwrap_or(&here).to_path_buf()
 }
@@ -223,9 +221,8 @@ pub fn without_cargo_paths(paths: &OsStr) -> Option<OsString> {
     let target = target_dir();
     let kept: Vec<PathBuf> = env::split_paths(paths)
         .filter(|dir| {
-            let of_toolchain = dir
-                .components()
-                .any(|part| part.as_os_str() == "rustlib" || part.as_os_str() == "toolchains");
+            let of_toolchain =
+                dir.components().any(|part| part.as_os_str() == "rustlib" || part.as_os_str() == "toolchains");
             !(of_toolchain || dir.starts_with(&target) || dir.as_os_str().is_empty())
         })
         .collect();
@@ -249,15 +246,9 @@ fn probe(rustc: &Path, origin: Origin) -> Result<DeviceToolchain, String> {
     let version = ask(rustc, &["-vV"])?;
     let release = field(&version, "release").unwrap_or("of unknown release");
     let llvm = field(&version, "LLVM version").unwrap_or("0");
-    let major: u32 = llvm
-        .split('.')
-        .next()
-        .and_then(|part| part.parse().ok())
-        .unwrap_or(0);
+    let major: u32 = llvm.split('.').next().and_then(|part| part.parse().ok()).unwrap_or(0);
     if major < MIN_LLVM {
-        return Err(format!(
-            "rustc {release} has LLVM {llvm}, device code needs {MIN_LLVM} or later"
-        ));
+        return Err(format!("rustc {release} has LLVM {llvm}, device code needs {MIN_LLVM} or later"));
     }
     let sysroot = PathBuf::from(ask(rustc, &["--print", "sysroot"])?.trim());
     let sysroot_src = sysroot.join("lib/rustlib/src/rust/library");
@@ -296,9 +287,7 @@ fn ask(rustc: &Path, args: &[&str]) -> Result<String, String> {
 
 /// The value of one `name: value` line of `rustc -vV`.
 fn field<'a>(version: &'a str, name: &str) -> Option<&'a str> {
-    version
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
 #[cfg(test)]
@@ -318,14 +307,7 @@ mod tests {
         for name in ["RUSTFLAGS", "CARGO", "CARGO_PKG_NAME", "RUSTUP_TOOLCHAIN"] {
             assert!(belongs_to_outer_cargo(name), "{name}");
         }
-        for name in [
-            "PATH",
-            "CARGO_HOME",
-            "CARGO_TARGET_DIR",
-            "CARGO_NET_OFFLINE",
-            "CARGO_MAKEFLAGS",
-            "RUSTUP_HOME",
-        ] {
+        for name in ["PATH", "CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_NET_OFFLINE", "CARGO_MAKEFLAGS", "RUSTUP_HOME"] {
             assert!(!belongs_to_outer_cargo(name), "{name}");
         }
     }

@@ -1,0 +1,2 @@
+//! Normalisations.
+pub mod rms_norm;

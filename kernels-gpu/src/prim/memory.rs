@@ -1,0 +1,32 @@
+//! Global memory access in 16-byte vectors. (A Rust copy of a 16-byte struct becomes two 64-bit
+//! accesses, so the vector forms are explicit.) Pointers must be 16-byte aligned.
+
+/// Loads 16 bytes.
+#[inline(always)]
+pub unsafe fn load_v4(p: *const u32) -> [u32; 4] {
+    device! {
+        let (a, b, c, d): (u32, u32, u32, u32);
+        core::arch::asm!("ld.global.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) p, options(readonly, nostack));
+        [a, b, c, d]
+    }
+}
+/// Loads 16 bytes that nothing writes while the grid (and, with programmatic dependent launch, its
+/// predecessor) runs, without keeping them in L1: weights.
+#[inline(always)]
+pub unsafe fn load_v4_streaming(p: *const u32) -> [u32; 4] {
+    device! {
+        let (a, b, c, d): (u32, u32, u32, u32);
+        core::arch::asm!("ld.global.nc.L1::no_allocate.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) p, options(pure, readonly, nostack));
+        [a, b, c, d]
+    }
+}
+/// Stores 16 bytes.
+#[inline(always)]
+pub unsafe fn store_v4(p: *mut u32, v: [u32; 4]) {
+    device! {
+        core::arch::asm!("st.global.v4.b32 [{4}], {{{0}, {1}, {2}, {3}}};",
+            in(reg32) v[0], in(reg32) v[1], in(reg32) v[2], in(reg32) v[3], in(reg64) p, options(nostack))
+    }
+}

@@ -1,0 +1,52 @@
+//! Instruction wrappers. Names follow Rust-CUDA's `cuda_std` where it has one.
+//!
+//! Rules that the compiler forces on this module (LLVM 22):
+//! - Barriers, shuffles, votes and everything else `.sync` go through LLVM intrinsics: they are
+//!   `convergent`, which `asm!` is not, so `asm!("bar.sync")` can be duplicated into divergent arms.
+//! - `.aligned` instructions that exist only as `asm!` are preceded by a warp barrier.
+//! - Atomics with ordering go through `asm!`: LLVM 22 drops the ordering of read-modify-writes.
+
+#![cfg_attr(not(device), allow(unused_variables))]
+
+/// `device! { body }`: the body on the device, unreachable on the host.
+macro_rules! device {
+    ($($body:tt)*) => {{
+        #[cfg(device)]
+        {
+            #[allow(unused_unsafe)]
+            unsafe { $($body)* }
+        }
+        #[cfg(not(device))]
+        { $crate::prim::device_only() }
+    }};
+}
+
+#[macro_use]
+mod entry;
+pub mod async_copy;
+pub mod atomic;
+pub mod convert;
+mod intrinsics;
+pub mod math;
+pub mod memory;
+pub mod mma;
+pub mod shared;
+pub mod thread;
+pub mod warp;
+
+pub use entry::*;
+
+/// What every device-only function does on the host.
+#[cfg(not(device))]
+#[cold]
+#[track_caller]
+pub fn device_only() -> ! {
+    panic!("device code was called on the host")
+}
+
+/// A failed check on the device ends the kernel with a trap, which the host sees as a sticky error.
+#[cfg(device)]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    unsafe { core::arch::nvptx::trap() }
+}

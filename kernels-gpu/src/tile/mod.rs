@@ -1,0 +1,6 @@
+//! What kernel families share.
+mod elem;
+pub mod kv;
+pub mod reduce;
+
+pub use elem::*;

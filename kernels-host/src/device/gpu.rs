@@ -1,0 +1,251 @@
+//! One GPU: its primary context, memory and compiled entries. The only callers of the driver are
+//! this file and `stream.rs`.
+use crate::{Error, Target, ptx};
+use cudarc::driver::sys;
+use kernels_gpu::prim::DevicePtr;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{Arc, Mutex};
+
+/// PTX 8.0 needs CUDA 12.0.
+const OLDEST_DRIVER: i32 = 12000;
+
+pub(crate) struct Gpu {
+    context: sys::CUcontext,
+    device: sys::CUdevice,
+    name: String,
+    capability: (i32, i32),
+    multiprocessors: usize,
+    target: Target,
+    functions: Mutex<HashMap<&'static str, Function>>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Function {
+    pub handle: sys::CUfunction,
+    shared: u32,
+}
+
+// SAFETY: driver handles may be used from any thread; every call below makes the context current first.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; the function table is behind a mutex.
+unsafe impl Sync for Gpu {}
+
+/// Turns a driver result into our error; `call` names the function and what it was for.
+pub(crate) fn check(result: sys::CUresult, call: &str) -> Result<(), Error> {
+    if result == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let text = |get: unsafe fn(sys::CUresult, *mut *const std::ffi::c_char) -> sys::CUresult| {
+        let mut pointer = std::ptr::null();
+        // SAFETY: the driver stores a pointer to a static string, or null for an unknown code.
+        unsafe {
+            let _ = get(result, &mut pointer);
+            if pointer.is_null() {
+                format!("{result:?}")
+            } else {
+                CStr::from_ptr(pointer).to_string_lossy().into_owned()
+            }
+        }
+    };
+    Err(Error::Cuda { call: call.to_owned(), name: text(sys::cuGetErrorName), detail: text(sys::cuGetErrorString) })
+}
+
+fn init() -> Result<(), Error> {
+    // SAFETY: only loads the library; cudarc's other functions panic without it, so this comes first.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoDriver);
+    }
+    // SAFETY: cuInit takes no pointers and may be called repeatedly.
+    check(unsafe { sys::cuInit(0) }, "cuInit")
+}
+
+pub(crate) fn count() -> Result<usize, Error> {
+    init()?;
+    let mut count = 0;
+    // SAFETY: writes one int.
+    check(unsafe { sys::cuDeviceGetCount(&mut count) }, "cuDeviceGetCount")?;
+    Ok(count as usize)
+}
+
+fn raw_driver_version() -> Result<i32, Error> {
+    init()?;
+    let mut version = 0;
+    // SAFETY: writes one int.
+    check(unsafe { sys::cuDriverGetVersion(&mut version) }, "cuDriverGetVersion")?;
+    Ok(version)
+}
+
+fn version_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+pub(crate) fn driver_version() -> Result<String, Error> {
+    raw_driver_version().map(version_text)
+}
+
+impl Gpu {
+    pub fn open(ordinal: usize, target: Option<Target>) -> Result<Self, Error> {
+        let found = raw_driver_version()?;
+        if found < OLDEST_DRIVER {
+            return Err(Error::DriverTooOld { found: version_text(found), needed: version_text(OLDEST_DRIVER) });
+        }
+        let count = count()?;
+        if ordinal >= count {
+            return Err(Error::NoDevice { ordinal, count });
+        }
+        let (mut device, mut context, mut buffer) = (0, std::ptr::null_mut(), [0; 128]);
+        // SAFETY: each call writes to the local it is given; the name is at most 128 bytes with its NUL.
+        unsafe {
+            check(sys::cuDeviceGet(&mut device, ordinal as i32), "cuDeviceGet")?;
+            check(sys::cuDeviceGetName(buffer.as_mut_ptr(), 128, device), "cuDeviceGetName")?;
+            check(sys::cuDevicePrimaryCtxRetain(&mut context, device), "cuDevicePrimaryCtxRetain")?;
+        }
+        // SAFETY: the driver ended the string with a NUL.
+        let name = unsafe { CStr::from_ptr(buffer.as_ptr()) }.to_string_lossy().into_owned();
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: writes one int.
+            check(unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) }, "cuDeviceGetAttribute")
+                .map(|()| value)
+        };
+        use sys::CUdevice_attribute as A;
+        let capability = (
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < (8, 0) {
+            return Err(Error::GpuTooOld { name, found: format!("{}.{}", capability.0, capability.1) });
+        }
+        // sm_90a code runs on 9.0 only: "a" features are not carried to later architectures.
+        let best = if capability == (9, 0) { Target::Sm90a } else { Target::Sm80 };
+        let target = target.unwrap_or(best).min(best);
+        let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        Ok(Gpu { context, device, name, capability, multiprocessors, target, functions: Mutex::default() })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    pub fn target(&self) -> Target {
+        self.target
+    }
+    pub fn compute_capability(&self) -> (i32, i32) {
+        self.capability
+    }
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    /// Makes the context current on this thread, as every driver call needs.
+    pub fn enter(&self) -> Result<(), Error> {
+        // SAFETY: the primary context is retained for the life of self.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "cuCtxSetCurrent")
+    }
+
+    pub fn memory(&self) -> Result<(usize, usize), Error> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two sizes.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, "cuMemGetInfo")?;
+        Ok((free, total))
+    }
+
+    pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<DeviceMemory, Error> {
+        self.enter()?;
+        let mut ptr = 0;
+        // SAFETY: writes the address. Zero-sized allocations are an error of the driver's, hence the max.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes.max(16)) };
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.memory()?;
+            return Err(Error::OutOfMemory { wanted: bytes, free, total });
+        }
+        check(result, "cuMemAlloc")?;
+        Ok(DeviceMemory { ptr: DevicePtr(ptr), gpu: self.clone() })
+    }
+
+    /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory.
+    pub fn function(&self, entry: &'static str, shared: u32) -> Result<sys::CUfunction, Error> {
+        let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let function = match functions.get(entry) {
+            Some(function) => *function,
+            None => Function { handle: self.load(entry)?, shared: 48 * 1024 },
+        };
+        if shared > function.shared {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
+            // SAFETY: the handle was made by `load` and lives as long as the context.
+            let result = unsafe { sys::cuFuncSetAttribute(function.handle, MAX_SHARED, shared as i32) };
+            check(result, &format!("cuFuncSetAttribute for {shared} bytes of shared memory of {entry}"))?;
+        }
+        functions.insert(entry, Function { handle: function.handle, shared: function.shared.max(shared) });
+        Ok(function.handle)
+    }
+
+    fn load(&self, entry: &str) -> Result<sys::CUfunction, Error> {
+        // A module of the newer target where it holds the entry, else the baseline's.
+        let text = ptx::find(self.target, entry)
+            .or_else(|| ptx::find(Target::Sm80, entry))
+            .ok_or_else(|| Error::NoEntry { entry: entry.into(), target: self.target.to_string() })?;
+        self.enter()?;
+        let image = CString::new(text)
+            .map_err(|_| Error::Compile { entry: entry.into(), log: "the PTX holds a NUL".into() })?;
+        let name =
+            CString::new(entry).map_err(|_| Error::NoEntry { entry: entry.into(), target: self.target.to_string() })?;
+        let mut log = vec![0u8; 8192];
+        let mut options =
+            [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
+        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the image and the name end with NUL; the two options and values describe `log`, which
+        // outlives the call.
+        let result = unsafe {
+            sys::cuModuleLoadDataEx(&mut module, image.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
+        };
+        if result != sys::CUresult::CUDA_SUCCESS {
+            let text = String::from_utf8_lossy(&log);
+            let line = text
+                .lines()
+                .map(|line| line.trim_matches('\0').trim())
+                .rfind(|line| !line.is_empty())
+                .map(str::to_owned);
+            return match line {
+                Some(log) => Err(Error::Compile { entry: entry.into(), log }),
+                None => check(result, &format!("cuModuleLoadDataEx of {entry}")).map(|()| function),
+            };
+        }
+        // SAFETY: the module was loaded just now and is never unloaded.
+        check(
+            unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) },
+            &format!("cuModuleGetFunction of {entry}"),
+        )?;
+        Ok(function)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: balances the retain in `open`. Errors at exit have nowhere to go.
+        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}
+
+/// An allocation, freed on drop (the driver waits for work that uses it).
+pub(crate) struct DeviceMemory {
+    ptr: DevicePtr,
+    gpu: Arc<Gpu>,
+}
+
+impl DeviceMemory {
+    pub fn ptr(&self) -> DevicePtr {
+        self.ptr
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: allocated by `alloc`, freed once.
+            let _ = unsafe { sys::cuMemFree_v2(self.ptr.0) };
+        }
+    }
+}
