@@ -37,7 +37,11 @@ pub fn cargo(subcommand: &str) -> Command {
 
 /// Whether a build without the ptxas gate is a failure: in CI, or where the user says so.
 pub fn ptxas_required() -> bool {
-    is_true(env::var_os("CI")) || env::var_os("WOOTZ_PTXAS").is_some_and(|mode| mode == "required")
+    in_ci() || env::var_os("WOOTZ_PTXAS").is_some_and(|mode| mode == "required")
+}
+
+fn in_ci() -> bool {
+    is_true(env::var_os("CI"))
 }
 
 fn is_true(value: Option<OsString>) -> bool {
@@ -54,6 +58,10 @@ pub fn chat(args: &[OsString]) -> Result<()> {
 /// `cargo test` over the workspace.
 pub fn test(args: &[OsString]) -> Result<()> {
     let mut command = cargo("test");
+    if in_ci() {
+        // One run shows every failure.
+        command.arg("--no-fail-fast");
+    }
     command.args(test_args(args)).current_dir(workspace_root());
     process::become_program(&mut command)
 }

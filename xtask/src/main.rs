@@ -135,6 +135,7 @@ fn run(task: Task) -> Result<()> {
             for line in new_kernel::create(&root, &kernel)? {
                 println!("{line}");
             }
+            println!("next: write the formula in both files, then `cargo xtask test {kernel}`");
             Ok(())
         }
     }

@@ -1,5 +1,6 @@
 //! `cargo xtask new-kernel`: a kernel's two files from the templates, with their `mod` lines.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -37,6 +38,12 @@ impl FromStr for KernelName {
     }
 }
 
+impl fmt::Display for KernelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.family, self.kernel)
+    }
+}
+
 fn is_module_name(part: &str) -> bool {
     const KEYWORDS: &[&str] = &[
         "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn",
@@ -71,6 +78,11 @@ pub fn create(root: &Path, name: &KernelName) -> Result<Vec<String>> {
         let text = fs::read_to_string(&module).with_context(|| format!("cannot read {}", module.display()))?;
         let Some(text) = with_module(&text, kernel) else {
             bail!("{} declares `mod {kernel}` already", module.display());
+        };
+        let text = match krate {
+            "kernels-host" => with_case(&text, kernel)
+                .with_context(|| format!("{} has no list `fn kernels()` of its cases", module.display()))?,
+            _ => text,
         };
         writes.push((file, fill(template, name), "wrote"));
         writes.push((module, text, "declared it in"));
@@ -125,6 +137,23 @@ fn with_module(module: &str, kernel: &str) -> Option<String> {
     Some(lines.join("\n") + "\n")
 }
 
+/// A host family's `module` with the kernel at the end of its list `fn kernels() … vec![…]`, which
+/// tests and benches iterate.
+fn with_case(module: &str, kernel: &str) -> Option<String> {
+    let list = module.find("fn kernels()")?;
+    let open = list + module[list..].find("vec![")? + "vec![".len();
+    let close = open + module[open..].find(']')?;
+    let items = module[open..close].trim_end();
+    let (separator, end) = match items.trim_start() {
+        "" => ("", ""),
+        _ if !items.contains('\n') => (", ", ""),
+        _ => ("\n        ", ",\n    "),
+    };
+    let comma = if end.is_empty() || items.ends_with(',') { "" } else { "," };
+    let (before, after) = (&module[..open], &module[close..]);
+    Some(format!("{before}{items}{comma}{separator}{kernel}::kernel(){end}{after}"))
+}
+
 /// The module that a line like `pub mod rms_norm;` declares.
 fn declared_module(line: &str) -> Option<&str> {
     let line = line.strip_prefix("pub ").unwrap_or(line);
@@ -152,12 +181,15 @@ mod tests {
         text.parse().unwrap()
     }
 
+    const MODULES: &str = "//! Norms.\npub mod layer_norm;\npub mod rms_norm;\n";
+    const KERNELS: &str = "\nfn kernels() -> Vec<Kernel> {\n    vec![rms_norm::kernel()]\n}\n";
+
     fn workspace() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (krate, module) in [("kernels-gpu", "norm/mod.rs"), ("kernels-host", "norm.rs")] {
             let module = root.path().join(krate).join("src").join(module);
             fs::create_dir_all(module.parent().unwrap()).unwrap();
-            fs::write(module, "//! Norms.\n\npub mod layer_norm;\npub mod rms_norm;\n").unwrap();
+            fs::write(module, format!("{MODULES}{KERNELS}")).unwrap();
         }
         root
     }
@@ -193,12 +225,13 @@ mod tests {
         for (krate, module) in [("kernels-gpu", "norm/mod.rs"), ("kernels-host", "norm.rs")] {
             let source = root.path().join(krate).join("src");
             let kernel = fs::read_to_string(source.join("norm/add_rms_norm.rs")).unwrap();
-            assert!(kernel.starts_with("//! add_rms_norm"), "{kernel}");
+            assert!(kernel.contains("pub struct AddRmsNorm"), "{kernel}");
             assert!(!kernel.contains("{{"), "{kernel}");
-            assert_eq!(
-                fs::read_to_string(source.join(module)).unwrap(),
-                "//! Norms.\n\npub mod add_rms_norm;\npub mod layer_norm;\npub mod rms_norm;\n"
-            );
+            let module = fs::read_to_string(source.join(module)).unwrap();
+            let modules = "//! Norms.\npub mod add_rms_norm;\npub mod layer_norm;\npub mod rms_norm;\n";
+            assert!(module.starts_with(modules), "{module}");
+            let listed = module.contains("vec![rms_norm::kernel(), add_rms_norm::kernel()]");
+            assert_eq!(listed, krate == "kernels-host", "{module}");
         }
     }
 
@@ -230,6 +263,17 @@ mod tests {
         );
         assert_eq!(insert("pub mod a;\nuse x;\n", "b"), "pub mod a;\npub mod b;\nuse x;\n");
         assert_eq!(with_module("mod b;\n", "b"), None);
+    }
+
+    #[test]
+    fn lists_of_cases_grow_at_their_end() {
+        let grown = |list: &str| with_case(&format!("fn kernels() {{\n    vec![{list}]\n}}"), "b").unwrap();
+        assert!(grown("").contains("vec![b::kernel()]"));
+        assert!(grown("a::kernel()").contains("vec![a::kernel(), b::kernel()]"));
+        let long = "vec![\n        a::kernel(),\n        b::kernel(),\n    ]";
+        assert!(grown("\n        a::kernel(),\n    ").contains(long));
+        assert!(grown("\n        a::kernel()\n    ").contains(long));
+        assert_eq!(with_case("pub mod a;", "b"), None);
     }
 
     #[test]

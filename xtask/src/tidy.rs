@@ -110,6 +110,8 @@ fn device_only(line: &str) -> Option<&'static str> {
         Some("link_name")
     } else if has("target_arch") && (has("cfg") || has("cfg_attr")) {
         Some("cfg(target_arch)")
+    } else if line.contains("cfg(device") || line.contains("cfg(not(device") {
+        Some("cfg(device)")
     } else {
         None
     }
@@ -144,6 +146,7 @@ mod tests {
             ("if cfg!(target_arch = \"nvptx64\") {}", 1),
             ("#[cfg(target_os = \"linux\")] // not cfg(target_arch)", 0),
             ("let s = \"asm!\"; // asm!", 0),
+            ("#[cfg(device)]", 1),
             ("let target_arch = 90;", 0),
         ] {
             assert_eq!(check_text("engine/src/a.rs", code).len(), findings, "{code}");

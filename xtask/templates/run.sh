@@ -33,8 +33,9 @@ case "${1:-}" in
         exit $code
         ;;
     wootz)
-        # Not exec: the copy above must outlive the program.
-        "$program" "$@"
+        shift
+        # The executable's first argument picks its role. Not exec: the copy above must outlive the program.
+        "$program" wootz-cli "$@"
         exit $?
         ;;
     *)
