@@ -1,2 +1,169 @@
-//! Wootz.
-fn main() {}
+//! The project's own tooling: `cargo xtask <command>`.
+//!
+//! It is built before everything else, so it depends on little, and it never depends on crates
+//! that need the device toolchain, because `setup` is what fetches that.
+
+mod bundle;
+mod cargo;
+mod licences;
+mod lint;
+mod new_kernel;
+mod process;
+mod scrub;
+mod setup;
+mod tidy;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The project's own tooling. Two commands do all the set-up: `cargo xtask chat` and
+/// `cargo xtask test`.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch what a build needs: the device toolchain and the pinned ptxas. Runs by itself before
+    /// the other commands.
+    #[command(after_help = "Example: cargo xtask setup\n\n\
+        WOOTZ_GPU_RUSTC=/path/to/rustc picks another compiler for device code.")]
+    Setup,
+
+    /// Set up, build and chat with a model. All arguments go to `wootz chat`.
+    #[command(after_help = "Example: cargo xtask chat --ask \"What is 12 plus 7?\"\n\n\
+        `cargo xtask chat -- --help` lists chat's own options.")]
+    Chat {
+        /// Arguments of `wootz chat`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+
+    /// Set up and run every test of the workspace. With GPU=required a missing GPU is a failure.
+    #[command(after_help = "Example: cargo xtask test add_rms_norm")]
+    Test {
+        /// Filters and other arguments of `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+
+    /// Format, clippy, rustdoc, licences and the project's own rules.
+    #[command(after_help = "Example: cargo xtask lint tidy licences")]
+    Lint {
+        /// Run only these checks.
+        checks: Vec<lint::Check>,
+    },
+
+    /// Gather what a GPU machine without Rust needs in `bundle/`, at most 36 MiB.
+    #[command(after_help = "Example: cargo xtask bundle && \
+        rsync -a bundle/ gpu-host:wootz/ && ssh gpu-host wootz/run.sh tests")]
+    Bundle {
+        /// The cargo profile: `release` for timings, `dev` to share the build with the tests.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
+
+    /// Write exactly the PTX that is embedded, one file per entry and target.
+    #[command(after_help = "Example: cargo xtask ptx --out ptx")]
+    Ptx {
+        /// The folder to write to.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+
+    /// Write a checkpoint of random weights, with real shards and a tokenizer, for a config.json.
+    #[command(after_help = "Example: cargo xtask dummy-checkpoint llama-8b/config.json dummy-8b")]
+    DummyCheckpoint {
+        /// A Hugging Face config.json.
+        config: PathBuf,
+        /// The folder to write to.
+        dir: PathBuf,
+    },
+
+    /// Write a new kernel's device and host files from the templates, with their `mod` lines.
+    #[command(after_help = "Example: cargo xtask new-kernel norm/add_rms_norm")]
+    NewKernel {
+        /// The kernel's family and name.
+        #[arg(value_name = "FAMILY/NAME")]
+        kernel: new_kernel::KernelName,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Setup => setup::setup(),
+        Task::Chat { args } => {
+            setup::setup()?;
+            cargo::chat(&args)
+        }
+        Task::Test { args } => {
+            setup::setup()?;
+            cargo::test(&args)
+        }
+        Task::Lint { checks } => lint::run(&checks),
+        Task::Bundle { profile } => {
+            setup::setup()?;
+            bundle::run(&profile)
+        }
+        Task::Ptx { out } => {
+            setup::setup()?;
+            cargo::example("kernels-host", "ptx", &[out.as_path()])
+        }
+        Task::DummyCheckpoint { config, dir } => {
+            setup::setup()?;
+            cargo::example("engine", "dummy_checkpoint", &[&config, &dir])
+        }
+        Task::NewKernel { kernel } => {
+            let root = ptx_build::toolchain::workspace_root();
+            for line in new_kernel::create(&root, &kernel)? {
+                println!("{line}");
+            }
+            println!("next: write the formula in both files, then `cargo xtask test {kernel}`");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string);
+            let example = format!("Example: cargo xtask {}", command.get_name());
+            assert!(help.is_some_and(|text| text.contains(&example)), "{example}");
+        }
+    }
+
+    #[test]
+    fn chat_passes_flags_through() {
+        let cli = Cli::try_parse_from(["xtask", "chat", "--ask", "hi", "--device", "cpu"]).unwrap();
+        let Task::Chat { args } = cli.task else { panic!("not chat") };
+        assert_eq!(args, ["--ask", "hi", "--device", "cpu"]);
+    }
+}

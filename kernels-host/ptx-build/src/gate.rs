@@ -12,6 +12,9 @@ impl Gate {
     /// Finds ptxas; an error where `WOOTZ_PTXAS=required` and there is none.
     pub fn find() -> Result<Gate, String> {
         println!("cargo::rerun-if-env-changed=WOOTZ_PTXAS");
+        println!("cargo::rerun-if-env-changed={}", toolchain::PTXAS_ENV);
+        // Once `setup` has fetched ptxas, what was built without it goes through the gate.
+        println!("cargo::rerun-if-changed={}", toolchain::fetched_ptxas().display());
         let ptxas = toolchain::locate_ptxas();
         if ptxas.is_none() {
             if std::env::var("WOOTZ_PTXAS").is_ok_and(|v| v == "required") {

@@ -9,7 +9,6 @@ pub mod toolchain;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use toolchain::DeviceToolchain;
 
 /// PTX targets: `sm_90a` for Hopper, `sm_80` for every other GPU from Ampere on.
@@ -110,7 +109,7 @@ fn compile(
     family: &str,
 ) -> Result<String, String> {
     let build_dir = cache.join("build").join(target);
-    let mut cargo = Command::new(&toolchain.cargo);
+    let mut cargo = toolchain.cargo_command();
     cargo
         .current_dir(root)
         .args(["rustc", "--quiet", "--release", "--package", "kernels-gpu", "--lib", "--crate-type", "cdylib"])
@@ -124,8 +123,6 @@ fn compile(
             "--",
         ])
         .args(flags(target))
-        .env("RUSTC", &toolchain.rustc)
-        .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", &build_dir)
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
@@ -133,16 +130,6 @@ fn compile(
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         // A failed check traps: formatting code and its calls would serialise wgmma.
         .env("CARGO_PROFILE_RELEASE_PANIC", "immediate-abort");
-    for leaked in [
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "CARGO_BUILD_TARGET",
-        "RUSTUP_TOOLCHAIN",
-    ] {
-        cargo.env_remove(leaked);
-    }
     let output = cargo.output().map_err(|e| format!("{}: {e}", toolchain.cargo.display()))?;
     if !output.status.success() {
         return Err(format!(

@@ -1,0 +1,127 @@
+//! The workspace's cargo, and the tasks that are one call of it.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::process::Command;
+
+use anyhow::Result;
+use ptx_build::toolchain::workspace_root;
+
+use crate::process;
+
+/// `cargo`, as the user called it: same toolchain, same flags, same profile overrides, so that
+/// nothing is compiled twice. Only what cargo set for xtask itself is removed.
+pub fn cargo(subcommand: &str) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let of_xtask = |name: &str| {
+        name.starts_with("CARGO_PKG_")
+            || name.starts_with("CARGO_MANIFEST_")
+            || matches!(name, "CARGO" | "RUST_RECURSION_COUNT" | "LD_LIBRARY_PATH")
+    };
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(of_xtask) {
+            command.env_remove(name);
+        }
+    }
+    if let Some(paths) = env::var_os("LD_LIBRARY_PATH")
+        && let Some(own) = ptx_build::toolchain::without_cargo_paths(&paths)
+    {
+        command.env("LD_LIBRARY_PATH", own);
+    }
+    if ptxas_required() {
+        command.env("WOOTZ_PTXAS", "required");
+    }
+    command.arg(subcommand);
+    command
+}
+
+/// Whether a build without the ptxas gate is a failure: in CI, or where the user says so.
+pub fn ptxas_required() -> bool {
+    in_ci() || env::var_os("WOOTZ_PTXAS").is_some_and(|mode| mode == "required")
+}
+
+fn in_ci() -> bool {
+    is_true(env::var_os("CI"))
+}
+
+fn is_true(value: Option<OsString>) -> bool {
+    value.is_some_and(|value| value == "true" || value == "1")
+}
+
+/// `wootz chat ARGS…`. Cargo talks on stderr, so stdout is the program's alone.
+pub fn chat(args: &[OsString]) -> Result<()> {
+    let mut command = cargo_run();
+    command.args(["--package", "serve-cli", "--bin", "wootz", "--", "chat"]).args(args);
+    process::become_program(&mut command)
+}
+
+/// `cargo test` over the workspace.
+pub fn test(args: &[OsString]) -> Result<()> {
+    let mut command = cargo("test");
+    if in_ci() {
+        // One run shows every failure.
+        command.arg("--no-fail-fast");
+    }
+    command.args(test_args(args)).current_dir(workspace_root());
+    process::become_program(&mut command)
+}
+
+/// The arguments of `cargo test`: the whole workspace unless the user picks packages, and any
+/// number of filters, where cargo itself takes one.
+fn test_args(args: &[OsString]) -> Vec<OsString> {
+    let own = |arg: &&OsString| *arg != "--";
+    let picks_package = args.iter().take_while(own).any(|arg| {
+        let arg = arg.to_string_lossy();
+        arg == "-p" || arg.starts_with("--package") || arg.starts_with("--manifest-path")
+    });
+    let mut all: Vec<OsString> = Vec::new();
+    if !picks_package {
+        all.push("--workspace".into());
+    }
+    let several_filters = args.len() > 1 && !args.iter().any(|arg| arg.to_string_lossy().starts_with('-'));
+    if several_filters {
+        all.push("--".into());
+    }
+    all.extend(args.iter().cloned());
+    all
+}
+
+/// `cargo run` in the user's own working directory, so that relative paths mean what they say.
+fn cargo_run() -> Command {
+    let mut command = cargo("run");
+    command.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
+    command
+}
+
+/// Builds and runs an example of a workspace package.
+pub fn example<S: AsRef<OsStr>>(package: &str, name: &str, args: &[S]) -> Result<()> {
+    let mut command = cargo_run();
+    command.args(["--package", package, "--example", name, "--"]).args(args);
+    process::become_program(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(args: &[&str]) -> Vec<String> {
+        let args: Vec<OsString> = args.iter().map(Into::into).collect();
+        let all = test_args(&args).into_iter();
+        all.map(|arg| arg.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn filters_and_packages() {
+        assert_eq!(of(&[]), ["--workspace"]);
+        assert_eq!(of(&["norm"]), ["--workspace", "norm"]);
+        assert_eq!(of(&["norm", "rope"]), ["--workspace", "--", "norm", "rope"]);
+        assert_eq!(of(&["-p", "engine", "kv"]), ["-p", "engine", "kv"]);
+        assert_eq!(of(&["norm", "--", "-p", "--nocapture"]), ["--workspace", "norm", "--", "-p", "--nocapture"]);
+    }
+
+    #[test]
+    fn ci_values() {
+        assert!(is_true(Some("true".into())) && is_true(Some("1".into())));
+        assert!(!is_true(Some("false".into())) && !is_true(Some("".into())) && !is_true(None));
+    }
+}
