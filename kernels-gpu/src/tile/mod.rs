@@ -2,5 +2,9 @@
 mod elem;
 pub mod kv;
 pub mod reduce;
+mod ring;
+mod warpgroup;
 
 pub use elem::*;
+pub use ring::Ring;
+pub use warpgroup::WarpgroupMma;
