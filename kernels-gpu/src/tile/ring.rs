@@ -4,6 +4,7 @@ use crate::prim::mbarrier;
 /// One side's place in a ring of `STAGES` buffers. Each buffer has two barriers: *full*, which the producer
 /// arrives at and copies count into, and *empty*, which every consumer arrives at when it has read the
 /// buffer. Both sides visit the stages in the same order.
+#[derive(Clone)]
 pub struct Ring<const STAGES: u32> {
     barriers: u32,
     stage: u32,
