@@ -33,6 +33,10 @@ pub trait Case: fmt::Debug + Send + Sync {
     fn bench(&self) -> bool {
         false
     }
+    /// Whether tests run it on the CPU device too: not where the real shape takes seconds there.
+    fn checked_on_cpu(&self) -> bool {
+        true
+    }
     /// Makes seeded inputs on the stream's device.
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error>;
 }
@@ -94,6 +98,16 @@ pub fn compare(
     relative: f32,
     absolute: f32,
 ) -> Result<(), Mismatch> {
+    compare_each(what, found, expected, |index| relative * expected[index].abs() + absolute)
+}
+
+/// As [`compare`], with a tolerance per position.
+pub fn compare_each(
+    what: &'static str,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: impl Fn(usize) -> f32,
+) -> Result<(), Mismatch> {
     assert_eq!(found.len(), expected.len(), "{what}: lengths");
     let mut worst: Option<(f32, usize)> = None;
     let mut wrong = 0;
@@ -101,7 +115,7 @@ pub fn compare(
         if found == expected || (found.is_nan() && expected.is_nan()) {
             continue;
         }
-        let excess = (found - expected).abs() / (relative * expected.abs() + absolute);
+        let excess = (found - expected).abs() / tolerance(index);
         if excess.is_nan() || excess > 1.0 {
             wrong += 1;
             let excess = if excess.is_nan() { f32::INFINITY } else { excess };
@@ -111,13 +125,12 @@ pub fn compare(
         }
     }
     let Some((_, index)) = worst else { return Ok(()) };
-    let tolerance = relative * expected[index].abs() + absolute;
     Err(Mismatch::Value {
         what,
         index,
         found: found[index],
         expected: expected[index],
-        tolerance,
+        tolerance: tolerance(index),
         wrong,
         len: found.len(),
     })

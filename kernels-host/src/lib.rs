@@ -13,6 +13,7 @@ mod check;
 mod device;
 mod dtype;
 mod error;
+pub mod gemm;
 mod host;
 pub mod norm;
 pub mod ptx;
@@ -26,5 +27,7 @@ pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    norm::kernels()
+    let mut kernels = norm::kernels();
+    kernels.extend(gemm::kernels());
+    kernels
 }

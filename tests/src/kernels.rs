@@ -12,6 +12,9 @@ pub fn trials(devices: &[Named]) -> Vec<Trial> {
     for kernel in kernels_host::kernels() {
         for device in devices.iter().filter(|device| kernel.runs_on(&device.device)) {
             for case in (kernel.pinned)() {
+                if device.device.is_cpu() && !case.checked_on_cpu() {
+                    continue;
+                }
                 let device = device.clone();
                 let name = format!("kernels::{}::{}::{}", kernel.name, device.name, case.id());
                 trials.push(Trial::test(name, move || Ok(run(case.as_ref(), &device.device.stream()?, 1)?)));

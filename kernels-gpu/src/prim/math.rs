@@ -48,10 +48,10 @@ pub fn tanh(x: f32) -> f32 {
 /// The larger of the two; a NaN loses against a number.
 #[inline(always)]
 pub fn max(a: f32, b: f32) -> f32 {
-    if a > b || b != b { a } else { b }
+    if a > b || b.is_nan() { a } else { b }
 }
 /// The smaller of the two; a NaN loses against a number.
 #[inline(always)]
 pub fn min(a: f32, b: f32) -> f32 {
-    if a < b || b != b { a } else { b }
+    if a < b || b.is_nan() { a } else { b }
 }

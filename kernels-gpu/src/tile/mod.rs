@@ -1,5 +1,6 @@
 //! What kernel families share.
 mod elem;
+pub mod epilogue;
 pub mod kv;
 pub mod reduce;
 mod ring;

@@ -1,0 +1,211 @@
+//! The CPU device's matrix product: blocked, vectorised, parallel over the weights' rows.
+use super::{Activation, Gemm, Shape};
+use crate::{DType, View, ViewMut};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use rayon::prelude::*;
+
+/// Multiply-adds that are worth a thread's task: about 10 µs.
+const TASK: usize = 128 * 1024;
+/// Partial sums of a dot product: four AVX2 registers hide the latency of a fused multiply-add.
+const LANES: usize = 32;
+/// Lanes per register in the blocked kernel: 2 weight rows × 4 tokens of them are 8 accumulators.
+const WIDTH: usize = 8;
+/// Tokens per block.
+const TOKENS: usize = 4;
+
+/// Computes `gemm`, which its launcher has checked.
+pub(super) fn run(gemm: Gemm<'_>, shape: &Shape) {
+    let &Shape { m, n, k } = shape;
+    if m == 0 || n == 0 {
+        return;
+    }
+    let product = Product { a: &gemm.a.to_f32(), w: gemm.w, m, k };
+    // Transposed, [n, m]: a task owns whole rows of the weights and so a contiguous piece.
+    let mut columns = vec![0.0; n * m];
+    let rows = (TASK / (m * k).max(1)).max(2).next_multiple_of(2);
+    let task = |(index, columns): (usize, &mut [f32])| product.rows(index * rows, columns);
+    if n <= rows {
+        task((0, &mut columns));
+    } else {
+        columns.par_chunks_mut(rows * m).enumerate().for_each(task);
+    }
+    let bias = gemm.bias.map(|bias| bias.to_f32());
+    finish(&columns, bias.as_deref(), gemm.activation, gemm.accumulate, m, gemm.out);
+}
+
+struct Product<'a> {
+    a: &'a [f32],
+    w: View<'a>,
+    m: usize,
+    k: usize,
+}
+
+impl Product<'_> {
+    /// The products of all tokens with weight rows `first..`, into [rows, m].
+    fn rows(&self, first: usize, columns: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has the features.
+            return unsafe { self.rows_fma(first, columns) };
+        }
+        self.rows_generic::<false>(first, columns);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn rows_fma(&self, first: usize, columns: &mut [f32]) {
+        self.rows_generic::<true>(first, columns);
+    }
+
+    #[inline(always)]
+    fn rows_generic<const FMA: bool>(&self, first: usize, columns: &mut [f32]) {
+        let (m, k) = (self.m, self.k);
+        let bf16 = self.w.dtype() != DType::F16;
+        if m == 1 && bf16 {
+            for (row, out) in columns.iter_mut().enumerate() {
+                *out = dot::<FMA, u16>(self.w.row(first + row), self.a, |bits| f32::from_bits(u32::from(bits) << 16));
+            }
+            return;
+        }
+        let mut decoded = vec![0.0; 2 * k];
+        let (w0, w1) = decoded.split_at_mut(k);
+        for (pair, out) in columns.chunks_mut(2 * m).enumerate() {
+            let row = first + 2 * pair;
+            decode(self.w.row(row), bf16, w0);
+            let Some((out0, out1)) = out.split_at_mut_checked(m).filter(|(_, second)| !second.is_empty()) else {
+                for (token, out) in out.iter_mut().enumerate() {
+                    *out = dot::<FMA, f32>(w0, &self.a[token * k..][..k], |x| x);
+                }
+                return;
+            };
+            decode(self.w.row(row + 1), bf16, w1);
+            let blocked = m / TOKENS * TOKENS;
+            for token in (0..blocked).step_by(TOKENS) {
+                let tokens = std::array::from_fn(|i| &self.a[(token + i) * k..][..k]);
+                let [sums0, sums1] = tile::<FMA>([w0, w1], tokens);
+                out0[token..][..TOKENS].copy_from_slice(&sums0);
+                out1[token..][..TOKENS].copy_from_slice(&sums1);
+            }
+            for token in blocked..m {
+                let a = &self.a[token * k..][..k];
+                out0[token] = dot::<FMA, f32>(w0, a, |x| x);
+                out1[token] = dot::<FMA, f32>(w1, a, |x| x);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    // Without the instruction `mul_add` is a library call.
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[inline(always)]
+fn decode(bits: &[u16], bf16: bool, into: &mut [f32]) {
+    if bf16 {
+        into.iter_mut().zip(bits).for_each(|(x, &bits)| *x = f32::from_bits(u32::from(bits) << 16));
+    } else {
+        bits.reinterpret_cast::<half::f16>().convert_to_f32_slice(into);
+    }
+}
+
+#[inline(always)]
+fn dot<const FMA: bool, T: Copy>(w: &[T], a: &[f32], to_f32: impl Fn(T) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (w_chunks, a_chunks) = (w.chunks_exact(LANES), a.chunks_exact(LANES));
+    let tail = w_chunks.remainder().iter().zip(a_chunks.remainder());
+    let tail = tail.fold(0.0, |sum, (&w, &a)| multiply_add::<FMA>(to_f32(w), a, sum));
+    for (w, a) in w_chunks.zip(a_chunks) {
+        for lane in 0..LANES {
+            sums[lane] = multiply_add::<FMA>(to_f32(w[lane]), a[lane], sums[lane]);
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
+/// Two weight rows times four tokens.
+#[inline(always)]
+fn tile<const FMA: bool>(w: [&[f32]; 2], a: [&[f32]; TOKENS]) -> [[f32; TOKENS]; 2] {
+    let k = w[0].len();
+    let mut sums = [[[0.0; WIDTH]; TOKENS]; 2];
+    for at in (0..k / WIDTH * WIDTH).step_by(WIDTH) {
+        let w: [&[f32; WIDTH]; 2] = w.map(|w| w[at..].first_chunk().expect("WIDTH more elements"));
+        let a: [&[f32; WIDTH]; TOKENS] = a.map(|a| a[at..].first_chunk().expect("WIDTH more elements"));
+        for row in 0..2 {
+            for token in 0..TOKENS {
+                for lane in 0..WIDTH {
+                    let sum = &mut sums[row][token][lane];
+                    *sum = multiply_add::<FMA>(w[row][lane], a[token][lane], *sum);
+                }
+            }
+        }
+    }
+    // k is a multiple of 8 = WIDTH: no tail.
+    sums.map(|row| row.map(|lanes| lanes.iter().sum()))
+}
+
+/// Bias, activation, residual and the one rounding. `columns`: [n, m].
+fn finish(
+    columns: &[f32],
+    bias: Option<&[f32]>,
+    activation: Activation,
+    accumulate: bool,
+    m: usize,
+    mut out: ViewMut<'_>,
+) {
+    let (cols, stride, dtype) = (out.cols(), out.stride(), out.dtype());
+    let product = |col: usize, row: usize| columns[col * m + row] + bias.map_or(0.0, |bias| bias[col]);
+    let value = |col: usize, row: usize| match activation {
+        Activation::None => product(col, row),
+        Activation::GeluTanh => gelu_tanh(product(col, row)),
+        Activation::GeluErf => gelu_erf(product(col, row)),
+        Activation::SwiGlu | Activation::GeGlu => {
+            let gate = col / 8 * 16 + col % 8;
+            let (gate, up) = (product(gate, row), product(gate + 8, row));
+            (if activation == Activation::SwiGlu { silu(gate) } else { gelu_tanh(gate) }) * up
+        }
+    };
+    let parallel = m > 1 && m * cols > 16 * 1024;
+    if dtype == DType::F32 {
+        let store = |(row, out): (usize, &mut [f32])| {
+            out[..cols].iter_mut().enumerate().for_each(|(col, out)| *out = value(col, row));
+        };
+        let host = out.host_mut::<f32>();
+        if parallel {
+            host.par_chunks_mut(stride).enumerate().for_each(store);
+        } else {
+            host.chunks_mut(stride).enumerate().for_each(store);
+        }
+        return;
+    }
+    let store = |(row, out): (usize, &mut [u16])| {
+        for (col, out) in out[..cols].iter_mut().enumerate() {
+            let residual = if accumulate { dtype.decode(*out) } else { 0.0 };
+            *out = dtype.encode(value(col, row) + residual);
+        }
+    };
+    let host = out.host_mut::<u16>();
+    if parallel {
+        host.par_chunks_mut(stride).enumerate().for_each(store);
+    } else {
+        host.chunks_mut(stride).enumerate().for_each(store);
+    }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x * x * x)).tanh())
+}
+
+/// Abramowitz and Stegun's 7.1.26 for erf: absolute error at most 1.5e-7.
+fn gelu_erf(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let poly = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+    let erf = (1.0 - poly * (-z * z).exp()).copysign(x);
+    0.5 * x * (1.0 + erf)
+}
