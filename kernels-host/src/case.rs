@@ -1,5 +1,5 @@
 //! Cases: concrete problems for a kernel, for tests and benches alike.
-use crate::{Buffer, DType, Error, Stream, View};
+use crate::{Buffer, DType, Device, Error, Stream, View, ptx};
 use std::fmt;
 
 /// A kernel as tests and benches see it.
@@ -13,6 +13,14 @@ pub struct Kernel {
     /// Random shapes for property tests.
     #[cfg(feature = "proptest")]
     pub random: fn() -> proptest::strategy::BoxedStrategy<Box<dyn Case>>,
+}
+
+impl Kernel {
+    /// Whether the device has any of the entries: Hopper's kernels have nothing to run elsewhere.
+    pub fn runs_on(&self, device: &Device) -> bool {
+        let built = |target| self.entries.iter().any(|entry| ptx::runs_on(target, entry));
+        self.entries.is_empty() || device.target().is_none_or(built)
+    }
 }
 
 /// One problem: shapes, types and parameters, no data.

@@ -66,6 +66,11 @@ pub fn find(target: Target, entry: &str) -> Option<&'static str> {
     Some(&module.text()[range.clone()])
 }
 
+/// Whether a GPU whose newest module is `target` can run the entry: from that module or the baseline's.
+pub fn runs_on(target: Target, entry: &str) -> bool {
+    INDEX.keys().any(|&(built, name)| name == entry && built <= target)
+}
+
 /// All embedded entries, sorted.
 pub fn entries() -> Vec<(Target, &'static str)> {
     let mut entries: Vec<_> = INDEX.keys().copied().collect();

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 pub fn trials(devices: &[Named]) -> Vec<Trial> {
     let mut trials = vec![Trial::test("kernels::every_entry_is_covered", every_entry_is_covered)];
     for kernel in kernels_host::kernels() {
-        for device in devices {
+        for device in devices.iter().filter(|device| kernel.runs_on(&device.device)) {
             for case in (kernel.pinned)() {
                 if device.device.is_cpu() && !case.checked_on_cpu() {
                     continue;

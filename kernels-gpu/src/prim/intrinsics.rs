@@ -42,4 +42,14 @@ unsafe extern "C" {
     pub fn grid_dependency_wait();
     #[link_name = "llvm.nvvm.griddepcontrol.launch.dependents"]
     pub fn grid_dependency_launch();
+    #[link_name = "llvm.nvvm.wgmma.fence.sync.aligned"]
+    pub fn wgmma_fence();
+    #[link_name = "llvm.nvvm.wgmma.commit_group.sync.aligned"]
+    pub fn wgmma_commit_group();
+    #[link_name = "llvm.nvvm.wgmma.wait_group.sync.aligned"]
+    pub fn wgmma_wait_group(groups: u64);
+    #[link_name = "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32"]
+    pub fn setmaxnreg_inc(registers: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
+    pub fn setmaxnreg_dec(registers: u32);
 }

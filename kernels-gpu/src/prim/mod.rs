@@ -28,11 +28,14 @@ pub mod atomic;
 pub mod convert;
 mod intrinsics;
 pub mod math;
+pub mod mbarrier;
 pub mod memory;
 pub mod mma;
 pub mod shared;
 pub mod thread;
+pub mod tma;
 pub mod warp;
+pub mod wgmma;
 
 pub use entry::*;
 

@@ -3,5 +3,9 @@ mod elem;
 pub mod epilogue;
 pub mod kv;
 pub mod reduce;
+mod ring;
+mod warpgroup;
 
 pub use elem::*;
+pub use ring::Ring;
+pub use warpgroup::WarpgroupMma;

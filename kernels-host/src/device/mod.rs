@@ -1,6 +1,7 @@
 //! Devices, streams and launches.
 mod gpu;
 mod stream;
+mod tensor_map;
 
 pub use stream::{Event, Graph, Launch, Stream};
 

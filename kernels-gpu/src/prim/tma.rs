@@ -1,0 +1,20 @@
+//! The tensor memory accelerator: copies of boxes between tensors in global memory, described by a
+//! [`TensorMap`], and shared memory (sm_90). One thread issues a copy.
+use super::TensorMap;
+
+/// Fetches the descriptor itself, so that the first copy does not wait for it.
+#[inline(always)]
+pub unsafe fn prefetch_map(map: *const TensorMap) {
+    device! { core::arch::asm!("prefetch.tensormap [{0}];", in(reg64) map, options(nostack)) }
+}
+/// Starts to copy the box whose first element is (`column`, `row`) to shared memory at `shared` (1024-byte
+/// aligned under the 128-byte swizzle). The barrier at `barrier` gets the whole box's bytes when they are
+/// there; elements outside the tensor are zero and count too.
+#[inline(always)]
+pub unsafe fn load_2d(shared: u32, map: *const TensorMap, column: u32, row: u32, barrier: u32) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}}}], [{4}];",
+            in(reg32) shared, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier, options(nostack))
+    }
+}

@@ -1,0 +1,104 @@
+//! Matrix instructions of a warpgroup (four consecutive warps), sm_90a: `wgmma`.
+//!
+//! Both operands lie in shared memory, described by [`descriptor`]s, and the f32 accumulators in the
+//! warpgroup's registers. The instructions run asynchronously: [`fence`] before the first one that uses
+//! registers written otherwise, [`commit`] closes a group of them, [`wait`] and then [`pin`] come before the
+//! accumulators are read. Until then the operands in shared memory must not be overwritten.
+//!
+//! Accumulators of an m64nN tile: thread t of the warpgroup (w = t / 32, l = t % 32) holds, for each
+//! group j of 8 columns, at d[4j..4j+4]: row 16w + l/4, columns 8j + 2(l%4) and +1; then row 8 further down,
+//! the same columns.
+#[cfg(device)]
+use super::intrinsics as llvm;
+
+/// Threads of a warpgroup.
+pub const THREADS: u32 = 128;
+
+/// Orders register accesses before the matrix instructions that follow. All threads of the warpgroup.
+#[inline(always)]
+pub fn fence() {
+    device! { llvm::wgmma_fence() }
+}
+/// Closes a group of matrix instructions.
+#[inline(always)]
+pub fn commit() {
+    device! { llvm::wgmma_commit_group() }
+}
+/// Waits until at most `N` of the newest groups are unfinished.
+#[inline(always)]
+pub fn wait<const N: u64>() {
+    device! { llvm::wgmma_wait_group(N) }
+}
+/// Keeps reads of the accumulators behind the [`wait`] before: the compiler does not know that it is
+/// the wait that fills them.
+#[inline(always)]
+pub fn pin<const N: usize>(d: &mut [f32; N]) {
+    device! {
+        for x in d {
+            core::arch::asm!("// {0}", inout(reg32) *x, options(nostack));
+        }
+    }
+}
+/// Raises this warp's share of registers to `N` per thread (a multiple of 8). All warps of a warpgroup,
+/// once, after another warpgroup has given up as many.
+#[inline(always)]
+pub fn registers_increase<const N: u32>() {
+    device! { llvm::setmaxnreg_inc(N) }
+}
+/// Lowers this warp's share of registers to `N` per thread (a multiple of 8). All warps of a warpgroup, once.
+#[inline(always)]
+pub fn registers_decrease<const N: u32>() {
+    device! { llvm::setmaxnreg_dec(N) }
+}
+
+/// Describes a K-major operand at `address` (1024-byte aligned): rows of 64 16-bit elements of K, 128 bytes
+/// apart, under the 128-byte swizzle, as TMA lays down a box. The next 16 elements of K are at
+/// [`K_STEP`] further.
+#[inline(always)]
+pub fn descriptor(address: u32) -> u64 {
+    const SWIZZLE_128B: u64 = 1 << 62;
+    // Between groups of 8 rows; the other stride is not used with this swizzle.
+    const ROW_GROUP: u64 = (1024 >> 4) << 32;
+    const UNUSED: u64 = 1 << 16;
+    ((address as u64 & 0x3_ffff) >> 4) | UNUSED | ROW_GROUP | SWIZZLE_128B
+}
+/// What 16 elements of K (32 bytes) add to a [`descriptor`].
+pub const K_STEP: u64 = 32 >> 4;
+
+/// `$next!($args [1 2 … 63])`: the registers of 64 after the first.
+macro_rules! with_63 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
+    ] } };
+}
+/// As `with_63`, of 128 registers.
+macro_rules! with_127 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 68 69 70 71
+        72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95 96 97 98 99 100 101 102 103
+        104 105 106 107 108 109 110 111 112 113 114 115 116 117 118 119 120 121 122 123 124 125 126 127
+    ] } };
+}
+macro_rules! mma_async {
+    ($name:ident, $n:literal, $len:literal, $type:literal, [$($i:literal)*]) => {
+        #[doc = concat!("`wgmma.mma_async.m64n", $n, "k16`, ", $type, ": d = a · bᵀ + d, or a · bᵀ where `accumulate` is false; ",
+                        "a [64, 16] and b [", $n, ", 16] by [`descriptor`].")]
+        #[inline(always)]
+        pub unsafe fn $name(d: &mut [f32; $len], a: u64, b: u64, accumulate: bool) {
+            device! {
+                core::arch::asm!(
+                    "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
+                    concat!("wgmma.mma_async.sync.aligned.m64n", $n, "k16.f32.", $type, ".", $type,
+                        " {{{0}", $(", {", $i, "}",)* "}}, {a}, {b}, p, 1, 1, 0, 0; }}"),
+                    inout(reg32) d[0], $(inout(reg32) d[$i],)*
+                    a = in(reg64) a, b = in(reg64) b, accumulate = in(reg32) accumulate as u32, options(nostack))
+            }
+        }
+    };
+}
+with_63!(mma_async!(mma_n128_bf16, "128", 64, "bf16",));
+with_63!(mma_async!(mma_n128_f16, "128", 64, "f16",));
+with_127!(mma_async!(mma_n256_bf16, "256", 128, "bf16",));
+with_127!(mma_async!(mma_n256_f16, "256", 128, "f16",));

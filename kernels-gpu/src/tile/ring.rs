@@ -1,0 +1,86 @@
+//! A ring of buffers in shared memory between a producer and consumers that run apart (sm_90).
+use crate::prim::mbarrier;
+
+/// One side's place in a ring of `STAGES` buffers. Each buffer has two barriers: *full*, which the producer
+/// arrives at and copies count into, and *empty*, which every consumer arrives at when it has read the
+/// buffer. Both sides visit the stages in the same order.
+#[derive(Clone)]
+pub struct Ring<const STAGES: u32> {
+    barriers: u32,
+    stage: u32,
+    /// Parity of the number of times around.
+    lap: u32,
+}
+
+impl<const STAGES: u32> Ring<STAGES> {
+    /// Shared memory that the barriers take.
+    pub const BYTES: u32 = 2 * STAGES * mbarrier::BYTES;
+
+    /// At the first stage, with the barriers at `barriers` (8-byte aligned).
+    #[inline(always)]
+    pub fn new(barriers: u32) -> Self {
+        Ring { barriers, stage: 0, lap: 0 }
+    }
+    /// Initialises the barriers for one producer and `consumers` arrivals a stage. One thread, before a block
+    /// barrier.
+    #[inline(always)]
+    pub unsafe fn init(&self, consumers: u32) {
+        for stage in 0..STAGES {
+            mbarrier::init(self.barriers + stage * mbarrier::BYTES, 1);
+            mbarrier::init(self.barriers + (STAGES + stage) * mbarrier::BYTES, consumers);
+        }
+        mbarrier::fence_init();
+    }
+    /// The stage's number.
+    #[inline(always)]
+    pub fn stage(&self) -> u32 {
+        self.stage
+    }
+    /// The stage's full barrier.
+    #[inline(always)]
+    pub fn full(&self) -> u32 {
+        self.barriers + self.stage * mbarrier::BYTES
+    }
+    /// The stage's empty barrier.
+    #[inline(always)]
+    pub fn empty(&self) -> u32 {
+        self.barriers + (STAGES + self.stage) * mbarrier::BYTES
+    }
+    /// A consumer waits for the stage's data.
+    #[inline(always)]
+    pub unsafe fn wait_full(&self) {
+        mbarrier::wait(self.full(), self.lap)
+    }
+    /// The producer waits until all consumers have read what it put there a lap ago. (On the first lap
+    /// that is the phase before the first, which is over.)
+    #[inline(always)]
+    pub unsafe fn wait_empty(&self) {
+        mbarrier::wait(self.empty(), self.lap ^ 1)
+    }
+    /// On to the next stage.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.stage += 1;
+        if self.stage == STAGES {
+            self.stage = 0;
+            self.lap ^= 1;
+        }
+    }
+}
+
+#[cfg(all(test, not(device)))]
+mod tests {
+    use super::Ring;
+
+    #[test]
+    fn parity_flips_once_a_lap() {
+        let mut ring = Ring::<3>::new(64);
+        let mut seen = [(0, 0); 7];
+        for place in &mut seen {
+            *place = (ring.stage(), ring.lap);
+            assert_eq!(ring.empty() - ring.full(), 24);
+            ring.advance();
+        }
+        assert_eq!(seen, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 0)]);
+    }
+}

@@ -1,0 +1,27 @@
+//! Matrix products of a warpgroup over element types and tile widths.
+use super::{Bf16, Elem, F16};
+use crate::prim::wgmma;
+
+/// An element type with a matrix instruction of `REGS` accumulators a thread: a tile of 64 rows and 2 · `REGS`
+/// columns. Layout and rules in [`wgmma`].
+pub trait WarpgroupMma<const REGS: usize>: Elem {
+    /// d = a · bᵀ (+ d), one step of 16 elements of K, by shared memory descriptors.
+    unsafe fn mma_async(d: &mut [f32; REGS], a: u64, b: u64, accumulate: bool);
+}
+
+macro_rules! warpgroup_mma {
+    ($($elem:ident $regs:literal $mma:ident;)*) => {
+        $(impl WarpgroupMma<$regs> for $elem {
+            #[inline(always)]
+            unsafe fn mma_async(d: &mut [f32; $regs], a: u64, b: u64, accumulate: bool) {
+                wgmma::$mma(d, a, b, accumulate)
+            }
+        })*
+    };
+}
+warpgroup_mma! {
+    Bf16 64 mma_n128_bf16;
+    Bf16 128 mma_n256_bf16;
+    F16 64 mma_n128_f16;
+    F16 128 mma_n256_f16;
+}
