@@ -7,6 +7,7 @@
 //! Each kernel is one file here and one with the same path in `kernels-gpu`: launcher, naive f32
 //! reference and the cases that tests and benches iterate ([`case`], [`kernels`]).
 
+pub mod attention;
 mod buffer;
 pub mod case;
 mod check;
@@ -26,5 +27,7 @@ pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    norm::kernels()
+    let mut kernels = norm::kernels();
+    kernels.extend(attention::kernels());
+    kernels
 }
