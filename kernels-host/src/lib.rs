@@ -12,12 +12,13 @@ pub mod case;
 mod check;
 mod device;
 mod dtype;
-pub mod embed;
 mod error;
-pub mod gemm;
 mod host;
-pub mod norm;
 pub mod ptx;
+pub mod attention;
+pub mod embed;
+pub mod gemm;
+pub mod norm;
 pub mod rope;
 
 pub use buffer::{Buffer, View, ViewMut};
@@ -30,6 +31,12 @@ pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    let families = [embed::kernels(), norm::kernels(), rope::kernels(), gemm::kernels()];
+    let families = [
+        embed::kernels(),
+        norm::kernels(),
+        rope::kernels(),
+        gemm::kernels(),
+        attention::kernels(),
+    ];
     families.into_iter().flatten().collect()
 }

@@ -1,0 +1,151 @@
+//! Launcher and cases of `kernels-gpu/src/attention/prefill.rs`.
+use super::testing::{Cache, Problem, Rows, Scores};
+use super::{Geometry, PagedKv, reference};
+use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
+use crate::{Check, DType, Error, Stream, View, ViewMut};
+
+/// Causal attention of many queries per sequence.
+///
+/// The last query of a sequence sits at position `kv_len - 1`, so `kv_len - queries` cached tokens precede
+/// them. A sequence without queries or with an empty cache writes nothing.
+pub struct PrefillAttention<'a> {
+    /// [tokens, heads · head_dim], bf16 or f16; may be a column slice of the qkv matrix.
+    pub q: View<'a>,
+    /// Keys and values, this step's included.
+    pub kv: PagedKv<'a>,
+    /// Where each sequence's queries start in `q`, and where the last one's end: u32 [1, sequences + 1], ascending.
+    pub query_starts: View<'a>,
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads; query head h reads KV head h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// 64 or 128.
+    pub head_dim: usize,
+    /// Multiplies q·k before the softmax: positive, as a rule 1/√head_dim.
+    pub scale: f32,
+    /// A query at position p sees keys p - window + 1 ..= p, as in transformers' `sliding_window`.
+    pub window: Option<usize>,
+    /// Most queries of any sequence (an upper bound will do).
+    pub max_query: usize,
+    /// [tokens, heads · head_dim].
+    pub out: ViewMut<'a>,
+}
+
+impl PrefillAttention<'_> {
+    /// Queues the kernel.
+    pub fn launch(mut self, stream: &Stream) -> Result<(), Error> {
+        let Self { heads, kv_heads, head_dim, scale, window, .. } = self;
+        let geometry = Geometry { heads, kv_heads, head_dim, scale, window };
+        let mut check = Check::new("prefill_attention");
+        geometry.check(&mut check, &self.q, &self.kv, &self.out.as_view())?;
+        check.typed("query_starts", &self.query_starts, DType::U32, ["1", "sequences + 1"])?;
+        let sequences = check.dim("sequences");
+        check.require(self.query_starts.cols() == sequences + 1, || {
+            format!(
+                "query_starts has {} entries, {sequences} sequences need {}",
+                self.query_starts.cols(),
+                sequences + 1
+            )
+        })?;
+        if stream.is_cpu() {
+            let starts = self.query_starts.row::<u32>(0);
+            let queries: Vec<_> = starts.windows(2).map(|pair| pair[0] as usize..pair[1] as usize).collect();
+            reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
+            return Ok(());
+        }
+        Err(Error::Unsupported { kernel: "prefill_attention", what: "not yet on GPUs: use --device cpu".into() })
+    }
+}
+
+/// Tests and benches.
+pub(crate) fn kernel() -> Kernel {
+    Kernel {
+        name: "attention/prefill",
+        entries: Vec::new(),
+        pinned,
+        #[cfg(feature = "proptest")]
+        random: super::random::prefill,
+    }
+}
+
+fn pinned() -> Vec<Box<dyn Case>> {
+    let base = Problem::new(DType::Bf16, 32, 8, 128);
+    let mut cases = vec![Problem { bench: true, ..base.clone() }.sequences(&[(2048, 2048)])];
+    for dtype in [DType::Bf16, DType::F16] {
+        for head_dim in [64, 128] {
+            let small = Problem::new(dtype, 4, 2, head_dim);
+            cases.extend([(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)].map(|s| small.clone().sequences(&[s])));
+            // A cached prefix: one query, a page border, one past it.
+            cases.push(small.clone().sequences(&[(1, 65), (17, 128), (64, 129), (3, 3), (1, 1), (100, 163)]));
+            // Nothing to write: no queries, or no keys.
+            cases.push(small.clone().sequences(&[(0, 70), (5, 69), (0, 0), (3, 0), (2, 2)]));
+            for window in [1, 16, 64, 100, 5000] {
+                let windowed = Problem { window: Some(window), ..small.clone() };
+                cases.push(windowed.sequences(&[(150, 300), (1, 65), (70, 70)]));
+            }
+            cases.push(Problem { scores: Scores::Equal, ..small.clone() }.sequences(&[(70, 200)]));
+            cases.push(Problem { scores: Scores::Large, ..small.clone() }.sequences(&[(130, 200)]));
+        }
+        // Group sizes: 1, 4, 8, an odd one, multi-query, more heads than a block has rows.
+        for (heads, kv_heads) in [(3, 3), (8, 2), (16, 2), (7, 1), (16, 1), (71, 1)] {
+            cases.push(Problem::new(dtype, heads, kv_heads, 64).sequences(&[(37, 90), (1, 64)]));
+        }
+        cases.push(Problem::new(dtype, 14, 2, 128).sequences(&[(40, 70)]));
+    }
+    cases.into_iter().map(|problem| Box::new(Prefill(problem)) as Box<dyn Case>).collect()
+}
+
+/// A problem for this kernel.
+#[derive(Debug)]
+pub(super) struct Prefill(pub Problem);
+
+impl Case for Prefill {
+    fn id(&self) -> String {
+        self.0.id("prefill")
+    }
+
+    fn work(&self) -> Work {
+        self.0.work()
+    }
+
+    fn bench(&self) -> bool {
+        self.0.bench
+    }
+
+    fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
+        let mut cache = Cache::new(&self.0, stream, seed)?;
+        let rows = Rows::new(&self.0, stream, cache.rng())?;
+        Ok(Box::new(Data { problem: self.0.clone(), cache, rows }))
+    }
+}
+
+struct Data {
+    problem: Problem,
+    cache: Cache,
+    rows: Rows,
+}
+
+impl Prepared for Data {
+    fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
+        let (q, starts, out) = self.rows.views();
+        PrefillAttention {
+            q,
+            kv: self.cache.paged(),
+            query_starts: starts,
+            heads: self.problem.heads,
+            kv_heads: self.problem.kv_heads,
+            head_dim: self.problem.head_dim,
+            scale: self.problem.scale(),
+            window: self.problem.window,
+            max_query: self.problem.sequences.iter().map(|&(queries, _)| queries).max().unwrap_or(0),
+            out,
+        }
+        .launch(stream)
+    }
+
+    fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
+        self.rows.reset(stream)?;
+        self.launch(stream)?;
+        self.rows.compare(stream, &self.problem, &self.cache, None)
+    }
+}

@@ -1,0 +1,43 @@
+//! Random problems.
+use super::decode::Decode;
+use super::prefill::Prefill;
+use super::testing::{Problem, Scores};
+use crate::DType;
+use crate::case::Case;
+use proptest::prelude::*;
+
+fn problem(max_group: usize) -> impl Strategy<Value = Problem> {
+    let window = prop_oneof![2 => Just(None), 1 => (1usize..200).prop_map(Some)];
+    let scores = prop_oneof![4 => Just(Scores::Normal), 1 => Just(Scores::Equal), 1 => Just(Scores::Large)];
+    (any::<bool>(), any::<bool>(), 1usize..4, 1..=max_group, window, scores).prop_map(
+        |(f16, wide, kv_heads, group, window, scores)| {
+            let dtype = if f16 { DType::F16 } else { DType::Bf16 };
+            let base = Problem::new(dtype, kv_heads * group, kv_heads, if wide { 128 } else { 64 });
+            Problem { window, scores, ..base }
+        },
+    )
+}
+
+/// Batches with and without cached prefixes, some sequences without queries.
+pub(super) fn prefill() -> BoxedStrategy<Box<dyn Case>> {
+    let prefix = prop_oneof![Just(0usize), 1usize..200];
+    let sequences = prop::collection::vec((0usize..100, prefix), 1..5);
+    (problem(9), sequences)
+        .prop_map(|(problem, sequences)| {
+            let sequences: Vec<_> =
+                sequences.into_iter().map(|(queries, prefix)| (queries, prefix + queries)).collect();
+            Box::new(Prefill(problem.sequences(&sequences))) as Box<dyn Case>
+        })
+        .boxed()
+}
+
+/// Batches of mixed lengths, some empty.
+pub(super) fn decode() -> BoxedStrategy<Box<dyn Case>> {
+    let length = prop_oneof![1 => Just(0usize), 4 => 1usize..200, 2 => 200usize..1500];
+    (problem(20), prop::collection::vec(length, 1..6))
+        .prop_map(|(problem, lengths)| {
+            let sequences: Vec<_> = lengths.into_iter().map(|kv_len| (1, kv_len)).collect();
+            Box::new(Decode(problem.sequences(&sequences))) as Box<dyn Case>
+        })
+        .boxed()
+}
