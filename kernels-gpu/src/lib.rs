@@ -26,4 +26,8 @@ macro_rules! families {
 families! {
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
+    /// Sampling of tokens from logits.
+    sample "sample";
+    /// Random contents for weights.
+    fill "fill";
 }

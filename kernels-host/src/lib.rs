@@ -13,9 +13,11 @@ mod check;
 mod device;
 mod dtype;
 mod error;
+pub mod fill;
 mod host;
 pub mod norm;
 pub mod ptx;
+pub mod sample;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use check::Check;
@@ -26,5 +28,5 @@ pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    norm::kernels()
+    [norm::kernels(), sample::kernels(), fill::kernels()].into_iter().flatten().collect()
 }

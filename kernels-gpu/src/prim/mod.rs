@@ -31,6 +31,7 @@ pub mod math;
 pub mod memory;
 pub mod mma;
 pub mod shared;
+pub mod shared_atomic;
 pub mod thread;
 pub mod warp;
 
