@@ -30,4 +30,8 @@ families! {
     norm "norm";
     /// Rotary position embedding, fused with what surrounds it.
     rope "rope";
+    /// Sampling of tokens from logits.
+    sample "sample";
+    /// Random contents for weights.
+    fill "fill";
 }

@@ -17,9 +17,11 @@ mod host;
 pub mod ptx;
 pub mod attention;
 pub mod embed;
+pub mod fill;
 pub mod gemm;
 pub mod norm;
 pub mod rope;
+pub mod sample;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use check::Check;
@@ -37,6 +39,8 @@ pub fn kernels() -> Vec<case::Kernel> {
         rope::kernels(),
         gemm::kernels(),
         attention::kernels(),
+        sample::kernels(),
+        fill::kernels(),
     ];
     families.into_iter().flatten().collect()
 }

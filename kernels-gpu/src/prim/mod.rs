@@ -32,6 +32,7 @@ pub mod mbarrier;
 pub mod memory;
 pub mod mma;
 pub mod shared;
+pub mod shared_atomic;
 pub mod thread;
 pub mod tma;
 pub mod warp;

@@ -2,6 +2,7 @@
 mod elem;
 pub mod epilogue;
 pub mod kv;
+pub mod philox;
 pub mod reduce;
 mod ring;
 mod warpgroup;

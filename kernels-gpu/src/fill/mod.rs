@@ -1,0 +1,2 @@
+//! Random contents for weights.
+pub mod normal;

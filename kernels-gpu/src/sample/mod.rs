@@ -1,0 +1,3 @@
+//! Sampling of tokens from logits.
+pub mod fixed;
+pub mod token;
