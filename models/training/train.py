@@ -1,6 +1,6 @@
 """Trains one model from token shards on one GPU, for a given number of minutes, and exports it.
 
-    python train.py tiny-chat --shards shards --minutes 5.5 --tokenizer ../tiny-chat/tokenizer.json --out ../tiny-chat
+    python train.py tiny-chat --shards shards --tokenizer ../tiny-chat/tokenizer.json --checkpoint chat.pt --out ../tiny-chat
 
 The learning rate follows the clock and not a step count, so that the run has always finished its decay when its
 time is over. `--checkpoint` is written every minute; a run that finds one there goes on from it.
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=5.5)
+    parser.add_argument("--minutes", type=float, default=5.4)
     parser.add_argument("--batch-tokens", type=int, default=65536)
     parser.add_argument("--muon-lr", type=float, default=0.01)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
