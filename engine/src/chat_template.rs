@@ -118,6 +118,11 @@ impl ChatTemplate {
         builder.build()
     }
 
+    /// A special token by the name that templates use, such as `eos_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special_tokens.get(name)?.as_str()
+    }
+
     /// The prompt for a conversation. Encode it with special tokens parsed and no BOS added: the template writes its own.
     ///
     /// # Errors
