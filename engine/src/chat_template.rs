@@ -3,7 +3,9 @@
 //! minijinja with the Python-isms that real templates use; the output equals that of transformers'
 //! `apply_chat_template(tokenize=False)`, which `tests/chat_templates` checks byte for byte.
 
+mod json;
 mod python;
+mod strftime;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -118,6 +120,11 @@ impl ChatTemplate {
         builder.build()
     }
 
+    /// A special token by the name that templates use, such as `eos_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special_tokens.get(name)?.as_str()
+    }
+
     /// The prompt for a conversation. Encode it with special tokens parsed and no BOS added: the template writes its own.
     ///
     /// # Errors
@@ -198,7 +205,7 @@ impl ChatTemplate {
             .map_or(0, |d| d.as_secs() as i64);
         context.insert(
             "strftime_now",
-            Value::from_function(move |format: &str| python::strftime(format, seconds)),
+            Value::from_function(move |format: &str| strftime::strftime(format, seconds)),
         );
         Value::from(context)
     }

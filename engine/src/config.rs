@@ -329,7 +329,8 @@ fn architecture(f: &Fields) -> Result<Architecture> {
     if let Some(found) = Architecture::ALL.into_iter().find(named) {
         return Ok(found);
     }
-    let found: Vec<_> = names.iter().filter_map(|n| n.as_str()).collect();
+    let strings = names.iter().filter_map(|n| n.as_str());
+    let found: Vec<_> = strings.map(|n| n.escape_debug().to_string()).collect();
     Err(Error::UnknownArchitecture {
         origin: f.origin.to_owned(),
         found: match found.as_slice() {
