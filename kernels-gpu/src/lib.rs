@@ -26,6 +26,8 @@ macro_rules! families {
 families! {
     /// Token embeddings.
     embed "embed";
+    /// Matrix products.
+    gemm "gemm";
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
     /// Rotary position embedding, fused with what surrounds it.
