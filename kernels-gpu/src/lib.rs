@@ -11,7 +11,7 @@
 #![no_std]
 #![cfg_attr(device, feature(abi_gpu_kernel, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics))]
 #![cfg_attr(device, allow(internal_features, named_asm_labels, dead_code))]
-#![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
+#![allow(clippy::missing_safety_doc, clippy::too_many_arguments, clippy::needless_range_loop)]
 
 #[macro_use]
 pub mod prim;
@@ -24,6 +24,8 @@ macro_rules! families {
     };
 }
 families! {
+    /// Attention over the paged KV cache.
+    attention "attention";
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
 }

@@ -29,6 +29,7 @@ pub mod convert;
 mod intrinsics;
 pub mod math;
 pub mod memory;
+pub mod memory_scalar;
 pub mod mma;
 pub mod shared;
 pub mod thread;
