@@ -28,6 +28,8 @@ families! {
     embed "embed";
     /// Matrix products.
     gemm "gemm";
+    /// Attention over the paged KV cache.
+    attention "attention";
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
     /// Rotary position embedding, fused with what surrounds it.

@@ -30,6 +30,7 @@ mod intrinsics;
 pub mod math;
 pub mod mbarrier;
 pub mod memory;
+pub mod memory_scalar;
 pub mod mma;
 pub mod shared;
 pub mod shared_atomic;
