@@ -181,7 +181,7 @@ mod tests {
         let words = philox4x32::<7>([17, 3, 0, 0], [0x89ab_cdef, 0x0123_4567]);
         let values = gpu::group(seed, group, 1.0, 0.0);
         for (word, pair) in words.iter().zip(values.chunks(2)) {
-            let [c, a, d, b] = word.to_le_bytes().map(f32::from);
+            let [a, b, c, d] = word.to_be_bytes().map(f32::from);
             assert_eq!(pair, [a + b + c + d - 510.0, a + b - c - d]);
         }
         assert!((gpu::INVERSE_DEVIATION * 21845f32.sqrt() - 1.0).abs() < 1e-6);
