@@ -7,6 +7,7 @@
 //! Each kernel is one file here and one with the same path in `kernels-gpu`: launcher, naive f32
 //! reference and the cases that tests and benches iterate ([`case`], [`kernels`]).
 
+pub mod act;
 mod buffer;
 pub mod case;
 mod check;
@@ -28,5 +29,5 @@ pub use ptx::Target;
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {
-    [embed::kernels(), norm::kernels(), rope::kernels()].into_iter().flatten().collect()
+    [embed::kernels(), norm::kernels(), rope::kernels(), act::kernels()].into_iter().flatten().collect()
 }
