@@ -24,6 +24,8 @@ macro_rules! families {
     };
 }
 families! {
+    /// Activations that no product's epilogue takes along.
+    act "act";
     /// Token embeddings.
     embed "embed";
     /// Matrix products.

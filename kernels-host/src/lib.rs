@@ -15,6 +15,7 @@ mod dtype;
 mod error;
 mod host;
 pub mod ptx;
+pub mod act;
 pub mod attention;
 pub mod embed;
 pub mod fill;
@@ -41,6 +42,7 @@ pub fn kernels() -> Vec<case::Kernel> {
         attention::kernels(),
         sample::kernels(),
         fill::kernels(),
+        act::kernels(),
     ];
     families.into_iter().flatten().collect()
 }
