@@ -26,4 +26,6 @@ macro_rules! families {
 families! {
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
+    /// Matrix products with fused epilogues.
+    gemm "gemm";
 }

@@ -1,8 +1,9 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 mod cases;
 mod reference;
+mod wgmma;
 
-use crate::{Check, DType, Error, Stream, Target, View, ViewMut};
+use crate::{Check, DType, Device, Error, Stream, View, ViewMut};
 use kernels_gpu::tile::epilogue::activation as code;
 
 /// `out = activation(a · wᵀ + bias) (+ out)`; accumulated in f32, rounded once.
@@ -43,8 +44,7 @@ impl Activation {
     }
 
     /// The kernels' parameter.
-    #[allow(dead_code)]
-    pub(crate) fn code(self) -> u32 {
+    fn code(self) -> u32 {
         match self {
             Activation::None => code::IDENTITY,
             Activation::GeluTanh | Activation::GeGlu => code::GELU_TANH,
@@ -67,11 +67,31 @@ pub(crate) struct Shape {
 
 /// The kernels that compute a [`Gemm`] on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {}
+pub(crate) enum Path {
+    /// More than 64 rows on Hopper: TMA and `wgmma`.
+    Wgmma(wgmma::Tile),
+}
+
+impl Path {
+    fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
+        match self {
+            Path::Wgmma(tile) => wgmma::launch(gemm, shape, tile, stream),
+        }
+    }
+}
 
 /// The kernel for a shape on a GPU.
-fn pick(_shape: &Shape, _target: Target) -> Option<Path> {
-    None
+fn pick(shape: &Shape, device: &Device) -> Option<Path> {
+    wgmma::pick(shape, device).map(Path::Wgmma)
+}
+
+/// Position of a kernel's entry in its table: bf16 and f16, plain, then gated, then with f32 output.
+fn entry_index(gemm: &Gemm<'_>) -> usize {
+    let kind = match (gemm.out.dtype(), gemm.activation.is_gated()) {
+        (DType::F32, _) => 2,
+        (_, gated) => usize::from(gated),
+    };
+    2 * kind + usize::from(gemm.a.dtype() == DType::F16)
 }
 
 impl Gemm<'_> {
@@ -83,12 +103,12 @@ impl Gemm<'_> {
     /// As [`Gemm::launch`]; on a GPU by `path` if it is given.
     pub(crate) fn launch_with(self, stream: &Stream, path: Option<Path>) -> Result<(), Error> {
         let shape = self.check()?;
-        let Some(target) = stream.device().target() else {
+        if stream.is_cpu() {
             reference::run(self, &shape);
             return Ok(());
-        };
-        match path.or_else(|| pick(&shape, target)) {
-            Some(path) => match path {},
+        }
+        match path.or_else(|| pick(&shape, stream.device())) {
+            Some(path) => path.launch(&self, &shape, stream),
             None => Err(Error::Unsupported { kernel: "gemm", what: "no GPU kernel yet: use --device cpu".into() }),
         }
     }
@@ -154,7 +174,7 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![crate::case::Kernel {
+    let picked = crate::case::Kernel {
         name: "gemm/gemm",
         entries: Vec::new(),
         pinned: || {
@@ -164,7 +184,8 @@ pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
         },
         #[cfg(feature = "proptest")]
         random: || cases::random(None, 150),
-    }]
+    };
+    vec![picked, wgmma::kernel()]
 }
 
 #[cfg(test)]

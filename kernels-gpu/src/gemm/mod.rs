@@ -1,0 +1,2 @@
+//! Matrix products with fused epilogues.
+pub mod wgmma;
