@@ -3,3 +3,4 @@ pub mod gemv;
 pub mod mma;
 pub mod skinny;
 mod tile;
+pub mod wgmma;

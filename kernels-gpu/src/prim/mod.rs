@@ -41,6 +41,17 @@ pub mod wgmma;
 
 pub use entry::*;
 
+/// The value, of which the compiler then knows nothing: it computes what follows from it anew instead of keeping
+/// earlier results in registers.
+#[inline(always)]
+pub fn opaque(value: i32) -> i32 {
+    device! {
+        let hidden;
+        core::arch::asm!("// {0}", inout(reg32) value => hidden, options(nomem, nostack));
+        hidden
+    }
+}
+
 /// What every device-only function does on the host.
 #[cfg(not(device))]
 #[cold]

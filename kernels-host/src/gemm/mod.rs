@@ -4,8 +4,9 @@ mod gemv;
 mod mma;
 mod reference;
 mod skinny;
+mod wgmma;
 
-use crate::{Check, DType, Error, Stream, Target, View, ViewMut};
+use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
 use kernels_gpu::tile::epilogue::activation as code;
 
 /// `out = activation(a · wᵀ + bias) (+ out)`; accumulated in f32, rounded once.
@@ -76,14 +77,17 @@ pub(crate) enum Path {
     Skinny,
     /// Any shape, 128 × 128 tiles on `mma.sync`.
     Mma,
+    /// Any shape on Hopper, by TMA and `wgmma`.
+    Wgmma(wgmma::Tile),
 }
 
 impl Path {
-    fn supports(self, shape: &Shape, _target: Target) -> bool {
+    fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
+            Path::Wgmma(_) => wgmma::supports(shape, target),
         }
     }
 
@@ -92,13 +96,15 @@ impl Path {
             Path::Gemv => gemv::launch(gemm, shape, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
+            Path::Wgmma(tile) => wgmma::launch(gemm, shape, tile, stream),
         }
     }
 }
 
 /// The kernel for a shape: the first of the list, best first, that can do it.
-fn pick(shape: &Shape, target: Target) -> Option<Path> {
-    [Path::Gemv, Path::Skinny, Path::Mma].into_iter().find(|path| path.supports(shape, target))
+fn pick(shape: &Shape, target: Target, device: &Device) -> Option<Path> {
+    let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
+    [Path::Gemv, Path::Skinny, wgmma, Path::Mma].into_iter().find(|path| path.supports(shape, target))
 }
 
 /// Position of a kernel's entry in its table: bf16 and f16, plain, then gated, then with f32 output.
@@ -148,7 +154,7 @@ impl Gemm<'_> {
         if shape.m == 0 || shape.n == 0 {
             return Ok(());
         }
-        match path.or_else(|| pick(&shape, target)).filter(|path| path.supports(&shape, target)) {
+        match path.or_else(|| pick(&shape, target, stream.device())).filter(|path| path.supports(&shape, target)) {
             Some(path) => path.launch(&self, &shape, stream),
             None => Err(Error::Unsupported { kernel: "gemm", what: format!("no kernel on {target} for {shape:?}") }),
         }
@@ -215,7 +221,7 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), skinny::kernel(), mma::kernel()]
+    vec![picked(), gemv::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
 }
 
 /// The cases through whatever kernel is picked.
