@@ -69,10 +69,7 @@ impl EmbeddedModel {
 
     /// A file of the model directory, decompressed on first use. `chat_template.jinja` is empty where there is none.
     pub fn file(&'static self, name: &str) -> Result<&'static [u8]> {
-        let error = |problem: String| Error::Embedded {
-            model: self.name.to_owned(),
-            problem,
-        };
+        let error = |problem: String| Error::Embedded { model: self.name.to_owned(), problem };
         let file = self.files.iter().find(|f| f.name == name);
         let file = file.ok_or_else(|| error(format!("it has no file {name}")))?;
         let unpack = || zstd::decode_all(file.compressed).map_err(|e| format!("{name}: {e}"));
@@ -93,10 +90,7 @@ impl EmbeddedModel {
 
     /// The weights.
     pub fn checkpoint(&'static self) -> Result<Checkpoint> {
-        Checkpoint::from_memory(
-            &self.origin("model.safetensors"),
-            self.file("model.safetensors")?,
-        )
+        Checkpoint::from_memory(&self.origin("model.safetensors"), self.file("model.safetensors")?)
     }
 
     /// The tokenizer.
@@ -147,21 +141,12 @@ mod tests {
             let ids = tokenizer.encode(&prompt.unwrap(), true).unwrap();
             assert!(tokenizer.decode(&ids, true).contains("What is 12 plus 7?"));
         }
-        assert!(
-            TINY_CHAT
-                .file("x")
-                .unwrap_err()
-                .to_string()
-                .contains("it has no file x")
-        );
+        assert!(TINY_CHAT.file("x").unwrap_err().to_string().contains("it has no file x"));
     }
 
     #[test]
     fn the_draft_shares_the_tokenizer() {
         let file = "tokenizer.json";
-        assert_eq!(
-            TINY_CHAT.file(file).unwrap(),
-            TINY_DRAFT.file(file).unwrap()
-        );
+        assert_eq!(TINY_CHAT.file(file).unwrap(), TINY_DRAFT.file(file).unwrap());
     }
 }

@@ -19,6 +19,13 @@ pub enum ModelSource {
     Embedded(&'static EmbeddedModel),
 }
 
+impl Default for ModelSource {
+    /// tiny-chat.
+    fn default() -> Self {
+        ModelSource::Embedded(&crate::embedded::TINY_CHAT)
+    }
+}
+
 impl ModelSource {
     /// The directory's last part, or the embedded model's name.
     pub fn name(&self) -> String {
@@ -98,18 +105,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let json = TINY_CHAT.file("config.json").unwrap();
         write_dummy(json, dir.path(), 1 << 20, 1).unwrap();
-        for source in [
-            ModelSource::Dir(dir.path().to_owned()),
-            ModelSource::Embedded(&TINY_CHAT),
-        ] {
+        for source in [ModelSource::Dir(dir.path().to_owned()), ModelSource::Embedded(&TINY_CHAT)] {
             let config = source.config().unwrap();
             assert_eq!(config, TINY_CHAT.config().unwrap());
             let tokenizer = source.tokenizer(&config).unwrap();
             let template = source.chat_template().unwrap();
             assert!(template.is_some());
-            let generation = source
-                .generation_config(&config, &tokenizer, template.as_ref())
-                .unwrap();
+            let generation = source.generation_config(&config, &tokenizer, template.as_ref()).unwrap();
             assert!(!generation.eos_token_ids.is_empty());
             assert!(source.checkpoint().unwrap().contains("model.norm.weight"));
         }

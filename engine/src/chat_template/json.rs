@@ -15,9 +15,7 @@ pub(super) fn tojson(
     separators: Option<Value>,
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
-    let ensure_ascii = ensure_ascii
-        .or(kwargs.get("ensure_ascii")?)
-        .unwrap_or(false);
+    let ensure_ascii = ensure_ascii.or(kwargs.get("ensure_ascii")?).unwrap_or(false);
     let indent: Option<Value> = indent.or(kwargs.get("indent")?);
     let separators: Option<Value> = separators.or(kwargs.get("separators")?);
     let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
@@ -36,13 +34,7 @@ pub(super) fn tojson(
         item = str(&pair.get_item_by_index(0)?)?;
         key = str(&pair.get_item_by_index(1)?)?;
     }
-    let json = Json {
-        ensure_ascii,
-        indent,
-        item,
-        key,
-        sort_keys,
-    };
+    let json = Json { ensure_ascii, indent, item, key, sort_keys };
     let mut out = String::new();
     json.value(value, &mut out, 0)?;
     Ok(Value::from(out))
@@ -68,9 +60,7 @@ impl Json {
             ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.checked();
-                self.container(items, ('[', ']'), out, depth, |item, out| {
-                    self.value(&item, out, depth + 1)
-                })?;
+                self.container(items, ('[', ']'), out, depth, |item, out| self.value(&item, out, depth + 1))?;
             }
             ValueKind::Map => {
                 let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
@@ -78,17 +68,11 @@ impl Json {
                 if self.sort_keys {
                     pairs.sort_by(|a, b| a.0.cmp(&b.0));
                 }
-                self.container(
-                    pairs.into_iter().map(Ok),
-                    ('{', '}'),
-                    out,
-                    depth,
-                    |(k, v), out| {
-                        self.key(&k, out)?;
-                        out.push_str(&self.key);
-                        self.value(&v, out, depth + 1)
-                    },
-                )?;
+                self.container(pairs.into_iter().map(Ok), ('{', '}'), out, depth, |(k, v), out| {
+                    self.key(&k, out)?;
+                    out.push_str(&self.key);
+                    self.value(&v, out, depth + 1)
+                })?;
             }
             kind => return Err(invalid(format!("tojson: {kind} is not JSON serializable"))),
         }

@@ -13,16 +13,12 @@ pub(super) fn install(env: &mut Environment<'_>) {
     env.set_unknown_method_callback(method);
     env.add_filter("tojson", super::json::tojson);
     env.add_filter("string", |v: &Value| str(v));
-    env.add_filter("trim", |s: &str, chars: Option<&str>| {
-        strip(s, chars, true, true).to_owned()
-    });
+    env.add_filter("trim", |s: &str, chars: Option<&str>| strip(s, chars, true, true).to_owned());
     for name in ["e", "escape"] {
         env.add_filter(name, |v: &Value| str(v).map(|text| escape(&text)));
     }
     env.add_test("sequence", |v: &Value| sized(v.kind()));
-    env.add_test("iterable", |v: &Value| {
-        sized(v.kind()) || v.kind() == ValueKind::Iterable
-    });
+    env.add_test("iterable", |v: &Value| sized(v.kind()) || v.kind() == ValueKind::Iterable);
     env.set_formatter(|out, _state, value| match value.as_str() {
         Some(text) => out.write_str(text).map_err(Error::from),
         None => out.write_str(&str(value)?).map_err(Error::from),
@@ -31,14 +27,7 @@ pub(super) fn install(env: &mut Environment<'_>) {
 
 /// Python's `len()` and `[]` work on it; Jinja2's Undefined counts, being an empty sequence.
 fn sized(kind: ValueKind) -> bool {
-    matches!(
-        kind,
-        ValueKind::String
-            | ValueKind::Bytes
-            | ValueKind::Seq
-            | ValueKind::Map
-            | ValueKind::Undefined
-    )
+    matches!(kind, ValueKind::String | ValueKind::Bytes | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
 }
 
 pub(super) fn invalid(problem: impl Into<String>) -> Error {
@@ -93,11 +82,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
             }
             out.push(if tuple { ')' } else { ']' });
         }
-        ValueKind::Map
-            if value
-                .as_object()
-                .is_some_and(|o| o.try_iter_pairs().is_some()) =>
-        {
+        ValueKind::Map if value.as_object().is_some_and(|o| o.try_iter_pairs().is_some()) => {
             out.push('{');
             let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
             for (i, (key, item)) in pairs.into_iter().flatten().enumerate() {
@@ -118,11 +103,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
 }
 
 fn repr_str(text: &str, out: &mut String) {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
         let _ = match c {
@@ -179,12 +160,7 @@ fn float(x: f64, out: &mut String) {
 }
 
 /// Python's methods on strings and lists: those here first, then minijinja's own collection.
-fn method(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
         && let Some(result) = string_method(text, name, args)?
     {
@@ -216,10 +192,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let sep = sep.filter(|s| !s.is_none());
             let sep = match &sep {
                 None => None,
-                Some(s) => Some(
-                    s.as_str()
-                        .ok_or_else(|| invalid("the separator must be a string"))?,
-                ),
+                Some(s) => Some(s.as_str().ok_or_else(|| invalid("the separator must be a string"))?),
             };
             let parts = split(text, sep, max.unwrap_or(-1), name == "rsplit")?;
             Value::from(parts)
@@ -323,12 +296,8 @@ fn split(text: &str, sep: Option<&str>, max: i64, from_end: bool) -> Result<Vec<
 }
 
 fn splitlines(text: &str, keep: bool) -> Vec<String> {
-    let ends_line = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
+    let ends_line =
+        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {

@@ -2,15 +2,7 @@
 
 /// `strftime` in the C locale on a UTC time; unknown directives are copied, as glibc does.
 pub(super) fn strftime(format: &str, unix_seconds: i64) -> String {
-    const DAYS: [&str; 7] = [
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-    ];
+    const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     const MONTHS: [&str; 12] = [
         "January",
         "February",
@@ -46,11 +38,7 @@ pub(super) fn strftime(format: &str, unix_seconds: i64) -> String {
             directive = chars.next();
         }
         let two = |n: i64| {
-            if bare {
-                n.to_string()
-            } else {
-                format!("{n:02}")
-            }
+            if bare { n.to_string() } else { format!("{n:02}") }
         };
         let text = match directive {
             Some('Y') => year.to_string(),
@@ -86,8 +74,7 @@ pub(super) fn strftime(format: &str, unix_seconds: i64) -> String {
 /// Days from 1970-01-01 to January 1st of `year`.
 fn civil_days(year: i64) -> i64 {
     let y = year - 1;
-    365 * (year - 1970) + (y.div_euclid(4) - 492) - (y.div_euclid(100) - 19)
-        + (y.div_euclid(400) - 4)
+    365 * (year - 1970) + (y.div_euclid(4) - 492) - (y.div_euclid(100) - 19) + (y.div_euclid(400) - 4)
 }
 
 /// Year, month and day of a day number; proleptic Gregorian.
@@ -98,10 +85,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
     }
     let leap = civil_days(year + 1) - civil_days(year) == 366;
     let mut rest = days - civil_days(year);
-    for (i, len) in [31, 28 + i64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30]
-        .iter()
-        .enumerate()
-    {
+    for (i, len) in [31, 28 + i64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30].iter().enumerate() {
         if rest < *len {
             return (year, i as i64 + 1, rest + 1);
         }
@@ -125,9 +109,6 @@ mod tests {
         ] {
             assert_eq!(strftime("%F %A %j", seconds), text);
         }
-        assert_eq!(
-            strftime("%-d %b %Y %-I%p %q%", 951_782_400),
-            "29 Feb 2000 12AM %q%"
-        );
+        assert_eq!(strftime("%-d %b %Y %-I%p %q%", 951_782_400), "29 Feb 2000 12AM %q%");
     }
 }
