@@ -3,7 +3,9 @@
 //! minijinja with the Python-isms that real templates use; the output equals that of transformers'
 //! `apply_chat_template(tokenize=False)`, which `tests/chat_templates` checks byte for byte.
 
+mod json;
 mod python;
+mod strftime;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -28,15 +30,8 @@ const FUEL: u64 = 10_000_000;
 /// Greatest prompt in bytes; far above any context, far below memory.
 const MAX_OUTPUT: usize = 64 << 20;
 /// The special tokens that templates may name, as in transformers.
-const SPECIAL_TOKENS: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// The templates of a model, compiled.
 #[derive(Debug)]
@@ -92,10 +87,7 @@ impl ChatTemplate {
         // Files replace what tokenizer_config.json says, all of it, as in transformers.
         let mut files = BTreeMap::new();
         if let Some(bytes) = optional(TEMPLATE_FILE)? {
-            files.insert(
-                "default".to_owned(),
-                (TEMPLATE_FILE.to_owned(), text(TEMPLATE_FILE, bytes)?),
-            );
+            files.insert("default".to_owned(), (TEMPLATE_FILE.to_owned(), text(TEMPLATE_FILE, bytes)?));
         }
         for (name, file, bytes) in extra_templates(dir)? {
             let source = text(&file, bytes)?;
@@ -118,15 +110,17 @@ impl ChatTemplate {
         builder.build()
     }
 
+    /// A special token by the name that templates use, such as `eos_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special_tokens.get(name)?.as_str()
+    }
+
     /// The prompt for a conversation. Encode it with special tokens parsed and no BOS added: the template writes its own.
     ///
     /// # Errors
     /// The conversation is empty, the template refuses it, or the template fails.
     pub fn render(&self, input: &ChatInput) -> Result<String> {
-        let refused = |message: String| Error::TemplateRefused {
-            origin: self.origin.clone(),
-            message,
-        };
+        let refused = |message: String| Error::TemplateRefused { origin: self.origin.clone(), message };
         if input.messages.is_empty() {
             return Err(refused("it is empty; give at least one message".to_owned()));
         }
@@ -152,30 +146,18 @@ impl ChatTemplate {
 
     fn select(&self, input: &ChatInput) -> Result<(&str, minijinja::Template<'_, '_>), String> {
         let find = |wanted: &str| {
-            self.env
-                .templates()
-                .find(|(name, _)| name.rsplit_once('#').is_some_and(|(_, n)| n == wanted))
+            self.env.templates().find(|(name, _)| name.rsplit_once('#').is_some_and(|(_, n)| n == wanted))
         };
         let found = match &input.template {
             Some(name) => find(name),
-            None => input
-                .tools
-                .as_ref()
-                .and_then(|_| find("tool_use"))
-                .or_else(|| find("default")),
+            None => input.tools.as_ref().and_then(|_| find("tool_use")).or_else(|| find("default")),
         };
         found.ok_or_else(|| {
-            let names = self
-                .env
-                .templates()
-                .filter_map(|(name, _)| name.rsplit_once('#'));
+            let names = self.env.templates().filter_map(|(name, _)| name.rsplit_once('#'));
             let mut names: Vec<_> = names.map(|(_, n)| n).collect();
             names.sort_unstable();
             let wanted = input.template.as_deref().unwrap_or("default");
-            format!(
-                "there is no template {wanted:?}; there are {}",
-                names.join(", ")
-            )
+            format!("there is no template {wanted:?}; there are {}", names.join(", "))
         })
     }
 
@@ -188,18 +170,10 @@ impl ChatTemplate {
         // Present even if absent: templates ask `tools is not none`.
         context.insert("tools", Value::from(Serde(&input.tools)));
         context.insert("documents", Value::from(Serde(&input.documents)));
-        context.insert(
-            "add_generation_prompt",
-            Value::from(input.add_generation_prompt),
-        );
+        context.insert("add_generation_prompt", Value::from(input.add_generation_prompt));
         let now = input.now.unwrap_or_else(SystemTime::now);
-        let seconds = now
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs() as i64);
-        context.insert(
-            "strftime_now",
-            Value::from_function(move |format: &str| python::strftime(format, seconds)),
-        );
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        context.insert("strftime_now", Value::from_function(move |format: &str| strftime::strftime(format, seconds)));
         Value::from(context)
     }
 }
@@ -212,10 +186,9 @@ fn extra_templates(dir: &Path) -> Result<Vec<(String, String, Vec<u8>)>> {
     let mut list = Vec::new();
     for entry in entries {
         let path = entry.map_err(Error::io("read", &folder))?.path();
-        let (Some(stem), Some("jinja")) = (
-            path.file_stem().and_then(|s| s.to_str()),
-            path.extension().and_then(|e| e.to_str()),
-        ) else {
+        let (Some(stem), Some("jinja")) =
+            (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()))
+        else {
             continue;
         };
         let file = format!("{EXTRA_TEMPLATES}/{stem}.jinja");
@@ -241,18 +214,11 @@ struct Builder {
 
 impl Builder {
     fn new(origin: &str) -> Self {
-        Builder {
-            origin: origin.to_owned(),
-            special_tokens: Map::new(),
-            templates: BTreeMap::new(),
-        }
+        Builder { origin: origin.to_owned(), special_tokens: Map::new(), templates: BTreeMap::new() }
     }
 
     fn parse(origin: &str, bytes: &[u8]) -> Result<Json> {
-        serde_json::from_slice(bytes).map_err(|source| Error::Json {
-            origin: origin.to_owned(),
-            source,
-        })
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { origin: origin.to_owned(), source })
     }
 
     fn special_tokens(&mut self, origin: &str, bytes: &[u8]) -> Result<()> {
@@ -272,8 +238,7 @@ impl Builder {
                 },
                 _ => continue,
             };
-            self.special_tokens
-                .insert(name.to_owned(), Json::from(token.as_str()));
+            self.special_tokens.insert(name.to_owned(), Json::from(token.as_str()));
         }
     }
 
@@ -286,28 +251,18 @@ impl Builder {
         match f.get("chat_template") {
             None => {}
             Some(Json::String(source)) => {
-                self.templates
-                    .insert("default".to_owned(), (file, source.clone()));
+                self.templates.insert("default".to_owned(), (file, source.clone()));
             }
             Some(Json::Array(list)) => {
                 for item in list {
-                    let (Some(name), Some(source)) =
-                        (item["name"].as_str(), item["template"].as_str())
-                    else {
-                        return Err(f.error(
-                            "chat_template",
-                            "every template needs a name and a template",
-                        ));
+                    let (Some(name), Some(source)) = (item["name"].as_str(), item["template"].as_str()) else {
+                        return Err(f.error("chat_template", "every template needs a name and a template"));
                     };
-                    self.templates
-                        .insert(name.to_owned(), (file.clone(), source.to_owned()));
+                    self.templates.insert(name.to_owned(), (file.clone(), source.to_owned()));
                 }
             }
             Some(_) => {
-                return Err(f.error(
-                    "chat_template",
-                    "must be a string or a list of named templates",
-                ));
+                return Err(f.error("chat_template", "must be a string or a list of named templates"));
             }
         }
         Ok(())
@@ -315,9 +270,7 @@ impl Builder {
 
     fn build(self) -> Result<ChatTemplate> {
         if self.templates.is_empty() {
-            return Err(Error::NoChatTemplate {
-                origin: self.origin,
-            });
+            return Err(Error::NoChatTemplate { origin: self.origin });
         }
         let mut env = environment();
         for (name, (file, source)) in self.templates {
@@ -326,34 +279,23 @@ impl Builder {
             env.add_template_owned(id.clone(), without_generation_tags(&source))
                 .map_err(|e| template_error(&id, &e))?;
         }
-        Ok(ChatTemplate {
-            env,
-            origin: self.origin,
-            special_tokens: self.special_tokens,
-        })
+        Ok(ChatTemplate { env, origin: self.origin, special_tokens: self.special_tokens })
     }
 }
 
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     // Building fails for ambiguous delimiters only; these are the default ones.
-    if let Ok(syntax) = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-    {
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         env.set_syntax(syntax);
     }
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
     env.set_debug(true);
-    env.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, minijinja::Error> {
-            let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
-            Err(error.with_source(Refusal(message)))
-        },
-    );
+    env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
+        Err(error.with_source(Refusal(message)))
+    });
     python::install(&mut env);
     env
 }
@@ -390,11 +332,7 @@ fn template_error(id: &str, error: &minijinja::Error) -> Error {
     if let Some(source) = std::error::Error::source(error) {
         problem = format!("{problem}: {source}");
     }
-    Error::Template {
-        origin: file_of(id),
-        line: error.line().unwrap_or(1),
-        problem: problem.replace('\n', " "),
-    }
+    Error::Template { origin: file_of(id), line: error.line().unwrap_or(1), problem: problem.replace('\n', " ") }
 }
 
 /// `{% generation %}` marks what the assistant wrote, for training. It prints its body in a scope of its own, as `{% with %}` does.
@@ -405,10 +343,7 @@ fn without_generation_tags(source: &str) -> String {
         let (before, tag) = rest.split_at(at + 2);
         out.push_str(before);
         let end = tag.find("%}").unwrap_or(tag.len());
-        let inner = tag[..end]
-            .trim_start_matches(['-', '+'])
-            .trim_end_matches(['-', '+'])
-            .trim();
+        let inner = tag[..end].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         rest = tag;
         for (word, instead) in [("endgeneration", "endwith"), ("generation", "with")] {
             if inner == word {

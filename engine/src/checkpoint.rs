@@ -79,20 +79,14 @@ impl Checkpoint {
             return Self::from_shards(origin, vec![shard]);
         }
         if !dir.join(INDEX_FILE).exists() {
-            return Err(Error::MissingFile {
-                path: dir.join(SINGLE_FILE),
-                hint: missing_weights_hint(dir),
-            });
+            return Err(Error::MissingFile { path: dir.join(SINGLE_FILE), hint: missing_weights_hint(dir) });
         }
         let weight_map = read_index(dir)?;
         let mut files: Vec<&String> = weight_map.values().collect();
         files.sort();
         files.dedup();
         let hint = format!("{INDEX_FILE} lists it; download it");
-        let shards = files
-            .into_iter()
-            .map(|file| map_file(dir, file, &hint))
-            .collect::<Result<Vec<_>>>()?;
+        let shards = files.into_iter().map(|file| map_file(dir, file, &hint)).collect::<Result<Vec<_>>>()?;
         let checkpoint = Self::from_shards(origin, shards)?;
         checkpoint.check_index(&weight_map)?;
         Ok(checkpoint)
@@ -105,11 +99,7 @@ impl Checkpoint {
     }
 
     fn from_shards(origin: String, files: Vec<(String, Data)>) -> Result<Self> {
-        let mut checkpoint = Checkpoint {
-            origin,
-            shards: Vec::new(),
-            tensors: HashMap::new(),
-        };
+        let mut checkpoint = Checkpoint { origin, shards: Vec::new(), tensors: HashMap::new() };
         for (file, data) in files {
             let (header_len, metadata) = parse_header(&file, data.bytes())?;
             let shard = checkpoint.shards.len();
@@ -124,11 +114,7 @@ impl Checkpoint {
                 }
                 checkpoint.tensors.insert(name, Entry { shard, info });
             }
-            checkpoint.shards.push(Shard {
-                file,
-                header_len,
-                data,
-            });
+            checkpoint.shards.push(Shard { file, header_len, data });
         }
         Ok(checkpoint)
     }
@@ -224,11 +210,7 @@ impl Checkpoint {
         /// Large enough to amortise the callback, small enough to balance shards over threads.
         const CHUNK: usize = 8 << 20;
         const PAGE: usize = 4096;
-        let total: u64 = self
-            .shards
-            .iter()
-            .map(|s| s.data.bytes().len() as u64)
-            .sum();
+        let total: u64 = self.shards.iter().map(|s| s.data.bytes().len() as u64).sum();
         let done = AtomicU64::new(0);
         progress(0, total);
         for shard in &self.shards {
@@ -279,9 +261,7 @@ impl TensorRef<'_> {
         self.check_buffer(out.len())?;
         match self.dtype {
             Dtype::Bf16 => self.convert(out, u16::from_le_bytes),
-            Dtype::F16 => self.convert(out, |b| {
-                bf16::from_f32(f16::from_le_bytes(b).to_f32()).to_bits()
-            }),
+            Dtype::F16 => self.convert(out, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()).to_bits()),
             Dtype::F32 => self.convert(out, |b| bf16::from_f32(f32::from_le_bytes(b)).to_bits()),
         }
         Ok(())
@@ -292,9 +272,7 @@ impl TensorRef<'_> {
         self.check_buffer(out.len())?;
         match self.dtype {
             Dtype::F16 => self.convert(out, u16::from_le_bytes),
-            Dtype::Bf16 => self.convert(out, |b| {
-                f16::from_f32(bf16::from_le_bytes(b).to_f32()).to_bits()
-            }),
+            Dtype::Bf16 => self.convert(out, |b| f16::from_f32(bf16::from_le_bytes(b).to_f32()).to_bits()),
             Dtype::F32 => self.convert(out, |b| f16::from_f32(f32::from_le_bytes(b)).to_bits()),
         }
         Ok(())
@@ -315,22 +293,16 @@ impl TensorRef<'_> {
         if buffer == self.elements() {
             return Ok(());
         }
-        Err(Error::WrongBuffer {
-            name: self.name.to_owned(),
-            elements: self.elements(),
-            buffer,
-        })
+        Err(Error::WrongBuffer { name: self.name.to_owned(), elements: self.elements(), buffer })
     }
 
     fn convert<T: Send, const N: usize>(&self, out: &mut [T], f: impl Fn([u8; N]) -> T + Sync) {
-        out.par_chunks_mut(CONVERT_CHUNK)
-            .zip(self.bytes.par_chunks(CONVERT_CHUNK * N))
-            .for_each(|(out, bytes)| {
-                let (elements, _) = bytes.as_chunks::<N>();
-                for (o, b) in out.iter_mut().zip(elements) {
-                    *o = f(*b);
-                }
-            });
+        out.par_chunks_mut(CONVERT_CHUNK).zip(self.bytes.par_chunks(CONVERT_CHUNK * N)).for_each(|(out, bytes)| {
+            let (elements, _) = bytes.as_chunks::<N>();
+            for (o, b) in out.iter_mut().zip(elements) {
+                *o = f(*b);
+            }
+        });
     }
 }
 
@@ -350,14 +322,11 @@ fn read_index(dir: &Path) -> Result<BTreeMap<String, String>> {
         weight_map: BTreeMap<String, String>,
     }
     let bytes = read_file(&dir.join(INDEX_FILE), "download it again")?;
-    let index: Index = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
-        origin: INDEX_FILE.to_owned(),
-        source,
-    })?;
+    let index: Index =
+        serde_json::from_slice(&bytes).map_err(|source| Error::Json { origin: INDEX_FILE.to_owned(), source })?;
     let outside = |file: &&String| {
         let path = Path::new(file.as_str());
-        path.file_name() != Some(path.as_os_str())
-            || path.extension().is_none_or(|e| e != "safetensors")
+        path.file_name() != Some(path.as_os_str()) || path.extension().is_none_or(|e| e != "safetensors")
     };
     if let Some(file) = index.weight_map.values().find(outside) {
         return Err(Error::Index {
@@ -373,10 +342,7 @@ fn map_file(dir: &Path, file: &str, hint: &str) -> Result<(String, Data)> {
     let handle = match std::fs::File::open(&path) {
         Ok(handle) => handle,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::MissingFile {
-                path,
-                hint: hint.to_owned(),
-            });
+            return Err(Error::MissingFile { path, hint: hint.to_owned() });
         }
         Err(e) => return Err(Error::io("open", &path)(e)),
     };
@@ -393,35 +359,23 @@ fn map_file(dir: &Path, file: &str, hint: &str) -> Result<(String, Data)> {
 
 /// Length of header with its length field, and the checked metadata: all offsets lie in `bytes`.
 fn parse_header(file: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
-    let truncated = |promised: u64| Error::Truncated {
-        file: file.to_owned(),
-        promised,
-        actual: bytes.len() as u64,
-    };
-    let damaged = |problem: String| Error::Header {
-        file: file.to_owned(),
-        problem,
-    };
+    let truncated = |promised: u64| Error::Truncated { file: file.to_owned(), promised, actual: bytes.len() as u64 };
+    let damaged = |problem: String| Error::Header { file: file.to_owned(), problem };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(truncated(8));
     };
     if bytes.starts_with(b"version https://git-lfs") {
-        return Err(damaged(
-            "it is a Git LFS pointer, not the weights".to_owned(),
-        ));
+        return Err(damaged("it is a Git LFS pointer, not the weights".to_owned()));
     }
     let header_len = u64::from_le_bytes(*length);
     if header_len > MAX_HEADER_BYTES {
-        return Err(damaged(format!(
-            "a header of {header_len} bytes is impossible"
-        )));
+        return Err(damaged(format!("a header of {header_len} bytes is impossible")));
     }
     // Fits: at most 100 MB.
     let Some(header) = rest.get(..header_len as usize) else {
         return Err(truncated(8 + header_len));
     };
-    let metadata: Metadata =
-        serde_json::from_slice(header).map_err(|e| damaged(e.to_string().replace('\n', " ")))?;
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|e| damaged(e.to_string().replace('\n', " ")))?;
     let present = (rest.len() - header.len()) as u64;
     let promised = metadata.data_len() as u64;
     if promised > present {

@@ -12,7 +12,8 @@ fn file(header: &str, data: usize) -> Vec<u8> {
     bytes
 }
 
-const TWO: &str = r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"I8","shape":[3],"data_offsets":[8,11]}}"#;
+const TWO: &str =
+    r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"I8","shape":[3],"data_offsets":[8,11]}}"#;
 
 fn open(bytes: Vec<u8>) -> Result<Checkpoint> {
     Checkpoint::from_memory("m.safetensors", bytes)
@@ -29,10 +30,7 @@ fn message<T>(r: Result<T>) -> String {
 fn tensors_shapes_and_dtypes() {
     let c = open(file(TWO, 11)).unwrap();
     let a = c.expect("a", &[2, 1]).unwrap();
-    assert_eq!(
-        (a.dtype, a.elements(), a.bytes),
-        (Dtype::F32, 2, &[0, 1, 2, 3, 4, 5, 6, 7][..])
-    );
+    assert_eq!((a.dtype, a.elements(), a.bytes), (Dtype::F32, 2, &[0, 1, 2, 3, 4, 5, 6, 7][..]));
     assert_eq!(
         message(c.expect("a", &[1, 2])),
         "m.safetensors: tensor a has shape [2, 1], config.json implies [1, 2]; the checkpoint does not fit its config.json"
@@ -48,48 +46,21 @@ fn tensors_shapes_and_dtypes() {
 #[test]
 fn damaged_headers() {
     let cases: &[(Vec<u8>, &str)] = &[
-        (
-            vec![],
-            "m.safetensors is truncated: header promises 8 bytes, the file has 0 bytes",
-        ),
-        (
-            file(TWO, 5),
-            "m.safetensors is truncated: header promises 128 bytes, the file has 122 bytes; download",
-        ),
+        (vec![], "m.safetensors is truncated: header promises 8 bytes, the file has 0 bytes"),
+        (file(TWO, 5), "m.safetensors is truncated: header promises 128 bytes, the file has 122 bytes; download"),
         (file(TWO, 12), "1 bytes follow the last tensor"),
-        (
-            file(TWO, 11)[..40].to_vec(),
-            "truncated: header promises 117 bytes, the file has 40 bytes",
-        ),
-        (
-            u64::MAX.to_le_bytes().to_vec(),
-            "a header of 18446744073709551615 bytes is impossible",
-        ),
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:00".to_vec(),
-            "Git LFS pointer",
-        ),
+        (file(TWO, 11)[..40].to_vec(), "truncated: header promises 117 bytes, the file has 40 bytes"),
+        (u64::MAX.to_le_bytes().to_vec(), "a header of 18446744073709551615 bytes is impossible"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00".to_vec(), "Git LFS pointer"),
         (file("{\"a\":", 0), "damaged safetensors header: EOF"),
         (file("[]", 0), "damaged safetensors header"),
+        (file(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8), "damaged safetensors header"),
         (
-            file(
-                r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
-                8,
-            ),
-            "damaged safetensors header",
-        ),
-        (
-            file(
-                r#"{"a":{"dtype":"U8","shape":[1152921504606846976],"data_offsets":[0,1152921504606846976]}}"#,
-                8,
-            ),
+            file(r#"{"a":{"dtype":"U8","shape":[1152921504606846976],"data_offsets":[0,1152921504606846976]}}"#, 8),
             "truncated: header promises 1152921504.6 GB",
         ),
         (
-            file(
-                r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#,
-                0,
-            ),
+            file(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#, 0),
             "damaged safetensors header",
         ),
     ];
@@ -132,10 +103,7 @@ fn conversions_from_every_dtype() {
 #[test]
 fn long_tensors_convert_in_order() {
     let n = 3 * CONVERT_CHUNK + 17;
-    let header = format!(
-        r#"{{"x":{{"dtype":"F32","shape":[{n}],"data_offsets":[0,{}]}}}}"#,
-        4 * n
-    );
+    let header = format!(r#"{{"x":{{"dtype":"F32","shape":[{n}],"data_offsets":[0,{}]}}}}"#, 4 * n);
     let mut bytes = file(&header, 0);
     bytes.extend((0..n).flat_map(|i| (i as f32).to_le_bytes()));
     let c = open(bytes).unwrap();
@@ -146,10 +114,7 @@ fn long_tensors_convert_in_order() {
     c.read_ahead(&|done, total| seen.lock().unwrap().push((done, total)));
     let total = (8 + header.len() + 4 * n) as u64;
     let seen = seen.into_inner().unwrap();
-    assert_eq!(
-        (seen[0], seen.iter().max().copied()),
-        ((0, total), Some((total, total)))
-    );
+    assert_eq!((seen[0], seen.iter().max().copied()), ((0, total), Some((total, total))));
 }
 
 fn sharded(dir: &Path, index: &str, shards: &[(&str, Vec<u8>)]) {
@@ -173,16 +138,10 @@ fn directories() {
     let index = r#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
     sharded(dir, index, &[("1.safetensors", file(one, 2))]);
     let text = message(Checkpoint::open(dir));
-    assert!(
-        text.contains("2.safetensors does not exist; model.safetensors.index.json lists it"),
-        "{text}"
-    );
+    assert!(text.contains("2.safetensors does not exist; model.safetensors.index.json lists it"), "{text}");
     sharded(dir, index, &[("2.safetensors", file(one, 2))]);
     let text = message(Checkpoint::open(dir));
-    assert_eq!(
-        text,
-        "tensor a is in both 1.safetensors and 2.safetensors; remove the stray shard"
-    );
+    assert_eq!(text, "tensor a is in both 1.safetensors and 2.safetensors; remove the stray shard");
     sharded(dir, index, &[("2.safetensors", file(other, 1))]);
     assert!(message(Checkpoint::open(dir)).starts_with("2.safetensors is truncated"));
     sharded(dir, index, &[("2.safetensors", vec![])]);
@@ -193,26 +152,11 @@ fn directories() {
     assert_eq!(c.tensor("b").unwrap().file, "2.safetensors");
 
     for (index, part) in [
-        (
-            r#"{"weight_map":{"c":"1.safetensors"}}"#,
-            "says that c is in 1.safetensors, where it is not",
-        ),
-        (
-            r#"{"weight_map":{"c":"../x.safetensors"}}"#,
-            "not a safetensors file beside it",
-        ),
-        (
-            r#"{"weight_map":{"c":"passwd"}}"#,
-            "not a safetensors file beside it",
-        ),
-        (
-            r#"{"weight_map":"#,
-            "model.safetensors.index.json is not valid JSON",
-        ),
-        (
-            r#"{}"#,
-            "model.safetensors.index.json is not valid JSON: missing field",
-        ),
+        (r#"{"weight_map":{"c":"1.safetensors"}}"#, "says that c is in 1.safetensors, where it is not"),
+        (r#"{"weight_map":{"c":"../x.safetensors"}}"#, "not a safetensors file beside it"),
+        (r#"{"weight_map":{"c":"passwd"}}"#, "not a safetensors file beside it"),
+        (r#"{"weight_map":"#, "model.safetensors.index.json is not valid JSON"),
+        (r#"{}"#, "model.safetensors.index.json is not valid JSON: missing field"),
     ] {
         sharded(dir, index, &[]);
         let text = message(Checkpoint::open(dir));

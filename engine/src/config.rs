@@ -177,20 +177,14 @@ impl ModelConfig {
     /// Reads `DIR/config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let bytes = read_file(
-            &path,
-            "MODEL must be a directory with config.json, *.safetensors and tokenizer.json",
-        )?;
+        let bytes = read_file(&path, "MODEL must be a directory with config.json, *.safetensors and tokenizer.json")?;
         Self::from_slice(&path.display().to_string(), &bytes)
     }
 
     /// Parses the bytes of a `config.json`; `origin` names them in errors.
     pub fn from_slice(origin: &str, bytes: &[u8]) -> Result<Self> {
         let value: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|source| Error::Json {
-                origin: origin.to_owned(),
-                source,
-            })?;
+            serde_json::from_slice(bytes).map_err(|source| Error::Json { origin: origin.to_owned(), source })?;
         let fields = Fields::new(origin, &value)?;
         let config = Self::parse(&fields)?;
         config.validate(&fields)?;
@@ -211,10 +205,9 @@ impl ModelConfig {
         use Architecture::{Llama, Mistral, Qwen2, Qwen3, Starcoder2};
         let architecture = architecture(f)?;
         if f.get("quantization_config").is_some() {
-            return Err(f.error(
-                "quantization_config",
-                "quantized checkpoints are not supported; use the bf16 or f16 one",
-            ));
+            return Err(
+                f.error("quantization_config", "quantized checkpoints are not supported; use the bf16 or f16 one")
+            );
         }
         let starcoder = architecture == Starcoder2;
         let hidden_size = f.required_int("hidden_size", 1, MAX_HIDDEN)?;
@@ -241,9 +234,7 @@ impl ModelConfig {
             Qwen2 | Qwen3 => 32_768,
             Starcoder2 => 4096,
         };
-        let max_position_embeddings = f
-            .int("max_position_embeddings", 1, MAX_POSITION)?
-            .unwrap_or(default_positions);
+        let max_position_embeddings = f.int("max_position_embeddings", 1, MAX_POSITION)?.unwrap_or(default_positions);
         let attention_bias = f.bool("attention_bias")?.unwrap_or(false);
         let use_bias = starcoder && f.bool("use_bias")?.unwrap_or(true);
         Ok(ModelConfig {
@@ -280,9 +271,7 @@ impl ModelConfig {
             sliding_window: sliding_window(f, architecture, num_layers)?,
             max_position_embeddings,
             dtype: dtype(f)?,
-            bos_token_id: default_ids(f, "bos_token_id", architecture, 1)?
-                .first()
-                .copied(),
+            bos_token_id: default_ids(f, "bos_token_id", architecture, 1)?.first().copied(),
             eos_token_ids: default_ids(f, "eos_token_id", architecture, 2)?,
         })
     }
@@ -291,31 +280,20 @@ impl ModelConfig {
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(f.error(
                 "num_key_value_heads",
-                format!(
-                    "{} does not divide the {} attention heads",
-                    self.num_kv_heads, self.num_heads
-                ),
+                format!("{} does not divide the {} attention heads", self.num_kv_heads, self.num_heads),
             ));
         }
         if !SUPPORTED_HEAD_DIMS.contains(&self.head_dim) {
             return Err(f.error(
                 "head_dim",
-                format!(
-                    "{} is not supported; the attention kernels exist for {SUPPORTED_HEAD_DIMS:?}",
-                    self.head_dim
-                ),
+                format!("{} is not supported; the attention kernels exist for {SUPPORTED_HEAD_DIMS:?}", self.head_dim),
             ));
         }
-        for (field, size) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-        ] {
+        for (field, size) in [("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)] {
             if !size.is_multiple_of(GEMM_K_MULTIPLE) {
                 return Err(f.error(
                     field,
-                    format!(
-                        "{size} is not a multiple of {GEMM_K_MULTIPLE}, which the GEMM kernels need"
-                    ),
+                    format!("{size} is not a multiple of {GEMM_K_MULTIPLE}, which the GEMM kernels need"),
                 ));
             }
         }
@@ -329,7 +307,8 @@ fn architecture(f: &Fields) -> Result<Architecture> {
     if let Some(found) = Architecture::ALL.into_iter().find(named) {
         return Ok(found);
     }
-    let found: Vec<_> = names.iter().filter_map(|n| n.as_str()).collect();
+    let strings = names.iter().filter_map(|n| n.as_str());
+    let found: Vec<_> = strings.map(|n| n.escape_debug().to_string()).collect();
     Err(Error::UnknownArchitecture {
         origin: f.origin.to_owned(),
         found: match found.as_slice() {
@@ -349,22 +328,14 @@ fn norm(f: &Fields, layer_norm: bool) -> Result<Norm> {
         }
     };
     if layer_norm {
-        Ok(Norm::Layer {
-            eps: eps("norm_epsilon", 1e-5)?,
-        })
+        Ok(Norm::Layer { eps: eps("norm_epsilon", 1e-5)? })
     } else {
-        Ok(Norm::Rms {
-            eps: eps("rms_norm_eps", 1e-6)?,
-        })
+        Ok(Norm::Rms { eps: eps("rms_norm_eps", 1e-6)? })
     }
 }
 
 fn activation(f: &Fields, starcoder: bool) -> Result<Activation> {
-    let default = if starcoder {
-        "gelu_pytorch_tanh"
-    } else {
-        "silu"
-    };
+    let default = if starcoder { "gelu_pytorch_tanh" } else { "silu" };
     match f.str("hidden_act")?.unwrap_or(default) {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
@@ -376,11 +347,7 @@ fn activation(f: &Fields, starcoder: bool) -> Result<Activation> {
     }
 }
 
-fn sliding_window(
-    f: &Fields,
-    architecture: Architecture,
-    num_layers: usize,
-) -> Result<Vec<Option<usize>>> {
+fn sliding_window(f: &Fields, architecture: Architecture, num_layers: usize) -> Result<Vec<Option<usize>>> {
     let window = f.int("sliding_window", 1, MAX_POSITION)?;
     match architecture {
         Architecture::Llama => Ok(vec![None; num_layers]),
@@ -397,11 +364,7 @@ fn sliding_window(
     }
 }
 
-fn qwen_windows(
-    f: &Fields,
-    num_layers: usize,
-    window: Option<usize>,
-) -> Result<Vec<Option<usize>>> {
+fn qwen_windows(f: &Fields, num_layers: usize, window: Option<usize>) -> Result<Vec<Option<usize>>> {
     let window = match (f.bool("use_sliding_window")?.unwrap_or(false), window) {
         (false, _) => None,
         (true, None) if f.has("sliding_window") => None,
@@ -409,15 +372,10 @@ fn qwen_windows(
     };
     let Some(types) = f.array("layer_types")? else {
         let first = f.int("max_window_layers", 0, MAX_POSITION)?.unwrap_or(28);
-        return Ok((0..num_layers)
-            .map(|i| window.filter(|_| i >= first))
-            .collect());
+        return Ok((0..num_layers).map(|i| window.filter(|_| i >= first)).collect());
     };
     if types.len() != num_layers {
-        return Err(f.error(
-            "layer_types",
-            format!("has {} entries for {num_layers} layers", types.len()),
-        ));
+        return Err(f.error("layer_types", format!("has {} entries for {num_layers} layers", types.len())));
     }
     types
         .iter()
@@ -441,10 +399,9 @@ fn dtype(f: &Fields) -> Result<Dtype> {
         None | Some("float32" | "float") => Ok(Dtype::F32),
         Some("float16" | "half") => Ok(Dtype::F16),
         Some("bfloat16") => Ok(Dtype::Bf16),
-        Some(other) => Err(f.error(
-            field,
-            format!("{other:?} is not supported; supported are float32, float16 and bfloat16"),
-        )),
+        Some(other) => {
+            Err(f.error(field, format!("{other:?} is not supported; supported are float32, float16 and bfloat16")))
+        }
     }
 }
 

@@ -116,12 +116,7 @@ enum Stage {
     /// `<0xE4>` tokens, collected until another token ends the run.
     ByteFallback { run: Vec<u8> },
     /// Strip on the joined text: characters still to drop at the start, and the tail that may be dropped.
-    Strip {
-        content: char,
-        start: usize,
-        stop: usize,
-        tail: String,
-    },
+    Strip { content: char, start: usize, stop: usize, tail: String },
 }
 
 impl Stage {
@@ -141,9 +136,7 @@ impl Stage {
             "Fuse" => *fused = true,
             "ByteLevel" if !*fused => {
                 *fused = true;
-                stages.push(Stage::ByteLevel {
-                    pending: Vec::new(),
-                });
+                stages.push(Stage::ByteLevel { pending: Vec::new() });
             }
             "ByteFallback" if !*fused => stages.push(Stage::ByteFallback { run: Vec::new() }),
             "Metaspace" if !*fused => stages.push(Stage::Metaspace {
@@ -191,12 +184,7 @@ impl Stage {
                 }
                 None => take_run(run).into_iter().chain([token]).collect(),
             },
-            Stage::Strip {
-                content,
-                start,
-                stop,
-                tail,
-            } => {
+            Stage::Strip { content, start, stop, tail } => {
                 let text = strip_start(&token, *content, start);
                 tail.push_str(text);
                 let kept = tail.trim_end_matches(*content).len();
@@ -353,10 +341,7 @@ mod tests {
     fn unsupported_decoders_are_refused_at_load() {
         let json = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
         let mut fused = false;
-        assert_eq!(
-            Stage::build(&json, &mut fused, &mut Vec::new()),
-            Err("WordPiece".to_owned())
-        );
+        assert_eq!(Stage::build(&json, &mut fused, &mut Vec::new()), Err("WordPiece".to_owned()));
     }
 
     fn decoders() -> impl Strategy<Value = Value> {

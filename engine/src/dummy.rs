@@ -44,12 +44,7 @@ pub struct DummySummary {
 /// # Errors
 /// The config is refused, its vocabulary is below 260 (256 bytes and the special tokens), or a file
 /// cannot be written.
-pub fn write_dummy(
-    config_json: &[u8],
-    dir: &Path,
-    shard_bytes: u64,
-    seed: u64,
-) -> Result<DummySummary> {
+pub fn write_dummy(config_json: &[u8], dir: &Path, shard_bytes: u64, seed: u64) -> Result<DummySummary> {
     let config = ModelConfig::from_slice("config.json", config_json)?;
     let (tokenizer, eos) = tokenizer_json(&config)?;
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -67,10 +62,7 @@ pub fn write_dummy(
         "model_max_length": config.max_position_embeddings,
         "chat_template": CHAT_TEMPLATE,
     });
-    write(
-        "tokenizer_config.json",
-        pretty(&tokenizer_config).as_bytes(),
-    )?;
+    write("tokenizer_config.json", pretty(&tokenizer_config).as_bytes())?;
     let generation = json!({"do_sample": false, "eos_token_id": eos});
     write("generation_config.json", pretty(&generation).as_bytes())?;
     write_shards(&config, dir, shard_bytes, seed)
@@ -80,12 +72,7 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-fn write_shards(
-    config: &ModelConfig,
-    dir: &Path,
-    shard_bytes: u64,
-    seed: u64,
-) -> Result<DummySummary> {
+fn write_shards(config: &ModelConfig, dir: &Path, shard_bytes: u64, seed: u64) -> Result<DummySummary> {
     let specs = tensors(config);
     let bytes = |t: &TensorSpec| (t.elements() * config.dtype.size()) as u64;
     let mut shards: Vec<(u64, Vec<&TensorSpec>)> = Vec::new();
@@ -116,11 +103,7 @@ fn write_shards(
         let path = dir.join(INDEX_FILE);
         std::fs::write(&path, pretty(&index)).map_err(Error::io("write", &path))?;
     }
-    Ok(DummySummary {
-        parameters: specs.iter().map(|t| t.elements() as u64).sum(),
-        bytes: total,
-        shards: count,
-    })
+    Ok(DummySummary { parameters: specs.iter().map(|t| t.elements() as u64).sum(), bytes: total, shards: count })
 }
 
 fn write_shard(path: &Path, list: &[&TensorSpec], dtype: Dtype, seed: u64) -> std::io::Result<()> {
@@ -152,12 +135,7 @@ fn write_shard(path: &Path, list: &[&TensorSpec], dtype: Dtype, seed: u64) -> st
     out.flush()
 }
 
-fn write_tensor(
-    out: &mut impl Write,
-    t: &TensorSpec,
-    dtype: Dtype,
-    seed: u64,
-) -> std::io::Result<()> {
+fn write_tensor(out: &mut impl Write, t: &TensorSpec, dtype: Dtype, seed: u64) -> std::io::Result<()> {
     let stream = name_hash(&t.name) ^ splitmix(seed);
     let mean = match t.kind {
         TensorKind::NormWeight => 1.0,
@@ -168,10 +146,7 @@ fn write_tensor(
     for start in (0..t.elements()).step_by(chunk) {
         let len = chunk.min(t.elements() - start);
         buffer.resize(len * dtype.size(), 0);
-        let pieces = buffer
-            .par_chunks_mut(dtype.size())
-            .with_min_len(1 << 14)
-            .enumerate();
+        let pieces = buffer.par_chunks_mut(dtype.size()).with_min_len(1 << 14).enumerate();
         pieces.for_each(|(i, piece)| {
             let value = mean + STD * normal(stream.wrapping_add((start + i) as u64));
             match dtype {
@@ -195,9 +170,7 @@ fn normal(counter: u64) -> f32 {
 }
 
 fn splitmix(x: u64) -> u64 {
-    let mut z = x
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = x.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -256,11 +229,7 @@ fn tokenizer_json(config: &ModelConfig) -> Result<(Value, Vec<u32>)> {
             "vocab": vocab, "merges": merges},
     });
     let is_eos = |token: &str| token == "<|im_end|>" || token.starts_with("<|eos_");
-    let eos = special
-        .iter()
-        .filter(|(_, t)| is_eos(t))
-        .map(|(id, _)| *id)
-        .collect();
+    let eos = special.iter().filter(|(_, t)| is_eos(t)).map(|(id, _)| *id).collect();
     Ok((tokenizer, eos))
 }
 
@@ -279,11 +248,7 @@ fn special_tokens(config: &ModelConfig) -> Vec<(u32, String)> {
     for id in eos.iter().skip(1) {
         place(Some(*id), format!("<|eos_{id}|>"), &mut tokens);
     }
-    place(
-        config.bos_token_id,
-        "<|begin_of_text|>".to_owned(),
-        &mut tokens,
-    );
+    place(config.bos_token_id, "<|begin_of_text|>".to_owned(), &mut tokens);
     place(None, "<|im_start|>".to_owned(), &mut tokens);
     tokens.sort();
     tokens
@@ -313,10 +278,7 @@ fn syllables() -> impl Iterator<Item = (String, String)> {
     let join = |(a, b): (char, char)| format!("{a}{b}");
     let spaced = pairs().map(move |p| ("\u{120}".to_owned(), join(p)));
     let quads = pairs().flat_map(move |p| pairs().map(move |q| (join(p), join(q))));
-    pairs()
-        .map(|(a, b)| (a.to_string(), b.to_string()))
-        .chain(spaced)
-        .chain(quads)
+    pairs().map(|(a, b)| (a.to_string(), b.to_string())).chain(spaced).chain(quads)
 }
 
 #[cfg(test)]
@@ -341,29 +303,18 @@ mod tests {
         }
         assert_eq!(checkpoint.names().count(), tensors(&config).len());
 
-        let q = checkpoint
-            .tensor("model.layers.0.self_attn.q_proj.weight")
-            .unwrap();
+        let q = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
         let mut values = vec![0f32; q.elements()];
         q.to_f32(&mut values).unwrap();
         let n = values.len() as f32;
         let mean = values.iter().sum::<f32>() / n;
         let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n).sqrt();
         // 16384 draws: standard errors 1.6e-4 and 1.1e-4.
-        assert!(
-            mean.abs() < 1e-3 && (std - STD).abs() < 1e-3,
-            "{mean} {std}"
-        );
-        let k = checkpoint
-            .tensor("model.layers.0.self_attn.k_proj.weight")
-            .unwrap();
+        assert!(mean.abs() < 1e-3 && (std - STD).abs() < 1e-3, "{mean} {std}");
+        let k = checkpoint.tensor("model.layers.0.self_attn.k_proj.weight").unwrap();
         assert_ne!(&q.bytes[..64], &k.bytes[..64]);
         let mut norm = vec![0f32; 128];
-        checkpoint
-            .tensor("model.norm.weight")
-            .unwrap()
-            .to_f32(&mut norm)
-            .unwrap();
+        checkpoint.tensor("model.norm.weight").unwrap().to_f32(&mut norm).unwrap();
         assert!(norm.iter().all(|w| (w - 1.0).abs() < 0.1));
     }
 
@@ -395,11 +346,6 @@ mod tests {
         }
         let small = CONFIG.replace("2048", "200");
         let config = ModelConfig::from_slice("config.json", small.as_bytes()).unwrap();
-        assert!(
-            tokenizer_json(&config)
-                .unwrap_err()
-                .to_string()
-                .contains("use at least 260")
-        );
+        assert!(tokenizer_json(&config).unwrap_err().to_string().contains("use at least 260"));
     }
 }

@@ -1,10 +1,10 @@
 //! The engine proper: a scheduler and a runner, one step after another. Knows tokens, not text.
+use crate::config::{Dtype, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kv::PAGE_TOKENS;
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{MemoryBudget, Runner};
 use crate::scheduler::{Limits, Progress, Scheduler, SequenceId, SequenceRequest};
-use crate::config::{Dtype, ModelConfig};
 use kernels_host::{DType, Device};
 
 /// Bounds and memory of an engine.
@@ -24,7 +24,13 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { max_model_len: None, max_num_seqs: 64, max_num_batched_tokens: 2048, kv_cache_tokens: None, gpu_memory_utilization: 0.9 }
+        EngineConfig {
+            max_model_len: None,
+            max_num_seqs: 64,
+            max_num_batched_tokens: 2048,
+            kv_cache_tokens: None,
+            gpu_memory_utilization: 0.9,
+        }
     }
 }
 
@@ -36,12 +42,22 @@ pub struct Engine {
 
 impl Engine {
     /// Loads weights and reserves all memory.
-    pub fn load(device: &Device, model: &ModelConfig, source: WeightSource<'_>, config: &EngineConfig, progress: &LoadProgress<'_>) -> Result<Self> {
+    pub fn load(
+        device: &Device,
+        model: &ModelConfig,
+        source: WeightSource<'_>,
+        config: &EngineConfig,
+        progress: &LoadProgress<'_>,
+    ) -> Result<Self> {
         let dtype = compute_dtype(model);
         let mut limits = Limits {
             max_tokens: config.max_num_batched_tokens.max(config.max_num_seqs).max(1),
             max_sequences: config.max_num_seqs.max(1),
-            max_model_len: config.max_model_len.unwrap_or(model.max_position_embeddings).min(model.max_position_embeddings).max(2),
+            max_model_len: config
+                .max_model_len
+                .unwrap_or(model.max_position_embeddings)
+                .min(model.max_position_embeddings)
+                .max(2),
         };
         let pages = plan_pages(device, model, dtype, config, &mut limits)?;
         let stream = device.stream()?;
@@ -82,7 +98,9 @@ impl Engine {
         }
         let vocab = self.runner.model().config().vocab_size;
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
-            return Err(Error::Request { problem: format!("the prompt holds token {token}, the vocabulary has {vocab}") });
+            return Err(Error::Request {
+                problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
+            });
         }
         Ok(self.scheduler.add(request))
     }
@@ -110,7 +128,12 @@ impl Engine {
     /// Logits of every token of `tokens`, [tokens, vocab_size], by a prefill in steps as [`Engine::step`] makes them.
     /// Nothing else may be queued.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let request = SequenceRequest { prompt: tokens.to_vec(), max_tokens: 1, stop_tokens: Vec::new(), sampling: Default::default() };
+        let request = SequenceRequest {
+            prompt: tokens.to_vec(),
+            max_tokens: 1,
+            stop_tokens: Vec::new(),
+            sampling: Default::default(),
+        };
         let id = self.add(request)?;
         let vocab = self.runner.model().config().vocab_size;
         let mut all = vec![0.0; tokens.len() * vocab];
@@ -135,7 +158,13 @@ pub fn compute_dtype(model: &ModelConfig) -> DType {
 }
 
 /// Pages of the KV cache; shortens `max_model_len` where it was not asked for and does not fit.
-fn plan_pages(device: &Device, model: &ModelConfig, dtype: DType, config: &EngineConfig, limits: &mut Limits) -> Result<usize> {
+fn plan_pages(
+    device: &Device,
+    model: &ModelConfig,
+    dtype: DType,
+    config: &EngineConfig,
+    limits: &mut Limits,
+) -> Result<usize> {
     let needed = |tokens: usize| tokens.div_ceil(PAGE_TOKENS);
     let budget = MemoryBudget::of(model, dtype, limits);
     if let Some(tokens) = config.kv_cache_tokens {

@@ -98,9 +98,7 @@ pub enum Error {
         second: String,
     },
     /// A tensor that the architecture needs is in no shard.
-    #[error(
-        "tensor {name} is missing from {origin}; the checkpoint does not fit its config.json{hint}"
-    )]
+    #[error("tensor {name} is missing from {origin}; the checkpoint does not fit its config.json{hint}")]
     MissingTensor {
         /// Tensor name.
         name: String,
@@ -124,9 +122,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// A tensor's element type is not F32, F16 or BF16.
-    #[error(
-        "{file}: tensor {name} is {found}, supported are F32, F16 and BF16; use an unquantized checkpoint"
-    )]
+    #[error("{file}: tensor {name} is {found}, supported are F32, F16 and BF16; use an unquantized checkpoint")]
     WrongDtype {
         /// File name.
         file: String,
@@ -225,11 +221,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Error::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Error::Io { action, path: path.to_owned(), source }
     }
 }
 
@@ -250,10 +242,9 @@ impl std::fmt::Display for Bytes {
 pub(crate) fn read_file(path: &Path, hint: &str) -> Result<Vec<u8>> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(bytes),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::MissingFile {
-            path: path.to_owned(),
-            hint: hint.to_owned(),
-        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::MissingFile { path: path.to_owned(), hint: hint.to_owned() })
+        }
         Err(e) => Err(Error::io("read", path)(e)),
     }
 }

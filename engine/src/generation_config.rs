@@ -39,10 +39,7 @@ impl GenerationConfig {
     /// Parses the bytes of a `generation_config.json`; `origin` names them in errors.
     pub fn from_slice(origin: &str, bytes: &[u8]) -> Result<Self> {
         let value: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|source| Error::Json {
-                origin: origin.to_owned(),
-                source,
-            })?;
+            serde_json::from_slice(bytes).map_err(|source| Error::Json { origin: origin.to_owned(), source })?;
         let f = Fields::new(origin, &value)?;
         let float = |field: &str, min: f64, max: f64| -> Result<Option<f32>> {
             Ok(f.float_in(field, min, max)?.map(|x| x as f32))
@@ -54,10 +51,7 @@ impl GenerationConfig {
             do_sample: f.bool("do_sample")?.unwrap_or(false) && temperature != Some(0.0),
             temperature: temperature.filter(positive),
             top_p: float("top_p", 0.0, 1.0)?.filter(positive),
-            top_k: f
-                .int("top_k", 0, u32::MAX as usize)?
-                .filter(|k| *k > 0)
-                .map(|k| k as u32),
+            top_k: f.int("top_k", 0, u32::MAX as usize)?.filter(|k| *k > 0).map(|k| k as u32),
             min_p: float("min_p", 0.0, 1.0)?,
             repetition_penalty: float("repetition_penalty", 0.0, 1e4)?.filter(positive),
             eos_token_ids: f.token_ids("eos_token_id")?,
@@ -66,15 +60,9 @@ impl GenerationConfig {
 
     /// Adds the end tokens that `config.json` and the tokenizer's `eos_token` name. Chat models often name their
     /// end-of-turn token in one of the three places only.
-    pub fn add_eos(
-        &mut self,
-        config: &ModelConfig,
-        tokenizer: &Tokenizer,
-        eos_token: Option<&str>,
-    ) {
+    pub fn add_eos(&mut self, config: &ModelConfig, tokenizer: &Tokenizer, eos_token: Option<&str>) {
         self.eos_token_ids.extend(&config.eos_token_ids);
-        self.eos_token_ids
-            .extend(eos_token.and_then(|token| tokenizer.token_id(token)));
+        self.eos_token_ids.extend(eos_token.and_then(|token| tokenizer.token_id(token)));
         self.eos_token_ids.sort_unstable();
         self.eos_token_ids.dedup();
     }
@@ -99,20 +87,15 @@ mod tests {
         )
         .unwrap();
         assert!(g.do_sample);
-        assert_eq!(
-            (g.temperature, g.top_p, g.top_k),
-            (Some(0.6), Some(0.9), None)
-        );
+        assert_eq!((g.temperature, g.top_p, g.top_k), (Some(0.6), Some(0.9), None));
         assert_eq!(g.eos_token_ids, [128001, 128008, 128009]);
     }
 
     #[test]
     fn zero_means_greedy_or_off() {
-        let g = parse(r#"{"do_sample": true, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "eos_token_id": null}"#).unwrap();
-        assert_eq!(
-            (g.do_sample, g.temperature, g.top_k, g.top_p),
-            (false, None, None, Some(1.0))
-        );
+        let g = parse(r#"{"do_sample": true, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "eos_token_id": null}"#)
+            .unwrap();
+        assert_eq!((g.do_sample, g.temperature, g.top_k, g.top_p), (false, None, None, Some(1.0)));
     }
 
     #[test]
@@ -126,10 +109,7 @@ mod tests {
         let tokenizer = byte_level();
         let mut g = parse(r#"{"eos_token_id": 7}"#).unwrap();
         g.add_eos(&config, &tokenizer, Some("<|eot|>"));
-        assert_eq!(
-            g.eos_token_ids,
-            [7, 9, tokenizer.token_id("<|eot|>").unwrap()]
-        );
+        assert_eq!(g.eos_token_ids, [7, 9, tokenizer.token_id("<|eot|>").unwrap()]);
         g.add_eos(&config, &tokenizer, None);
         assert_eq!(g.eos_token_ids.len(), 3);
     }
@@ -137,19 +117,10 @@ mod tests {
     #[test]
     fn refusals() {
         for (json, part) in [
-            (
-                r#"{"temperature": -1}"#,
-                "temperature: must be from 0 to 10000, is -1",
-            ),
+            (r#"{"temperature": -1}"#, "temperature: must be from 0 to 10000, is -1"),
             (r#"{"top_p": 1.5}"#, "top_p: must be from 0 to 1"),
-            (
-                r#"{"top_k": "x"}"#,
-                "top_k: must be a whole number, is a string",
-            ),
-            (
-                r#"{"eos_token_id": "x"}"#,
-                "eos_token_id: must be a token id",
-            ),
+            (r#"{"top_k": "x"}"#, "top_k: must be a whole number, is a string"),
+            (r#"{"eos_token_id": "x"}"#, "eos_token_id: must be a token id"),
             ("[]", "must be a JSON object, is a list"),
             ("{", "is not valid JSON"),
         ] {
@@ -157,10 +128,7 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(
-            GenerationConfig::from_dir(dir.path()).unwrap(),
-            GenerationConfig::default()
-        );
+        assert_eq!(GenerationConfig::from_dir(dir.path()).unwrap(), GenerationConfig::default());
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Wootz's inference engine: model loading, KV cache, forward pass, sampling.
 //!
-//! No HTTP, no environment variables, no global state. [`engine::Engine`] runs steps over tokens.
+//! No HTTP, no environment variables, no global state. [`llm::Llm`] is text in, text out;
+//! [`engine::Engine`] below it runs steps over tokens.
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod model;
 pub mod runner;
 pub mod sampling;
 pub mod scheduler;
+pub mod source;
 pub mod stop;
 pub mod tokenizer;
 pub mod weights;

@@ -1,94 +1,18 @@
 //! A model with its tokenizer and chat template: text in, text out.
 use crate::chat_template::{ChatInput, ChatTemplate};
-use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
 use crate::detokenize::Detokenizer;
-use crate::embedded::EmbeddedModel;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Error, Result};
 use crate::generation_config::GenerationConfig;
 use crate::model::{LoadProgress, WeightSource};
 use crate::sampling::SamplingParams;
 use crate::scheduler::{FinishReason, Progress, SequenceId, SequenceRequest};
+use crate::source::ModelSource;
 use crate::stop::StopStrings;
 use crate::tokenizer::Tokenizer;
 use kernels_host::Device;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// Where a model's files are.
-#[derive(Clone, Debug)]
-pub enum ModelSource {
-    /// A Hugging Face model directory.
-    Directory(PathBuf),
-    /// A model in the binary.
-    Embedded(EmbeddedModel),
-}
-
-impl Default for ModelSource {
-    /// The embedded chat model.
-    fn default() -> Self {
-        ModelSource::Embedded(EmbeddedModel::TinyChat)
-    }
-}
-
-impl ModelSource {
-    /// The model's name for people: the directory's, or the embedded model's.
-    pub fn name(&self) -> String {
-        match self {
-            ModelSource::Directory(dir) => {
-                let full = dir.canonicalize().unwrap_or_else(|_| dir.clone());
-                full.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned())
-            }
-            ModelSource::Embedded(model) => model.name().to_owned(),
-        }
-    }
-
-    /// Reads `config.json`.
-    pub fn config(&self) -> Result<ModelConfig> {
-        match self {
-            ModelSource::Directory(dir) => ModelConfig::from_dir(dir),
-            ModelSource::Embedded(model) => ModelConfig::from_slice(&model.origin("config.json"), model.config()),
-        }
-    }
-
-    /// Opens the weights.
-    pub fn checkpoint(&self) -> Result<Checkpoint> {
-        match self {
-            ModelSource::Directory(dir) => Checkpoint::open(dir),
-            ModelSource::Embedded(model) => Checkpoint::from_memory(&model.origin("model.safetensors"), model.weights()?),
-        }
-    }
-
-    /// Opens the tokenizer.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        match self {
-            ModelSource::Directory(dir) => Tokenizer::from_dir(dir),
-            ModelSource::Embedded(model) => Tokenizer::from_slice(&model.origin("tokenizer.json"), model.tokenizer()),
-        }
-    }
-
-    /// Opens the chat template; a base model has none.
-    pub fn chat_template(&self) -> Result<ChatTemplate> {
-        match self {
-            ModelSource::Directory(dir) => ChatTemplate::from_dir(dir),
-            ModelSource::Embedded(model) => {
-                ChatTemplate::from_memory(&model.origin("tokenizer_config.json"), model.tokenizer_config(), None)
-            }
-        }
-    }
-
-    /// Reads `generation_config.json`, if there is one.
-    pub fn generation_config(&self) -> Result<GenerationConfig> {
-        match self {
-            ModelSource::Directory(dir) => GenerationConfig::from_dir(dir),
-            ModelSource::Embedded(model) => {
-                GenerationConfig::from_slice(&model.origin("generation_config.json"), model.generation_config())
-            }
-        }
-    }
-}
 
 /// What a generation may do.
 #[derive(Clone, Debug, Default)]
@@ -136,29 +60,24 @@ pub struct Llm {
     /// A base model has none: an error only when somebody chats.
     template: Option<ChatTemplate>,
     generation: GenerationConfig,
-    stop_tokens: Vec<u32>,
     name: String,
 }
 
 impl Llm {
     /// Loads a model onto a device.
-    pub fn load(source: &ModelSource, device: &Device, config: &EngineConfig, progress: &LoadProgress<'_>) -> Result<Self> {
+    pub fn load(
+        source: &ModelSource,
+        device: &Device,
+        config: &EngineConfig,
+        progress: &LoadProgress<'_>,
+    ) -> Result<Self> {
         let model = source.config()?;
-        let tokenizer = source.tokenizer()?;
-        tokenizer.check_vocab(model.vocab_size)?;
-        let template = match source.chat_template() {
-            Ok(template) => Some(template),
-            Err(Error::NoChatTemplate { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        let generation = source.generation_config()?;
-        let mut stop_tokens = generation.eos_token_ids.clone();
-        stop_tokens.extend(&model.eos_token_ids);
-        stop_tokens.sort_unstable();
-        stop_tokens.dedup();
+        let tokenizer = source.tokenizer(&model)?;
+        let template = source.chat_template()?;
+        let generation = source.generation_config(&model, &tokenizer, template.as_ref())?;
         let checkpoint = source.checkpoint()?;
         let engine = Engine::load(device, &model, WeightSource::Checkpoint(&checkpoint), config, progress)?;
-        Ok(Llm { engine, tokenizer, template, generation, stop_tokens, name: source.name() })
+        Ok(Llm { engine, tokenizer, template, generation, name: source.name() })
     }
 
     /// The model's name for people.
@@ -184,7 +103,11 @@ impl Llm {
     /// Prompt tokens of a conversation, ready for the assistant's turn.
     pub fn chat_prompt(&self, messages: &[serde_json::Value]) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or_else(|| Error::NoChatTemplate { origin: self.name.clone() })?;
-        let text = template.render(&ChatInput { messages: messages.to_vec(), add_generation_prompt: true, ..Default::default() })?;
+        let text = template.render(&ChatInput {
+            messages: messages.to_vec(),
+            add_generation_prompt: true,
+            ..Default::default()
+        })?;
         // The template writes the special tokens itself.
         self.tokenizer.encode(&text, true)
     }
@@ -207,7 +130,7 @@ impl Llm {
             let request = SequenceRequest {
                 prompt: prompt.clone(),
                 max_tokens: options.max_tokens.unwrap_or(usize::MAX),
-                stop_tokens: if options.ignore_eos { Vec::new() } else { self.stop_tokens.clone() },
+                stop_tokens: if options.ignore_eos { Vec::new() } else { self.generation.eos_token_ids.clone() },
                 sampling: options.sampling,
             };
             match self.engine.add(request).and_then(|id| Answer::new(id, &self.tokenizer, prompt, options)) {

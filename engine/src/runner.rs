@@ -77,7 +77,7 @@ impl Runner {
             kv_lens: u32s(limits.max_sequences)?,
             query_starts: u32s(limits.max_sequences + 1)?,
             rows: u32s(limits.max_sequences)?,
-            params: u32s(limits.max_sequences * sample::PARAM_WORDS)?,
+            params: u32s(limits.max_sequences * sample::SamplingParams::WORDS)?,
         };
         Ok(Runner {
             logits: Buffer::new(&device, DType::F32, limits.max_sequences * logits_stride)?,
@@ -110,12 +110,12 @@ impl Runner {
             return Ok(Vec::new());
         }
         self.head(&plan.sample_rows)?;
-        let params: Vec<u32> = plan.sampling.iter().flat_map(|(params, position)| param_words(params, *position)).collect();
-        self.stream.upload(&params, self.inputs.params.matrix_mut(1, params.len()))?;
+        let params: Vec<_> = plan.sampling.iter().map(|(params, position)| device_params(params, *position)).collect();
+        self.stream.upload(&params, self.inputs.params.matrix_mut(count, sample::SamplingParams::WORDS))?;
         let vocab = self.model.config().vocab_size;
         Sample {
             logits: self.logits.matrix(count, self.logits_stride).columns(0, vocab),
-            params: self.inputs.params.matrix(count, sample::PARAM_WORDS),
+            params: self.inputs.params.matrix(count, sample::SamplingParams::WORDS),
             out: self.sampled.matrix_mut(1, count),
         }
         .launch(&self.stream)?;
@@ -183,7 +183,7 @@ impl Inputs {
     }
 }
 
-fn param_words(params: &SamplingParams, position: u32) -> [u32; sample::PARAM_WORDS] {
+fn device_params(params: &SamplingParams, position: u32) -> sample::SamplingParams {
     sample::SamplingParams {
         temperature: params.temperature,
         top_p: params.top_p,
@@ -194,5 +194,4 @@ fn param_words(params: &SamplingParams, position: u32) -> [u32; sample::PARAM_WO
         position,
         reserved: 0,
     }
-    .words()
 }

@@ -238,7 +238,8 @@ impl StepPlan {
         for position in start..end {
             self.tokens.push(sequence.tokens[position]);
             self.positions.push(position as u32);
-            self.slots.push(sequence.pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32);
+            self.slots
+                .push(sequence.pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32);
         }
         let samples = end == sequence.tokens.len();
         if samples {
@@ -264,7 +265,12 @@ mod tests {
     const LIMITS: Limits = Limits { max_tokens: 100, max_sequences: 4, max_model_len: 1000 };
 
     fn request(prompt: usize, max_tokens: usize) -> SequenceRequest {
-        SequenceRequest { prompt: (0..prompt as u32).collect(), max_tokens, stop_tokens: vec![7777], sampling: SamplingParams::default() }
+        SequenceRequest {
+            prompt: (0..prompt as u32).collect(),
+            max_tokens,
+            stop_tokens: vec![7777],
+            sampling: SamplingParams::default(),
+        }
     }
 
     #[test]

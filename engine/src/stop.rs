@@ -21,11 +21,7 @@ pub struct Released {
 impl StopStrings {
     /// Looks for `stops`; empty strings are ignored.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
-        StopStrings {
-            stops: stops.into_iter().filter(|s| !s.is_empty()).collect(),
-            held: String::new(),
-            found: false,
-        }
+        StopStrings { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new(), found: false }
     }
 
     /// Adds a chunk and returns what is certain by now.
@@ -34,32 +30,19 @@ impl StopStrings {
     /// chunk has arrived, so that the answer does not wait for a longer one that may never be completed.
     pub fn push(&mut self, chunk: &str) -> Released {
         if self.found {
-            return Released {
-                text: String::new(),
-                stopped: true,
-            };
+            return Released { text: String::new(), stopped: true };
         }
         self.held.push_str(chunk);
-        let first = self
-            .stops
-            .iter()
-            .filter_map(|s| self.held.find(s.as_str()))
-            .min();
+        let first = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min();
         if let Some(at) = first {
             self.found = true;
             let mut text = std::mem::take(&mut self.held);
             text.truncate(at);
-            return Released {
-                text,
-                stopped: true,
-            };
+            return Released { text, stopped: true };
         }
         let keep = self.held.len() - self.possible_suffix();
         let rest = self.held.split_off(keep);
-        Released {
-            text: std::mem::replace(&mut self.held, rest),
-            stopped: false,
-        }
+        Released { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
     /// The text held back, when the output ends for another reason.
@@ -82,10 +65,7 @@ impl StopStrings {
 
     /// Stop strings are whole characters, so a match can only begin at one; this guards the split all the same.
     fn char_start(&self, at: usize) -> usize {
-        (0..=at)
-            .rev()
-            .find(|i| self.held.is_char_boundary(*i))
-            .unwrap_or(0)
+        (0..=at).rev().find(|i| self.held.is_char_boundary(*i)).unwrap_or(0)
     }
 }
 
@@ -100,10 +80,7 @@ mod tests {
     }
 
     fn released(text: &str, stopped: bool) -> Released {
-        Released {
-            text: text.to_owned(),
-            stopped,
-        }
+        Released { text: text.to_owned(), stopped }
     }
 
     #[test]

@@ -38,20 +38,11 @@ impl Tokenizer {
 
     /// Parses the bytes of a `tokenizer.json`; `origin` names them in errors.
     pub fn from_slice(origin: &str, bytes: &[u8]) -> Result<Self> {
-        let error = |problem: String| Error::Tokenizer {
-            origin: origin.to_owned(),
-            problem,
-        };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
-            error(format!(
-                "is not a tokenizer ({}); download it again",
-                one_line(&e.to_string())
-            ))
-        })?;
+        let error = |problem: String| Error::Tokenizer { origin: origin.to_owned(), problem };
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| error(format!("is not a tokenizer ({}); download it again", one_line(&e.to_string()))))?;
         // Training-time settings; the engine decides itself what is too long.
-        tokenizer
-            .with_truncation(None)
-            .map_err(|e| error(one_line(&e.to_string())))?;
+        tokenizer.with_truncation(None).map_err(|e| error(one_line(&e.to_string())))?;
         tokenizer.with_padding(None);
         let greatest = tokenizer.get_vocab(true).into_values().max();
         let decoder = serde_json::to_value(tokenizer.get_decoder())
@@ -90,22 +81,17 @@ impl Tokenizer {
                 plain
             }),
         };
-        let encoding = tokenizer
-            .encode_fast(text, add_special)
-            .map_err(|e| Error::Tokenizer {
-                origin: self.inner.origin.clone(),
-                problem: format!("cannot encode the text: {}", one_line(&e.to_string())),
-            })?;
+        let encoding = tokenizer.encode_fast(text, add_special).map_err(|e| Error::Tokenizer {
+            origin: self.inner.origin.clone(),
+            problem: format!("cannot encode the text: {}", one_line(&e.to_string())),
+        })?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of `ids`; ids that the tokenizer does not know are left out, special tokens too with `skip_special`.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         // Fails only for decoders that `from_slice` refused.
-        self.inner
-            .tokenizer
-            .decode(ids, skip_special)
-            .unwrap_or_default()
+        self.inner.tokenizer.decode(ids, skip_special).unwrap_or_default()
     }
 
     /// Id of exactly this token, special or not.
@@ -184,23 +170,13 @@ pub(crate) mod tests {
             .collect();
         let mut vocab: Vec<String> = bytes.iter().map(char::to_string).collect();
         let mut merges = Vec::new();
-        for (l, r) in [
-            ("t", "h"),
-            ("th", "e"),
-            ("\u{120}", "the"),
-            ("ä", "½"),
-            ("h", "i"),
-        ] {
+        for (l, r) in [("t", "h"), ("th", "e"), ("\u{120}", "the"), ("ä", "½"), ("h", "i")] {
             vocab.push(format!("{l}{r}"));
             merges.push(serde_json::json!([l, r]));
         }
         let n = vocab.len();
         vocab.push("<|eot|>".to_owned());
-        let vocab: serde_json::Map<_, _> = vocab
-            .into_iter()
-            .enumerate()
-            .map(|(i, t)| (t, i.into()))
-            .collect();
+        let vocab: serde_json::Map<_, _> = vocab.into_iter().enumerate().map(|(i, t)| (t, i.into())).collect();
         let bl = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
@@ -225,11 +201,7 @@ pub(crate) mod tests {
             vocab.push(format!("{l}{r}"));
             merges.push(serde_json::json!([l, r]));
         }
-        let vocab: serde_json::Map<_, _> = vocab
-            .into_iter()
-            .enumerate()
-            .map(|(i, t)| (t, i.into()))
-            .collect();
+        let vocab: serde_json::Map<_, _> = vocab.into_iter().enumerate().map(|(i, t)| (t, i.into())).collect();
         let special = |id: usize, content: &str| {
             serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": true})
@@ -283,26 +255,13 @@ pub(crate) mod tests {
     fn refusals() {
         let t = byte_level();
         let text = t.check_vocab(10).unwrap_err().to_string();
-        assert!(
-            text.contains("the tokenizer belongs to another model"),
-            "{text}"
-        );
+        assert!(text.contains("the tokenizer belongs to another model"), "{text}");
         t.check_vocab(t.vocab_size()).unwrap();
         for broken in ["", "{", "{\"model\": 3}", "[]", "{\"version\":\"1.0\"}"] {
-            let text = Tokenizer::from_slice("tokenizer.json", broken.as_bytes())
-                .unwrap_err()
-                .to_string();
-            assert!(
-                text.starts_with("tokenizer.json: is not a tokenizer"),
-                "{text}"
-            );
+            let text = Tokenizer::from_slice("tokenizer.json", broken.as_bytes()).unwrap_err().to_string();
+            assert!(text.starts_with("tokenizer.json: is not a tokenizer"), "{text}");
         }
         let dir = tempfile::tempdir().unwrap();
-        assert!(
-            Tokenizer::from_dir(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("download it")
-        );
+        assert!(Tokenizer::from_dir(dir.path()).unwrap_err().to_string().contains("download it"));
     }
 }

@@ -74,11 +74,7 @@ impl List {
     }
 
     fn norm(&mut self, norm: Norm, name: &str, width: usize) {
-        self.push(
-            format!("{name}.weight"),
-            vec![width],
-            TensorKind::NormWeight,
-        );
+        self.push(format!("{name}.weight"), vec![width], TensorKind::NormWeight);
         if matches!(norm, Norm::Layer { .. }) {
             self.push(format!("{name}.bias"), vec![width], TensorKind::Bias);
         }

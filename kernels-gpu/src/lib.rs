@@ -24,8 +24,14 @@ macro_rules! families {
     };
 }
 families! {
+    /// Activations that no product's epilogue takes along.
+    act "act";
     /// Token embeddings.
     embed "embed";
+    /// Matrix products.
+    gemm "gemm";
+    /// Attention over the paged KV cache.
+    attention "attention";
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
     /// Rotary position embedding, fused with what surrounds it.

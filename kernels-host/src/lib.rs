@@ -7,19 +7,20 @@
 //! Each kernel is one file here and one with the same path in `kernels-gpu`: launcher, naive f32
 //! reference and the cases that tests and benches iterate ([`case`], [`kernels`]).
 
+pub mod act;
+pub mod attention;
 mod buffer;
 pub mod case;
 mod check;
 mod device;
 mod dtype;
-mod error;
-mod host;
-pub mod ptx;
-pub mod attention;
 pub mod embed;
+mod error;
 pub mod fill;
 pub mod gemm;
+mod host;
 pub mod norm;
+pub mod ptx;
 pub mod rope;
 pub mod sample;
 
@@ -41,6 +42,7 @@ pub fn kernels() -> Vec<case::Kernel> {
         attention::kernels(),
         sample::kernels(),
         fill::kernels(),
+        act::kernels(),
     ];
     families.into_iter().flatten().collect()
 }

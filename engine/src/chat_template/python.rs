@@ -1,4 +1,4 @@
-//! What Jinja2 templates take from Python and minijinja does differently: `json.dumps`, `repr`, string methods, tests.
+//! What Jinja2 templates take from Python and minijinja does differently: `repr`, string methods, tests.
 
 use std::fmt::Write;
 
@@ -6,23 +6,19 @@ use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 /// Values nested deeper are refused: the functions below recurse.
-const MAX_DEPTH: usize = 128;
+pub(super) const MAX_DEPTH: usize = 128;
 
 /// Installs everything in this module.
 pub(super) fn install(env: &mut Environment<'_>) {
     env.set_unknown_method_callback(method);
-    env.add_filter("tojson", tojson);
+    env.add_filter("tojson", super::json::tojson);
     env.add_filter("string", |v: &Value| str(v));
-    env.add_filter("trim", |s: &str, chars: Option<&str>| {
-        strip(s, chars, true, true).to_owned()
-    });
+    env.add_filter("trim", |s: &str, chars: Option<&str>| strip(s, chars, true, true).to_owned());
     for name in ["e", "escape"] {
         env.add_filter(name, |v: &Value| str(v).map(|text| escape(&text)));
     }
     env.add_test("sequence", |v: &Value| sized(v.kind()));
-    env.add_test("iterable", |v: &Value| {
-        sized(v.kind()) || v.kind() == ValueKind::Iterable
-    });
+    env.add_test("iterable", |v: &Value| sized(v.kind()) || v.kind() == ValueKind::Iterable);
     env.set_formatter(|out, _state, value| match value.as_str() {
         Some(text) => out.write_str(text).map_err(Error::from),
         None => out.write_str(&str(value)?).map_err(Error::from),
@@ -31,17 +27,10 @@ pub(super) fn install(env: &mut Environment<'_>) {
 
 /// Python's `len()` and `[]` work on it; Jinja2's Undefined counts, being an empty sequence.
 fn sized(kind: ValueKind) -> bool {
-    matches!(
-        kind,
-        ValueKind::String
-            | ValueKind::Bytes
-            | ValueKind::Seq
-            | ValueKind::Map
-            | ValueKind::Undefined
-    )
+    matches!(kind, ValueKind::String | ValueKind::Bytes | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
 }
 
-fn invalid(problem: impl Into<String>) -> Error {
+pub(super) fn invalid(problem: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, problem.into())
 }
 
@@ -62,7 +51,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Python's `str(value)`.
-fn str(value: &Value) -> Result<String, Error> {
+pub(super) fn str(value: &Value) -> Result<String, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.to_owned());
     }
@@ -93,11 +82,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
             }
             out.push(if tuple { ')' } else { ']' });
         }
-        ValueKind::Map
-            if value
-                .as_object()
-                .is_some_and(|o| o.try_iter_pairs().is_some()) =>
-        {
+        ValueKind::Map if value.as_object().is_some_and(|o| o.try_iter_pairs().is_some()) => {
             out.push('{');
             let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
             for (i, (key, item)) in pairs.into_iter().flatten().enumerate() {
@@ -118,11 +103,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
 }
 
 fn repr_str(text: &str, out: &mut String) {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
         let _ = match c {
@@ -149,7 +130,7 @@ fn printable(c: char) -> bool {
 }
 
 /// An int or float as Python writes it.
-fn number(value: &Value, out: &mut String) {
+pub(super) fn number(value: &Value, out: &mut String) {
     match f64::try_from(value.clone()) {
         Ok(x) if !value.is_integer() => float(x, out),
         _ => {
@@ -178,181 +159,8 @@ fn float(x: f64, out: &mut String) {
     };
 }
 
-/// `json.dumps` as transformers configures it: non-ASCII kept, `, ` and `: ` between items, nothing escaped for HTML.
-fn tojson(
-    value: &Value,
-    ensure_ascii: Option<bool>,
-    indent: Option<Value>,
-    separators: Option<Value>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
-    let ensure_ascii = ensure_ascii
-        .or(kwargs.get("ensure_ascii")?)
-        .unwrap_or(false);
-    let indent: Option<Value> = indent.or(kwargs.get("indent")?);
-    let separators: Option<Value> = separators.or(kwargs.get("separators")?);
-    let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    kwargs.assert_all_used()?;
-    let indent = match indent.filter(|v| !v.is_none() && !v.is_undefined()) {
-        None => None,
-        Some(v) => Some(match v.as_str() {
-            Some(text) => text.to_owned(),
-            // Negative widths mean newlines only; a bound keeps a hostile template from filling memory.
-            None => " ".repeat(i64::try_from(v)?.clamp(0, 64) as usize),
-        }),
-    };
-    let mut item = if indent.is_some() { "," } else { ", " }.to_owned();
-    let mut key = ": ".to_owned();
-    if let Some(pair) = separators.filter(|v| !v.is_none() && !v.is_undefined()) {
-        item = str(&pair.get_item_by_index(0)?)?;
-        key = str(&pair.get_item_by_index(1)?)?;
-    }
-    let json = Json {
-        ensure_ascii,
-        indent,
-        item,
-        key,
-        sort_keys,
-    };
-    let mut out = String::new();
-    json.value(value, &mut out, 0)?;
-    Ok(Value::from(out))
-}
-
-struct Json {
-    ensure_ascii: bool,
-    indent: Option<String>,
-    item: String,
-    key: String,
-    sort_keys: bool,
-}
-
-impl Json {
-    fn value(&self, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
-            return Err(invalid("tojson: the value is nested too deeply"));
-        }
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.number(value, out),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items = value.try_iter()?.checked();
-                self.container(items, ('[', ']'), out, depth, |item, out| {
-                    self.value(&item, out, depth + 1)
-                })?;
-            }
-            ValueKind::Map => {
-                let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
-                let mut pairs: Vec<(Value, Value)> = pairs.into_iter().flatten().collect();
-                if self.sort_keys {
-                    pairs.sort_by(|a, b| a.0.cmp(&b.0));
-                }
-                self.container(
-                    pairs.into_iter().map(Ok),
-                    ('{', '}'),
-                    out,
-                    depth,
-                    |(k, v), out| {
-                        self.key(&k, out)?;
-                        out.push_str(&self.key);
-                        self.value(&v, out, depth + 1)
-                    },
-                )?;
-            }
-            kind => return Err(invalid(format!("tojson: {kind} is not JSON serializable"))),
-        }
-        Ok(())
-    }
-
-    fn container<T>(
-        &self,
-        items: impl Iterator<Item = Result<T, Error>>,
-        brackets: (char, char),
-        out: &mut String,
-        depth: usize,
-        mut write: impl FnMut(T, &mut String) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let newline = |depth: usize, out: &mut String| {
-            if let Some(indent) = &self.indent {
-                out.push('\n');
-                (0..depth).for_each(|_| out.push_str(indent));
-            }
-        };
-        out.push(brackets.0);
-        let mut empty = true;
-        for item in items {
-            if !empty {
-                out.push_str(&self.item);
-            }
-            empty = false;
-            newline(depth + 1, out);
-            write(item?, out)?;
-        }
-        if !empty {
-            newline(depth, out);
-        }
-        out.push(brackets.1);
-        Ok(())
-    }
-
-    fn key(&self, key: &Value, out: &mut String) -> Result<(), Error> {
-        let mut text = String::new();
-        match key.kind() {
-            ValueKind::String => text.push_str(key.as_str().unwrap_or_default()),
-            ValueKind::Number => self.number(key, &mut text),
-            ValueKind::Bool => text.push_str(if key.is_true() { "true" } else { "false" }),
-            ValueKind::None => text.push_str("null"),
-            kind => return Err(invalid(format!("tojson: keys must be strings, not {kind}"))),
-        }
-        self.string(&text, out);
-        Ok(())
-    }
-
-    fn number(&self, value: &Value, out: &mut String) {
-        let start = out.len();
-        number(value, out);
-        let name = match &out[start..] {
-            "nan" => "NaN",
-            "inf" => "Infinity",
-            "-inf" => "-Infinity",
-            _ => return,
-        };
-        out.truncate(start);
-        out.push_str(name);
-    }
-
-    fn string(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if (c as u32) < 0x20 || (self.ensure_ascii && (c as u32) > 0x7e) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(out, "\\u{unit:04x}");
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
-}
-
 /// Python's methods on strings and lists: those here first, then minijinja's own collection.
-fn method(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
         && let Some(result) = string_method(text, name, args)?
     {
@@ -384,10 +192,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let sep = sep.filter(|s| !s.is_none());
             let sep = match &sep {
                 None => None,
-                Some(s) => Some(
-                    s.as_str()
-                        .ok_or_else(|| invalid("the separator must be a string"))?,
-                ),
+                Some(s) => Some(s.as_str().ok_or_else(|| invalid("the separator must be a string"))?),
             };
             let parts = split(text, sep, max.unwrap_or(-1), name == "rsplit")?;
             Value::from(parts)
@@ -491,12 +296,8 @@ fn split(text: &str, sep: Option<&str>, max: i64, from_end: bool) -> Result<Vec<
 }
 
 fn splitlines(text: &str, keep: bool) -> Vec<String> {
-    let ends_line = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
+    let ends_line =
+        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -512,136 +313,9 @@ fn splitlines(text: &str, keep: bool) -> Vec<String> {
     lines
 }
 
-/// `strftime` in the C locale on a UTC time; unknown directives are copied, as glibc does.
-pub(super) fn strftime(format: &str, unix_seconds: i64) -> String {
-    const DAYS: [&str; 7] = [
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-    ];
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    let days = unix_seconds.div_euclid(86_400);
-    let seconds = unix_seconds.rem_euclid(86_400);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let (year, month, day) = civil(days);
-    let weekday = DAYS[(days + 4).rem_euclid(7) as usize];
-    let month_name = MONTHS[month as usize - 1];
-    let hour12 = (hour + 11) % 12 + 1;
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut directive = chars.next();
-        // GNU's "no padding" flag.
-        let bare = directive == Some('-');
-        if bare {
-            directive = chars.next();
-        }
-        let two = |n: i64| {
-            if bare {
-                n.to_string()
-            } else {
-                format!("{n:02}")
-            }
-        };
-        let text = match directive {
-            Some('Y') => year.to_string(),
-            Some('y') => two(year.rem_euclid(100)),
-            Some('m') => two(month),
-            Some('d') => two(day),
-            Some('e') => format!("{day:2}"),
-            Some('H') => two(hour),
-            Some('I') => two(hour12),
-            Some('M') => two(minute),
-            Some('S') => two(second),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
-            Some('A') => weekday.to_owned(),
-            Some('a') => weekday[..3].to_owned(),
-            Some('B') => month_name.to_owned(),
-            Some('b' | 'h') => month_name[..3].to_owned(),
-            Some('j') => format!("{:03}", days - civil_days(year) + 1),
-            Some('F') => format!("{year}-{month:02}-{day:02}"),
-            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
-            Some('Z') => "UTC".to_owned(),
-            Some('z') => "+0000".to_owned(),
-            Some('n') => "\n".to_owned(),
-            Some('t') => "\t".to_owned(),
-            Some('%') => "%".to_owned(),
-            Some(other) => format!("%{other}"),
-            None => "%".to_owned(),
-        };
-        out.push_str(&text);
-    }
-    out
-}
-
-/// Days from 1970-01-01 to January 1st of `year`.
-fn civil_days(year: i64) -> i64 {
-    let y = year - 1;
-    365 * (year - 1970) + (y.div_euclid(4) - 492) - (y.div_euclid(100) - 19)
-        + (y.div_euclid(400) - 4)
-}
-
-/// Year, month and day of a day number; proleptic Gregorian.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let mut year = 1970 + days.div_euclid(366);
-    while civil_days(year + 1) <= days {
-        year += 1;
-    }
-    let leap = civil_days(year + 1) - civil_days(year) == 366;
-    let mut rest = days - civil_days(year);
-    for (i, len) in [31, 28 + i64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30]
-        .iter()
-        .enumerate()
-    {
-        if rest < *len {
-            return (year, i as i64 + 1, rest + 1);
-        }
-        rest -= len;
-    }
-    (year, 12, rest + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        for (seconds, text) in [
-            (0, "1970-01-01 Thursday 001"),
-            (951_782_400, "2000-02-29 Tuesday 060"),
-            (1_735_603_200, "2024-12-31 Tuesday 366"),
-            (-1, "1969-12-31 Wednesday 365"),
-            (4_102_444_800, "2100-01-01 Friday 001"),
-        ] {
-            assert_eq!(strftime("%F %A %j", seconds), text);
-        }
-        assert_eq!(
-            strftime("%-d %b %Y %-I%p %q%", 951_782_400),
-            "29 Feb 2000 12AM %q%"
-        );
-    }
 
     #[test]
     fn floats_as_python_writes_them() {

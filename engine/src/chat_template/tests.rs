@@ -11,10 +11,7 @@ fn template(source: &str) -> Result<ChatTemplate> {
 }
 
 fn render(source: &str) -> Result<String> {
-    template(source)?.render(&ChatInput {
-        messages: vec![message("user", "hi")],
-        ..ChatInput::default()
-    })
+    template(source)?.render(&ChatInput { messages: vec![message("user", "hi")], ..ChatInput::default() })
 }
 
 fn message_of<T>(r: Result<T>) -> String {
@@ -27,33 +24,14 @@ fn message_of<T>(r: Result<T>) -> String {
 /// Every case of `tests/chat_templates/make.py`, byte for byte.
 #[test]
 fn equals_transformers() {
-    let goldens: Json =
-        serde_json::from_str(include_str!("../../tests/chat_templates/goldens.json")).unwrap();
+    let goldens: Json = serde_json::from_str(include_str!("../../tests/chat_templates/goldens.json")).unwrap();
     let sources = [
-        (
-            "chatml",
-            include_str!("../../tests/chat_templates/chatml.jinja"),
-        ),
-        (
-            "llama31",
-            include_str!("../../tests/chat_templates/llama31.jinja"),
-        ),
-        (
-            "qwen25",
-            include_str!("../../tests/chat_templates/qwen25.jinja"),
-        ),
-        (
-            "thinking",
-            include_str!("../../tests/chat_templates/thinking.jinja"),
-        ),
-        (
-            "mistral",
-            include_str!("../../tests/chat_templates/mistral.jinja"),
-        ),
-        (
-            "pythonisms",
-            include_str!("../../tests/chat_templates/pythonisms.jinja"),
-        ),
+        ("chatml", include_str!("../../tests/chat_templates/chatml.jinja")),
+        ("llama31", include_str!("../../tests/chat_templates/llama31.jinja")),
+        ("qwen25", include_str!("../../tests/chat_templates/qwen25.jinja")),
+        ("thinking", include_str!("../../tests/chat_templates/thinking.jinja")),
+        ("mistral", include_str!("../../tests/chat_templates/mistral.jinja")),
+        ("pythonisms", include_str!("../../tests/chat_templates/pythonisms.jinja")),
     ];
     let list = |v: &Json| v.as_array().cloned();
     let now = UNIX_EPOCH + Duration::from_secs(goldens["now"].as_u64().unwrap());
@@ -83,22 +61,10 @@ fn equals_transformers() {
         };
         if !as_wanted {
             let (got, want) = (format!("{result:?}"), format!("Ok({})", case["text"]));
-            let same = got
-                .bytes()
-                .zip(want.bytes())
-                .take_while(|(a, b)| a == b)
-                .count();
-            let near = |text: &str| {
-                text.chars()
-                    .skip(same.saturating_sub(60))
-                    .take(160)
-                    .collect::<String>()
-            };
+            let same = got.bytes().zip(want.bytes()).take_while(|(a, b)| a == b).count();
+            let near = |text: &str| text.chars().skip(same.saturating_sub(60)).take(160).collect::<String>();
             let (got, want) = (near(&got), near(&want));
-            failures.push(format!(
-                "{name} on {chat:?} with {}:\n{got}\ninstead of\n{want}",
-                case["options"]
-            ));
+            failures.push(format!("{name} on {chat:?} with {}:\n{got}\ninstead of\n{want}", case["options"]));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
@@ -107,60 +73,33 @@ fn equals_transformers() {
 #[test]
 fn broken_templates_name_file_and_line() {
     let text = message_of(template("a\n{% for x in %}\n"));
-    assert!(
-        text.starts_with("chat_template.jinja:2: chat template: syntax error:"),
-        "{text}"
-    );
+    assert!(text.starts_with("chat_template.jinja:2: chat template: syntax error:"), "{text}");
     let text = message_of(render("a\nb\n{{ messages[0].content.nothing() }}"));
-    assert!(
-        text.starts_with("chat_template.jinja:3: chat template:"),
-        "{text}"
-    );
+    assert!(text.starts_with("chat_template.jinja:3: chat template:"), "{text}");
     let text = message_of(render("{{ a.b.c }}"));
-    assert!(
-        text.starts_with("chat_template.jinja:1: chat template: undefined value"),
-        "{text}"
-    );
+    assert!(text.starts_with("chat_template.jinja:1: chat template: undefined value"), "{text}");
     let text = message_of(render("{{ raise_exception('no\nsystem') }}"));
-    assert_eq!(
-        text,
-        "model: the chat template refuses this conversation: no system"
-    );
+    assert_eq!(text, "model: the chat template refuses this conversation: no system");
     let config = json!({"chat_template": "{{ x"}).to_string();
     let text = message_of(ChatTemplate::from_memory("model", config.as_bytes(), None));
-    assert!(
-        text.starts_with("tokenizer_config.json (chat_template):1: chat template: "),
-        "{text}"
-    );
+    assert!(text.starts_with("tokenizer_config.json (chat_template):1: chat template: "), "{text}");
     let text = message_of(ChatTemplate::from_memory("model", b"{", None));
-    assert!(
-        text.starts_with("tokenizer_config.json is not valid JSON"),
-        "{text}"
-    );
+    assert!(text.starts_with("tokenizer_config.json is not valid JSON"), "{text}");
     let text = message_of(ChatTemplate::from_memory("model", b"{}", None));
     assert!(text.starts_with("model has no chat template"), "{text}");
     let config = json!({"chat_template": [{"name": "a"}]}).to_string();
     let text = message_of(ChatTemplate::from_memory("model", config.as_bytes(), None));
-    assert!(
-        text.contains("every template needs a name and a template"),
-        "{text}"
-    );
+    assert!(text.contains("every template needs a name and a template"), "{text}");
 }
 
 #[test]
 fn endless_and_huge_templates_end() {
-    let text = message_of(render(
-        "{% for a in range(90000) %}{% for b in range(90000) %}{{ a * b }}{% endfor %}{% endfor %}",
-    ));
+    let text =
+        message_of(render("{% for a in range(90000) %}{% for b in range(90000) %}{{ a * b }}{% endfor %}{% endfor %}"));
     assert!(text.contains("it does not end"), "{text}");
     let text = message_of(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"));
-    assert!(
-        text.contains("recursion") || text.contains("does not end"),
-        "{text}"
-    );
-    let text = message_of(render(
-        "{% set x = 'abcdefgh' * 100000 %}{% for a in range(1000) %}{{ x }}{% endfor %}",
-    ));
+    assert!(text.contains("recursion") || text.contains("does not end"), "{text}");
+    let text = message_of(render("{% set x = 'abcdefgh' * 100000 %}{% for a in range(1000) %}{{ x }}{% endfor %}"));
     assert!(text.contains("64 MiB"), "{text}");
 }
 
@@ -175,10 +114,7 @@ fn named_templates() {
     let config = json!({"chat_template": [
         {"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}, {"name": "rag", "template": "rag"}]});
     let t = ChatTemplate::from_memory("model", config.to_string().as_bytes(), None).unwrap();
-    let mut input = ChatInput {
-        messages: vec![message("user", "hi")],
-        ..ChatInput::default()
-    };
+    let mut input = ChatInput { messages: vec![message("user", "hi")], ..ChatInput::default() };
     assert_eq!(t.render(&input).unwrap(), "plain");
     input.tools = Some(vec![]);
     assert_eq!(t.render(&input).unwrap(), "tools");
@@ -186,10 +122,7 @@ fn named_templates() {
     assert_eq!(t.render(&input).unwrap(), "rag");
     input.template = Some("x".to_owned());
     let text = message_of(t.render(&input));
-    assert!(
-        text.contains("there is no template \"x\"; there are default, rag, tool_use"),
-        "{text}"
-    );
+    assert!(text.contains("there is no template \"x\"; there are default, rag, tool_use"), "{text}");
     input.messages.clear();
     assert!(message_of(t.render(&input)).contains("give at least one message"));
 }
@@ -199,40 +132,17 @@ fn files_replace_tokenizer_config() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     assert!(message_of(ChatTemplate::from_dir(dir.path())).contains("has no chat template"));
-    write(
-        "special_tokens_map.json",
-        r#"{"bos_token": "<map>", "eos_token": {"content": "<end>"}}"#,
-    );
-    write(
-        "tokenizer_config.json",
-        r#"{"bos_token": "<s>", "chat_template": "old"}"#,
-    );
-    let input = ChatInput {
-        messages: vec![message("user", "hi")],
-        ..ChatInput::default()
-    };
-    let render = || {
-        ChatTemplate::from_dir(dir.path())
-            .unwrap()
-            .render(&input)
-            .unwrap()
-    };
+    write("special_tokens_map.json", r#"{"bos_token": "<map>", "eos_token": {"content": "<end>"}}"#);
+    write("tokenizer_config.json", r#"{"bos_token": "<s>", "chat_template": "old"}"#);
+    let input = ChatInput { messages: vec![message("user", "hi")], ..ChatInput::default() };
+    let render = || ChatTemplate::from_dir(dir.path()).unwrap().render(&input).unwrap();
     assert_eq!(render(), "old");
     write("chat_template.jinja", "{{ bos_token }}new{{ eos_token }}\n");
     assert_eq!(render(), "<s>new<end>");
     std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
     write("additional_chat_templates/rag.jinja", "rag");
-    let rag = ChatInput {
-        template: Some("rag".to_owned()),
-        ..input.clone()
-    };
-    assert_eq!(
-        ChatTemplate::from_dir(dir.path())
-            .unwrap()
-            .render(&rag)
-            .unwrap(),
-        "rag"
-    );
+    let rag = ChatInput { template: Some("rag".to_owned()), ..input.clone() };
+    assert_eq!(ChatTemplate::from_dir(dir.path()).unwrap().render(&rag).unwrap(), "rag");
 }
 
 #[test]

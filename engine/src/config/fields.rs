@@ -25,11 +25,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn error(&self, field: &str, problem: impl Into<String>) -> Error {
-        Error::Config {
-            origin: self.origin.to_owned(),
-            field: field.to_owned(),
-            problem: problem.into(),
-        }
+        Error::Config { origin: self.origin.to_owned(), field: field.to_owned(), problem: problem.into() }
     }
 
     fn wrong(&self, field: &str, wanted: &str, found: &Value) -> Error {
@@ -48,20 +44,14 @@ impl<'a> Fields<'a> {
     pub(crate) fn object(&self, field: &str) -> Result<Option<Fields<'a>>> {
         match self.get(field) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields {
-                origin: self.origin,
-                map,
-            })),
+            Some(Value::Object(map)) => Ok(Some(Fields { origin: self.origin, map })),
             Some(other) => Err(self.wrong(field, "an object", other)),
         }
     }
 
     /// The object under `field`, where there is one; no error for other types.
     pub(crate) fn object_if_object(&self, field: &str) -> Option<Fields<'a>> {
-        Some(Fields {
-            origin: self.origin,
-            map: self.get(field)?.as_object()?,
-        })
+        Some(Fields { origin: self.origin, map: self.get(field)?.as_object()? })
     }
 
     /// True where both objects hold the same fields with the same values.
@@ -74,16 +64,12 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(field) else {
             return Ok(None);
         };
-        let number = value
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .filter(|n| (min..=max).contains(n));
+        let number = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (min..=max).contains(n));
         match (number, value) {
             (Some(n), _) => Ok(Some(n)),
-            (None, Value::Number(n)) => Err(self.error(
-                field,
-                format!("must be a whole number from {min} to {max}, is {n}"),
-            )),
+            (None, Value::Number(n)) => {
+                Err(self.error(field, format!("must be a whole number from {min} to {max}, is {n}")))
+            }
             (None, other) => Err(self.wrong(field, "a whole number", other)),
         }
     }
@@ -151,10 +137,9 @@ impl<'a> Fields<'a> {
                 (Some(Ok(id)), _) => ids.push(id),
                 (None, Some(_)) => {}
                 _ => {
-                    return Err(self.error(
-                        field,
-                        "must be a token id or a list of token ids (whole numbers below 2^32)",
-                    ));
+                    return Err(
+                        self.error(field, "must be a token id or a list of token ids (whole numbers below 2^32)")
+                    );
                 }
             }
         }

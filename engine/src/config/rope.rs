@@ -72,14 +72,8 @@ impl RopeTable {
         let angle = |f: &f32| position as f32 * f;
         let scale = self.attention_scale;
         (
-            self.inv_freq
-                .iter()
-                .map(|f| angle(f).cos() * scale)
-                .collect(),
-            self.inv_freq
-                .iter()
-                .map(|f| angle(f).sin() * scale)
-                .collect(),
+            self.inv_freq.iter().map(|f| angle(f).cos() * scale).collect(),
+            self.inv_freq.iter().map(|f| angle(f).sin() * scale).collect(),
         )
     }
 }
@@ -89,53 +83,28 @@ impl Rope {
     pub fn table(&self) -> RopeTable {
         let dim = self.rotary_dim as f32;
         // pos_freqs[i] = theta^(2i/dim); the power in f64 rounds to what any good f32 pow returns.
-        let pos_freqs: Vec<f32> = (0..self.rotary_dim / 2)
-            .map(|i| self.theta.powf(f64::from((2 * i) as f32 / dim)) as f32)
-            .collect();
+        let pos_freqs: Vec<f32> =
+            (0..self.rotary_dim / 2).map(|i| self.theta.powf(f64::from((2 * i) as f32 / dim)) as f32).collect();
         let plain = || pos_freqs.iter().map(|p| 1.0 / p);
         let mut attention_scale = 1.0;
         let inv_freq = match &self.scaling {
             RopeScaling::None => plain().collect(),
             RopeScaling::Linear { factor } => plain().map(|f| f / *factor as f32).collect(),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq,
-                high_freq,
-                original_max_position,
-            } => {
+            RopeScaling::Llama3 { factor, low_freq, high_freq, original_max_position } => {
                 let context = *original_max_position as f64;
-                plain()
-                    .map(|f| llama3(f, *factor as f32, *low_freq, *high_freq, context))
-                    .collect()
+                plain().map(|f| llama3(f, *factor as f32, *low_freq, *high_freq, context)).collect()
             }
-            RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                mscale,
-                mscale_all_dim,
-                ..
-            } => {
-                attention_scale = attention_factor
-                    .unwrap_or_else(|| yarn_attention_factor(*factor, *mscale, *mscale_all_dim))
-                    as f32;
+            RopeScaling::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. } => {
+                attention_scale =
+                    attention_factor.unwrap_or_else(|| yarn_attention_factor(*factor, *mscale, *mscale_all_dim)) as f32;
                 self.yarn(&pos_freqs)
             }
         };
-        RopeTable {
-            inv_freq,
-            attention_scale,
-        }
+        RopeTable { inv_freq, attention_scale }
     }
 
     fn yarn(&self, pos_freqs: &[f32]) -> Vec<f32> {
-        let RopeScaling::Yarn {
-            factor,
-            original_max_position,
-            beta_fast,
-            beta_slow,
-            truncate,
-            ..
-        } = self.scaling
+        let RopeScaling::Yarn { factor, original_max_position, beta_fast, beta_slow, truncate, .. } = self.scaling
         else {
             return Vec::new();
         };
@@ -170,11 +139,7 @@ impl Rope {
         let nested = Self::parameters(f)?;
         // transformers' priority: inside the dict, then beside it, then the class default.
         let float = |key: &str, min, max| -> Result<Option<f64>> {
-            match nested
-                .map(|n| n.float_in(key, min, max))
-                .transpose()?
-                .flatten()
-            {
+            match nested.map(|n| n.float_in(key, min, max)).transpose()?.flatten() {
                 Some(x) => Ok(Some(x)),
                 None => f.float_in(key, min, max),
             }
@@ -192,30 +157,21 @@ impl Rope {
             None => RopeScaling::None,
             Some(n) => parse_scaling(f, &n, max_position)?,
         };
-        Ok(Rope {
-            theta,
-            rotary_dim,
-            scaling,
-        })
+        Ok(Rope { theta, rotary_dim, scaling })
     }
 
     /// The dict with the parameters; where they are given per layer type, all types must agree.
     fn parameters<'a>(f: &Fields<'a>) -> Result<Option<Fields<'a>>> {
-        let field = if f.get("rope_scaling").is_some() {
-            "rope_scaling"
-        } else {
-            "rope_parameters"
-        };
+        let field = if f.get("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
         let Some(outer) = f.object(field)? else {
             return Ok(None);
         };
         let full = outer.object_if_object("full_attention");
         let sliding = outer.object_if_object("sliding_attention");
         match (full, sliding) {
-            (Some(a), Some(b)) if !a.same_as(&b) => Err(f.error(
-                field,
-                "differs between full and sliding attention layers, which is not supported",
-            )),
+            (Some(a), Some(b)) if !a.same_as(&b) => {
+                Err(f.error(field, "differs between full and sliding attention layers, which is not supported"))
+            }
             (Some(a), _) | (None, Some(a)) => Ok(Some(a)),
             (None, None) => Ok(Some(outer)),
         }
@@ -229,12 +185,8 @@ fn parse_scaling(f: &Fields, n: &Fields, max_position: usize) -> Result<RopeScal
         None => n.str("type")?.unwrap_or("default"),
     };
     let need = |key: &str, min: f64| -> Result<f64> {
-        n.float_in(key, min, MAX_FACTOR)?.ok_or_else(|| {
-            n.error(
-                key,
-                format!("is missing from the rope parameters of type {kind}"),
-            )
-        })
+        n.float_in(key, min, MAX_FACTOR)?
+            .ok_or_else(|| n.error(key, format!("is missing from the rope parameters of type {kind}")))
     };
     let original = || -> Result<usize> {
         let key = "original_max_position_embeddings";
@@ -244,14 +196,9 @@ fn parse_scaling(f: &Fields, n: &Fields, max_position: usize) -> Result<RopeScal
     };
     match kind {
         "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear {
-            factor: need("factor", 1e-6)?,
-        }),
+        "linear" => Ok(RopeScaling::Linear { factor: need("factor", 1e-6)? }),
         "llama3" => {
-            let (low_freq, high_freq) = (
-                need("low_freq_factor", 1e-6)?,
-                need("high_freq_factor", 1e-6)?,
-            );
+            let (low_freq, high_freq) = (need("low_freq_factor", 1e-6)?, need("high_freq_factor", 1e-6)?);
             if high_freq <= low_freq {
                 return Err(n.error("high_freq_factor", "must be greater than low_freq_factor"));
             }
@@ -266,9 +213,7 @@ fn parse_scaling(f: &Fields, n: &Fields, max_position: usize) -> Result<RopeScal
             let original_max_position = original()?;
             // 0 means "default" in transformers (`or 32`), so it does here.
             let beta = |key, default| -> Result<f64> {
-                Ok(n.float_in(key, 0.0, MAX_FACTOR)?
-                    .filter(|b| *b != 0.0)
-                    .unwrap_or(default))
+                Ok(n.float_in(key, 0.0, MAX_FACTOR)?.filter(|b| *b != 0.0).unwrap_or(default))
             };
             Ok(RopeScaling::Yarn {
                 factor: n
@@ -283,10 +228,9 @@ fn parse_scaling(f: &Fields, n: &Fields, max_position: usize) -> Result<RopeScal
                 truncate: n.bool("truncate")?.unwrap_or(true),
             })
         }
-        other => Err(n.error(
-            "rope_type",
-            format!("{other:?} is not supported; supported are default, linear, llama3 and yarn"),
-        )),
+        other => Err(
+            n.error("rope_type", format!("{other:?} is not supported; supported are default, linear, llama3 and yarn"))
+        ),
     }
 }
 
@@ -304,11 +248,7 @@ fn llama3(f: f32, factor: f32, low: f64, high: f64, context: f64) -> f32 {
 
 fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
     let scale = |m: f64| {
-        if factor <= 1.0 {
-            1.0
-        } else {
-            0.1 * m * factor.ln() + 1.0
-        }
+        if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }
     };
     match (mscale.unwrap_or(0.0), mscale_all_dim.unwrap_or(0.0)) {
         (a, b) if a != 0.0 && b != 0.0 => scale(a) / scale(b),

@@ -7,19 +7,11 @@ use super::*;
 const RELATIVE: f32 = 2.4e-7;
 
 fn check(theta: f64, scaling: RopeScaling, inv_freq: &[f32], attention_scale: f32) {
-    let table = Rope {
-        theta,
-        rotary_dim: 64,
-        scaling,
-    }
-    .table();
+    let table = Rope { theta, rotary_dim: 64, scaling }.table();
     assert_eq!(table.inv_freq.len(), inv_freq.len());
     for (i, (got, want)) in table.inv_freq.iter().zip(inv_freq).enumerate() {
         // The YaRN and llama3 ramps subtract nearly equal numbers, which costs a few more bits.
-        assert!(
-            (got - want).abs() <= 4.0 * RELATIVE * want,
-            "pair {i}: {got:e} instead of {want:e}"
-        );
+        assert!((got - want).abs() <= 4.0 * RELATIVE * want, "pair {i}: {got:e} instead of {want:e}");
     }
     assert!((table.attention_scale - attention_scale).abs() <= RELATIVE * attention_scale);
 }
@@ -114,12 +106,7 @@ fn linear() {
 fn llama3() {
     check(
         500_000.0,
-        RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq: 1.0,
-            high_freq: 4.0,
-            original_max_position: 8192,
-        },
+        RopeScaling::Llama3 { factor: 8.0, low_freq: 1.0, high_freq: 4.0, original_max_position: 8192 },
         &[
             1.0,
             0.6636013,
@@ -264,12 +251,7 @@ fn yarn_with_mscale_untruncated() {
 
 #[test]
 fn partial_rotary_uses_the_rotated_dimensions_only() {
-    let table = Rope {
-        theta: 10_000.0,
-        rotary_dim: 32,
-        scaling: RopeScaling::None,
-    }
-    .table();
+    let table = Rope { theta: 10_000.0, rotary_dim: 32, scaling: RopeScaling::None }.table();
     assert_eq!(table.inv_freq.len(), 16);
     // theta^(-2/32)
     assert!((table.inv_freq[1] - 0.562_341_3).abs() < 1e-6);

@@ -76,13 +76,7 @@ fn llama_31() {
     assert_eq!(c.dtype, Dtype::Bf16);
     assert_eq!(c.norm, Norm::Rms { eps: 1e-5 });
     assert!(!c.qkv_bias && !c.o_bias && !c.mlp_bias && !c.qk_norm && c.gated_mlp);
-    assert!(matches!(
-        c.rope.scaling,
-        RopeScaling::Llama3 {
-            original_max_position: 8192,
-            ..
-        }
-    ));
+    assert!(matches!(c.rope.scaling, RopeScaling::Llama3 { original_max_position: 8192, .. }));
     assert!(c.sliding_window.iter().all(Option::is_none));
 }
 
@@ -96,12 +90,7 @@ fn old_and_new_rope_styles_agree() {
     let dtype = object.remove("torch_dtype").unwrap();
     object.insert("dtype".into(), dtype);
     assert_eq!(parse(&new).unwrap(), parse(&llama31()).unwrap());
-    let linear = parse_with(
-        llama31(),
-        "rope_scaling",
-        json!({"type": "linear", "factor": 2.0}),
-    )
-    .unwrap();
+    let linear = parse_with(llama31(), "rope_scaling", json!({"type": "linear", "factor": 2.0})).unwrap();
     assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
 }
 
@@ -111,18 +100,12 @@ fn qwen2_biases_and_windows() {
     assert!(c.qkv_bias && !c.o_bias && c.tied_embeddings);
     assert_eq!(c.sliding_window, vec![None; 24]);
     let c = parse_with(qwen25(), "use_sliding_window", json!(true)).unwrap();
-    assert_eq!(
-        (c.sliding_window[20], c.sliding_window[21]),
-        (None, Some(32768))
-    );
+    assert_eq!((c.sliding_window[20], c.sliding_window[21]), (None, Some(32768)));
     let mut v = qwen25();
     v["use_sliding_window"] = json!(true);
     v["layer_types"] = json!(["full_attention", "sliding_attention"].repeat(12));
     let c = parse(&v).unwrap();
-    assert_eq!(
-        (c.sliding_window[0], c.sliding_window[1]),
-        (None, Some(32768))
-    );
+    assert_eq!((c.sliding_window[0], c.sliding_window[1]), (None, Some(32768)));
 }
 
 #[test]
@@ -130,17 +113,12 @@ fn qwen3_norms_heads_and_yarn() {
     let c = parse(&qwen3()).unwrap();
     assert!(c.qk_norm && !c.qkv_bias);
     assert_eq!((c.head_dim, c.q_size()), (128, 2048));
-    assert!(
-        matches!(c.rope.scaling, RopeScaling::Yarn { factor, truncate: true, .. } if factor == 4.0)
-    );
+    assert!(matches!(c.rope.scaling, RopeScaling::Yarn { factor, truncate: true, .. } if factor == 4.0));
 }
 
 #[test]
 fn mistral_window_default_and_null() {
-    assert_eq!(
-        parse(&mistral()).unwrap().sliding_window,
-        vec![Some(4096); 32]
-    );
+    assert_eq!(parse(&mistral()).unwrap().sliding_window, vec![Some(4096); 32]);
     let null = parse_with(mistral(), "sliding_window", Value::Null).unwrap();
     assert_eq!(null.sliding_window, vec![None; 32]);
     assert_eq!((null.bos_token_id, null.eos_token_ids), (Some(1), vec![2]));
@@ -156,63 +134,27 @@ fn starcoder2_layer_norm_biases_gelu() {
 
 #[test]
 fn refusals_name_file_field_and_remedy() {
-    let unknown = message(parse_with(
-        llama31(),
-        "architectures",
-        json!(["GemmaForCausalLM"]),
-    ));
+    let unknown = message(parse_with(llama31(), "architectures", json!(["GemmaForCausalLM"])));
     assert_eq!(
         unknown,
         "config.json: architecture GemmaForCausalLM is not supported; supported are LlamaForCausalLM, \
          MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Starcoder2ForCausalLM"
     );
     for (field, value, part) in [
-        (
-            "num_key_value_heads",
-            json!(5),
-            "5 does not divide the 32 attention heads",
-        ),
-        (
-            "head_dim",
-            json!(96),
-            "96 is not supported; the attention kernels exist for [64, 128]",
-        ),
+        ("num_key_value_heads", json!(5), "5 does not divide the 32 attention heads"),
+        ("head_dim", json!(96), "96 is not supported; the attention kernels exist for [64, 128]"),
         ("hidden_size", json!(4100), "4100 is not a multiple of 8"),
-        (
-            "hidden_size",
-            json!(1u64 << 40),
-            "must be a whole number from 1 to 65536",
-        ),
+        ("hidden_size", json!(1u64 << 40), "must be a whole number from 1 to 65536"),
         ("hidden_size", json!(-4096), "must be a whole number"),
-        (
-            "hidden_size",
-            json!("4096"),
-            "must be a whole number, is a string",
-        ),
+        ("hidden_size", json!("4096"), "must be a whole number, is a string"),
         ("num_hidden_layers", json!(1e300), "must be a whole number"),
         ("num_hidden_layers", json!(null), "is missing"),
         ("hidden_act", json!("relu"), "\"relu\" is not supported"),
         ("torch_dtype", json!("int8"), "\"int8\" is not supported"),
-        (
-            "rope_scaling",
-            json!({"rope_type": "longrope"}),
-            "\"longrope\" is not supported",
-        ),
-        (
-            "rope_scaling",
-            json!({"rope_type": "linear"}),
-            "factor: is missing",
-        ),
-        (
-            "quantization_config",
-            json!({"bits": 4}),
-            "quantized checkpoints are not supported",
-        ),
-        (
-            "eos_token_id",
-            json!([1, "x"]),
-            "must be a token id or a list",
-        ),
+        ("rope_scaling", json!({"rope_type": "longrope"}), "\"longrope\" is not supported"),
+        ("rope_scaling", json!({"rope_type": "linear"}), "factor: is missing"),
+        ("quantization_config", json!({"bits": 4}), "quantized checkpoints are not supported"),
+        ("eos_token_id", json!([1, "x"]), "must be a token id or a list"),
     ] {
         let mut v = llama31();
         v["head_dim"] = json!(128);
@@ -221,13 +163,8 @@ fn refusals_name_file_field_and_remedy() {
         assert!(text.starts_with("config.json: "), "{text}");
         assert!(text.contains(part), "{field}: {text}");
     }
-    let broken = ModelConfig::from_slice("config.json", b"{\"a\": ")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        broken.starts_with("config.json is not valid JSON: EOF"),
-        "{broken}"
-    );
+    let broken = ModelConfig::from_slice("config.json", b"{\"a\": ").unwrap_err().to_string();
+    assert!(broken.starts_with("config.json is not valid JSON: EOF"), "{broken}");
 }
 
 fn arbitrary_json() -> impl Strategy<Value = Value> {
@@ -239,15 +176,8 @@ fn arbitrary_json() -> impl Strategy<Value = Value> {
         any::<f64>().prop_map(Value::from),
         (0u64..300).prop_map(Value::from),
         "[a-z_0-9]{0,12}".prop_map(Value::from),
-        prop::sample::select(vec![
-            "LlamaForCausalLM",
-            "yarn",
-            "llama3",
-            "linear",
-            "sliding_attention",
-            "gelu"
-        ])
-        .prop_map(Value::from),
+        prop::sample::select(vec!["LlamaForCausalLM", "yarn", "llama3", "linear", "sliding_attention", "gelu"])
+            .prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 24, 6, |inner| {
         prop_oneof![

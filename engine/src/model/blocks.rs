@@ -1,7 +1,7 @@
 //! The blocks that model files are made of. Each is a few kernel calls over the step's activations.
+use super::StepInput;
 use super::llama::Rope;
 use super::load::Loader;
-use super::StepInput;
 use crate::config::{self, ModelConfig};
 use crate::error::Result;
 use crate::kv::LayerCache;
@@ -73,7 +73,14 @@ impl Linear {
         Linear { weight, bias, n, k }
     }
 
-    pub fn forward(&self, stream: &Stream, x: View<'_>, activation: Activation, accumulate: bool, out: ViewMut<'_>) -> Result<()> {
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        x: View<'_>,
+        activation: Activation,
+        accumulate: bool,
+        out: ViewMut<'_>,
+    ) -> Result<()> {
         let bias = self.bias.as_ref().map(Buffer::view);
         Ok(Gemm { a: x, w: self.weight.matrix(self.n, self.k), bias, activation, accumulate, out }.launch(stream)?)
     }
@@ -131,7 +138,12 @@ impl Attention {
             loader.vector(&format!("{}.weight", name(part)), config.head_dim, TensorKind::NormWeight).map(Some)
         };
         Ok(Attention {
-            qkv: loader.linear(&[&q, &k, &v], &[config.q_size(), config.kv_size(), config.kv_size()], config.hidden_size, config.qkv_bias)?,
+            qkv: loader.linear(
+                &[&q, &k, &v],
+                &[config.q_size(), config.kv_size(), config.kv_size()],
+                config.hidden_size,
+                config.qkv_bias,
+            )?,
             o: loader.linear(&[&name("o_proj")], &[config.hidden_size], config.q_size(), config.o_bias)?,
             q_norm: qk_norm("q_norm")?,
             k_norm: qk_norm("k_norm")?,
@@ -143,11 +155,24 @@ impl Attention {
         })
     }
 
-    pub fn forward(&self, stream: &Stream, step: &StepInput<'_>, rope: &Rope, cache: &mut LayerCache, work: &mut Activations) -> Result<()> {
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        step: &StepInput<'_>,
+        rope: &Rope,
+        cache: &mut LayerCache,
+        work: &mut Activations,
+    ) -> Result<()> {
         let tokens = step.num_tokens();
         let (hidden, q_size) = (self.qkv.k, self.heads * self.head_dim);
         let qkv_size = q_size + 2 * self.kv_heads * self.head_dim;
-        self.qkv.forward(stream, work.normed.matrix(tokens, hidden), Activation::None, false, work.qkv.matrix_mut(tokens, qkv_size))?;
+        self.qkv.forward(
+            stream,
+            work.normed.matrix(tokens, hidden),
+            Activation::None,
+            false,
+            work.qkv.matrix_mut(tokens, qkv_size),
+        )?;
         RopeKv {
             qkv: work.qkv.matrix_mut(tokens, qkv_size),
             q_norm: self.q_norm.as_ref().map(Buffer::view),

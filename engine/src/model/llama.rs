@@ -7,9 +7,9 @@
 //! logits = head(norm(h))
 //! ```
 //! What tells the architectures apart (norm, biases, q/k norm, gating, rope, window) is data of the blocks.
+use super::StepInput;
 use super::blocks::{Activations, Attention, Linear, Mlp, Norm};
 use super::load::{LoadProgress, Loader, WeightSource};
-use super::StepInput;
 use crate::config::{ModelConfig, RopeTable};
 use crate::error::Result;
 use crate::kv::KvCache;
@@ -46,7 +46,12 @@ pub(super) struct Rope {
 
 impl Model {
     /// Loads or makes the weights of `config`. F32 checkpoints are computed in bf16.
-    pub fn load(stream: &Stream, config: &ModelConfig, source: WeightSource<'_>, progress: &LoadProgress<'_>) -> Result<Self> {
+    pub fn load(
+        stream: &Stream,
+        config: &ModelConfig,
+        source: WeightSource<'_>,
+        progress: &LoadProgress<'_>,
+    ) -> Result<Self> {
         let loader = Loader::new(stream, config, source, progress);
         let RopeTable { inv_freq, attention_scale } = config.rope.table();
         let mut frequencies = Buffer::new(stream.device(), DType::F32, inv_freq.len())?;
@@ -96,7 +101,14 @@ impl Model {
     }
 
     /// Runs a range of layers over `work.hidden` [tokens, hidden_size], in place.
-    pub fn layers(&self, stream: &Stream, range: Range<usize>, step: &StepInput<'_>, kv: &mut KvCache, work: &mut Activations) -> Result<()> {
+    pub fn layers(
+        &self,
+        stream: &Stream,
+        range: Range<usize>,
+        step: &StepInput<'_>,
+        kv: &mut KvCache,
+        work: &mut Activations,
+    ) -> Result<()> {
         for i in range {
             let layer = &self.layers[i];
             layer.attention_norm.forward(stream, work, step.num_tokens())?;
@@ -108,7 +120,13 @@ impl Model {
     }
 
     /// The whole stack: embedding and all layers.
-    pub fn forward(&self, stream: &Stream, step: &StepInput<'_>, kv: &mut KvCache, work: &mut Activations) -> Result<()> {
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        step: &StepInput<'_>,
+        kv: &mut KvCache,
+        work: &mut Activations,
+    ) -> Result<()> {
         self.embed(stream, step, work)?;
         self.layers(stream, 0..self.layers.len(), step, kv, work)
     }
@@ -125,7 +143,15 @@ impl Model {
             Some(head) => head.forward(stream, x, Activation::None, false, logits),
             None => {
                 let w = self.embedding.matrix(self.config.vocab_size, hidden);
-                Ok(kernels_host::gemm::Gemm { a: x, w, bias: None, activation: Activation::None, accumulate: false, out: logits }.launch(stream)?)
+                Ok(kernels_host::gemm::Gemm {
+                    a: x,
+                    w,
+                    bias: None,
+                    activation: Activation::None,
+                    accumulate: false,
+                    out: logits,
+                }
+                .launch(stream)?)
             }
         }
     }

@@ -38,12 +38,25 @@ pub(super) struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(stream: &'a Stream, config: &'a ModelConfig, source: WeightSource<'a>, progress: &'a LoadProgress<'a>) -> Self {
+    pub fn new(
+        stream: &'a Stream,
+        config: &'a ModelConfig,
+        source: WeightSource<'a>,
+        progress: &'a LoadProgress<'a>,
+    ) -> Self {
         let dtype = match config.dtype {
             Dtype::F16 => DType::F16,
             Dtype::Bf16 | Dtype::F32 => DType::Bf16,
         };
-        Loader { stream, config, source, dtype, progress, done: Cell::new(0), total: crate::weights::parameter_count(config) }
+        Loader {
+            stream,
+            config,
+            source,
+            dtype,
+            progress,
+            done: Cell::new(0),
+            total: crate::weights::parameter_count(config),
+        }
     }
 
     pub fn dtype(&self) -> DType {
@@ -117,7 +130,9 @@ impl<'a> Loader<'a> {
         Error::Config {
             origin: "config.json".into(),
             field: "hidden_act".into(),
-            problem: format!("{activation:?} in {shape} MLP has no kernel; supported are gated silu and gelu_pytorch_tanh, ungated gelu and gelu_pytorch_tanh"),
+            problem: format!(
+                "{activation:?} in {shape} MLP has no kernel; supported are gated silu and gelu_pytorch_tanh, ungated gelu and gelu_pytorch_tanh"
+            ),
         }
     }
 
@@ -154,7 +169,8 @@ impl<'a> Loader<'a> {
     fn random(&self, name: &str, len: usize, kind: TensorKind) -> Result<Buffer> {
         let WeightSource::Dummy { seed } = self.source else { unreachable!("only dummy weights are random") };
         // FNV-1a of the name: every tensor has its own stream of random numbers.
-        let seed = name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let seed =
+            name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         let (scale, offset) = match kind {
             TensorKind::Matrix | TensorKind::Bias => (DUMMY_STD, 0.0),
             TensorKind::NormWeight => (DUMMY_STD, 1.0),

@@ -30,6 +30,7 @@ mod intrinsics;
 pub mod math;
 pub mod mbarrier;
 pub mod memory;
+pub mod memory_scalar;
 pub mod mma;
 pub mod shared;
 pub mod shared_atomic;
@@ -39,6 +40,17 @@ pub mod warp;
 pub mod wgmma;
 
 pub use entry::*;
+
+/// The value, of which the compiler then knows nothing: it computes what follows from it anew instead of keeping
+/// earlier results in registers.
+#[inline(always)]
+pub fn opaque(value: i32) -> i32 {
+    device! {
+        let hidden;
+        core::arch::asm!("// {0}", inout(reg32) value => hidden, options(nomem, nostack));
+        hidden
+    }
+}
 
 /// What every device-only function does on the host.
 #[cfg(not(device))]

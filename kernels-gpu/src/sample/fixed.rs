@@ -53,7 +53,7 @@ fn exp2(t: f32) -> u64 {
     const ROUND: f32 = 12_582_912.0;
     // ln(2)^k / k!: Taylor to degree 6 is within 1.2e-7 for |f| ≤ 1/2.
     const C: [f32; 7] =
-        [1.0, 0.693_147_2, 0.240_226_5, 0.055_504_11, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
+        [1.0, core::f32::consts::LN_2, 0.240_226_5, 0.055_504_11, 0.009_618_129, 0.001_333_355_8, 0.000_154_035_3];
     let rounded = t + ROUND;
     let n = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let f = t - (rounded - ROUND);
@@ -95,7 +95,7 @@ pub fn top_p_mass(top_p: f32, total: u64) -> u64 {
 /// How many tokens of `weight` it takes to reach the mass `missing`.
 #[inline(always)]
 pub fn tokens_to_reach(missing: u64, weight: u64) -> u32 {
-    if weight == 0 { 0 } else { ((missing + weight - 1) / weight) as u32 }
+    missing.div_ceil(if weight > 1 { weight } else { 1 }) as u32
 }
 
 /// A number below `total`, from 64 random bits: ⌊random · total / 2^64⌋.

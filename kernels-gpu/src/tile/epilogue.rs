@@ -142,7 +142,7 @@ impl Epilogue {
     }
 
     #[inline(always)]
-    unsafe fn store_f32(&self, row: u32, col: u32, v: [f32; 2], both: bool) {
+    pub(crate) unsafe fn store_f32(&self, row: u32, col: u32, v: [f32; 2], both: bool) {
         let at = self.out.cast::<f32>().add(row as usize * self.out_stride as usize + col as usize);
         if both && self.out_stride.is_multiple_of(2) {
             *at.cast::<u64>() = v[0].to_bits() as u64 | (v[1].to_bits() as u64) << 32;
@@ -184,7 +184,7 @@ impl Epilogue {
 /// SiLU or, both being x · sigmoid(z), GELU's tanh form: z is twice its tanh's argument. (`tanh.approx` would be
 /// off by 2^-11, as much as f16's rounding.)
 #[inline(always)]
-fn gate(code: u32, x: f32) -> f32 {
+pub(crate) fn gate(code: u32, x: f32) -> f32 {
     let cubic = x * fma(x * x, 2.0 * 0.797_884_6 * 0.044_715, 2.0 * 0.797_884_6);
     let z = if code == activation::GELU_TANH { cubic } else { x };
     x * rcp(1.0 + exp(-z))
@@ -192,7 +192,7 @@ fn gate(code: u32, x: f32) -> f32 {
 
 /// GELU by the error function, from Abramowitz and Stegun's 7.1.26: |error of erf| ≤ 1.5e-7.
 #[inline(always)]
-fn gelu_erf(x: f32) -> f32 {
+pub(crate) fn gelu_erf(x: f32) -> f32 {
     let z = x * core::f32::consts::FRAC_1_SQRT_2;
     let absolute = f32::from_bits(z.to_bits() & 0x7fff_ffff);
     let t = rcp(fma(0.327_591_1, absolute, 1.0));

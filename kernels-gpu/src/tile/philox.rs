@@ -29,8 +29,7 @@ pub const fn philox4x32<const ROUNDS: u32>(counter: [u32; 4], key: [u32; 2]) -> 
 mod tests {
     use super::philox4x32;
 
-    const PI: ([u32; 4], [u32; 2]) =
-        ([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
+    const PI: ([u32; 4], [u32; 2]) = ([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
 
     // The known answers that the authors publish with Random123.
     #[test]

@@ -2,8 +2,11 @@
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, PagedKv, reference};
 use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
-use crate::{Buffer, Check, DType, Device, Error, Stream, View, ViewMut};
+use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, View, ViewMut};
+use kernels_gpu::attention::{decode as gpu, decode_merge as merge};
+use kernels_gpu::prim::DevicePtr;
 use kernels_gpu::tile::kv::PAGE;
+use std::f32::consts::LOG2_E;
 
 /// Attention of one query per sequence, at position `kv_len - 1`. A sequence with an empty cache gets zeros.
 pub struct DecodeAttention<'a> {
@@ -31,7 +34,7 @@ pub struct DecodeAttention<'a> {
 }
 
 /// Rows of a block's query tile: heads of one group.
-const ROWS: usize = 16;
+const ROWS: usize = gpu::ROWS as usize;
 
 /// Most parts of one context.
 const MAX_SPLITS: usize = 128;
@@ -81,7 +84,65 @@ impl DecodeAttention<'_> {
             reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
             return Ok(());
         }
-        Err(Error::Unsupported { kernel: "decode_attention", what: "not yet on GPUs: use --device cpu".into() })
+        self.launch_gpu(stream, &check, &geometry)
+    }
+
+    fn launch_gpu(self, stream: &Stream, check: &Check, geometry: &Geometry) -> Result<(), Error> {
+        let Geometry { heads, kv_heads, head_dim, scale, window } = *geometry;
+        let sequences = self.q.rows();
+        let group = geometry.group();
+        let row_blocks = group.div_ceil(ROWS);
+        // A window of w tokens can touch one page more than ⌈w / 64⌉.
+        let pages = self.max_kv.div_ceil(PAGE).min(window.map_or(usize::MAX, |window| window.div_ceil(PAGE) + 1));
+        let splits = splits(stream.device().multiprocessors(), sequences * kv_heads * row_blocks, pages);
+        let workspace = self.workspace.ptr();
+        check.require(workspace.0.is_multiple_of(16), || "workspace must start at a multiple of 16 bytes".into())?;
+        let partial_bytes = sequences * heads * splits * head_dim * size_of::<f32>();
+        let state = DevicePtr(workspace.0 + partial_bytes as u64);
+        let (entry, merge_entry) = match (self.q.dtype(), head_dim) {
+            (DType::F16, 64) => (gpu::decode_attention_f16_64, merge::decode_merge_f16_64),
+            (DType::F16, _) => (gpu::decode_attention_f16_128, merge::decode_merge_f16_128),
+            (_, 64) => (gpu::decode_attention_bf16_64, merge::decode_merge_bf16_64),
+            _ => (gpu::decode_attention_bf16_128, merge::decode_merge_bf16_128),
+        };
+        let args = gpu::Decode {
+            q: self.q.ptr(),
+            k: self.kv.k.ptr(),
+            v: self.kv.v.ptr(),
+            block_tables: self.kv.block_tables.ptr(),
+            kv_lens: self.kv.kv_lens.ptr(),
+            partial: workspace,
+            state,
+            out: self.out.ptr(),
+            q_stride: self.q.stride() as u32,
+            out_stride: self.out.stride() as u32,
+            table_stride: self.kv.block_tables.stride() as u32,
+            kv_heads: kv_heads as u32,
+            group: group as u32,
+            row_blocks: row_blocks as u32,
+            scale_log2: scale * LOG2_E,
+            window: geometry.device_window(),
+        };
+        let grid = Launch::grid3(kv_heads * row_blocks, splits, sequences);
+        let grid = grid.shared(gpu::shared_bytes(head_dim as u32)).dependent();
+        // SAFETY: a block touches row `sequence` of q and out and the pages that the tables name for kv_lens[sequence] tokens,
+        // which is what the fields ask of the caller; the workspace was checked to hold all splits.
+        unsafe { stream.launch(entry, grid, &args)? };
+        if splits == 1 {
+            return Ok(());
+        }
+        let rows = sequences * heads;
+        let args = merge::DecodeMerge {
+            partial: workspace,
+            state,
+            out: self.out.ptr(),
+            rows: rows as u32,
+            heads: heads as u32,
+            splits: splits as u32,
+            out_stride: self.out.stride() as u32,
+        };
+        // SAFETY: reads what the launch above wrote, one warp per row of `out`.
+        unsafe { stream.launch(merge_entry, Launch::grid(rows.div_ceil(merge::HEADS as usize)).dependent(), &args) }
     }
 }
 
@@ -114,7 +175,7 @@ fn most_splits(multiprocessors: usize, items: usize, pages: usize) -> usize {
 pub(crate) fn kernel() -> Kernel {
     Kernel {
         name: "attention/decode",
-        entries: Vec::new(),
+        entries: [gpu::ENTRIES, merge::ENTRIES].concat(),
         pinned,
         #[cfg(feature = "proptest")]
         random: super::random::decode,

@@ -2,7 +2,9 @@
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, PagedKv, reference};
 use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
-use crate::{Check, DType, Error, Stream, View, ViewMut};
+use crate::{Check, DType, Error, Launch, Stream, View, ViewMut};
+use kernels_gpu::attention::prefill as gpu;
+use std::f32::consts::LOG2_E;
 
 /// Causal attention of many queries per sequence.
 ///
@@ -53,7 +55,37 @@ impl PrefillAttention<'_> {
             reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
             return Ok(());
         }
-        Err(Error::Unsupported { kernel: "prefill_attention", what: "not yet on GPUs: use --device cpu".into() })
+        let group = geometry.group();
+        let row_blocks = (self.max_query * group).div_ceil(gpu::ROWS as usize);
+        check.require(u32::try_from(self.max_query * group).is_ok(), || {
+            format!("{} queries of {heads} heads overflow 32 bits", self.max_query)
+        })?;
+        let entry = match (self.q.dtype(), head_dim) {
+            (DType::F16, 64) => gpu::prefill_attention_f16_64,
+            (DType::F16, _) => gpu::prefill_attention_f16_128,
+            (_, 64) => gpu::prefill_attention_bf16_64,
+            _ => gpu::prefill_attention_bf16_128,
+        };
+        let args = gpu::Prefill {
+            q: self.q.ptr(),
+            k: self.kv.k.ptr(),
+            v: self.kv.v.ptr(),
+            block_tables: self.kv.block_tables.ptr(),
+            kv_lens: self.kv.kv_lens.ptr(),
+            query_starts: self.query_starts.ptr(),
+            out: self.out.ptr(),
+            q_stride: self.q.stride() as u32,
+            out_stride: self.out.stride() as u32,
+            table_stride: self.kv.block_tables.stride() as u32,
+            kv_heads: kv_heads as u32,
+            group: group as u32,
+            scale_log2: scale * LOG2_E,
+            window: geometry.device_window(),
+        };
+        let launch = Launch::grid3(row_blocks * kv_heads, sequences, 1).shared(gpu::shared_bytes(head_dim as u32));
+        // SAFETY: blocks touch rows query_starts[s] .. query_starts[s + 1] of q and out and the pages that the tables name
+        // for kv_lens[s] tokens; that those lie within the checked views is what the fields ask of the caller.
+        unsafe { stream.launch(entry, launch.dependent(), &args) }
     }
 }
 
@@ -61,7 +93,7 @@ impl PrefillAttention<'_> {
 pub(crate) fn kernel() -> Kernel {
     Kernel {
         name: "attention/prefill",
-        entries: Vec::new(),
+        entries: gpu::ENTRIES.to_vec(),
         pinned,
         #[cfg(feature = "proptest")]
         random: super::random::prefill,

@@ -153,8 +153,7 @@ fn moments(bits: &[u16], dtype: DType, scale: f32, offset: f32) -> Result<(), Mi
     if bits.len() < 4096 || !(1e-3..1e3).contains(&scale) || offset.abs() > 4.0 * scale {
         return Ok(());
     }
-    let values: Vec<f64> =
-        bits.iter().map(|&bits| f64::from((dtype.decode(bits) - offset) / scale)).collect();
+    let values: Vec<f64> = bits.iter().map(|&bits| f64::from((dtype.decode(bits) - offset) / scale)).collect();
     let mean_of = |f: &dyn Fn(usize) -> f64| (0..values.len() - 1).map(f).sum::<f64>() / (values.len() - 1) as f64;
     let noise = 5.0 / (values.len() as f64).sqrt() + 2.0 * f64::from(dtype.epsilon());
     let wanted = [
@@ -169,4 +168,22 @@ fn moments(bits: &[u16], dtype: DType, scale: f32, offset: f32) -> Result<(), Mi
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gpu;
+    use kernels_gpu::tile::philox::philox4x32;
+
+    #[test]
+    fn a_group_follows_the_formula() {
+        let (seed, group) = (0x0123_4567_89ab_cdef, (3 << 32) + 17);
+        let words = philox4x32::<7>([17, 3, 0, 0], [0x89ab_cdef, 0x0123_4567]);
+        let values = gpu::group(seed, group, 1.0, 0.0);
+        for (word, pair) in words.iter().zip(values.chunks(2)) {
+            let [a, b, c, d] = word.to_be_bytes().map(f32::from);
+            assert_eq!(pair, [a + b + c + d - 510.0, a + b - c - d]);
+        }
+        assert!((gpu::INVERSE_DEVIATION * 21845f32.sqrt() - 1.0).abs() < 1e-6);
+    }
 }

@@ -61,6 +61,42 @@ pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
 }
 
+/// Shapes of one and several 128-row tiles, with edges and tails of k in every position, large enough to give a
+/// multiprocessor several tiles; and the square ones that are benched.
+pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
+    let mut problems = Vec::new();
+    let shapes = [
+        (65, 8, 8),
+        (100, 37, 64),
+        (128, 128, 72),
+        (128, 256, 64),
+        (200, 136, 136),
+        (256, 256, 1024),
+        (300, 320, 4096),
+        (300, 8, 1024),
+        (512, 1000, 72),
+        (512, 37, 136),
+        (2048, 4096, 136),
+        (2100, 4100, 320),
+    ];
+    for (turn, (m, n, k)) in shapes.into_iter().enumerate() {
+        let dtype = if turn % 2 == 0 { DType::Bf16 } else { DType::F16 };
+        let base = Problem { path, dtype, m, n, k, ..Problem::default() };
+        problems.push(base);
+        problems.push(Problem { bias: true, accumulate: true, gap: true, ..base });
+        problems.push(Problem { f32_out: true, bias: turn % 2 == 0, ..base });
+        let gated = Problem { n: n.next_multiple_of(16), activation: Activation::SwiGlu, ..base };
+        problems.push(Problem { bias: turn % 3 == 0, accumulate: turn % 3 == 1, ..gated });
+    }
+    for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::GeGlu] {
+        problems.push(Problem { path, m: 200, n: 336, k: 136, activation, bias: true, ..Problem::default() });
+    }
+    for size in [4096, 8192] {
+        problems.push(Problem { path, m: size, n: size, k: size, real: true, ..Problem::default() });
+    }
+    problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
+}
+
 /// Random shapes with up to `tokens` rows.
 #[cfg(feature = "proptest")]
 pub(super) fn random(path: Option<Path>, tokens: usize) -> proptest::strategy::BoxedStrategy<Box<dyn Case>> {
@@ -141,6 +177,9 @@ impl Problem {
 impl Case for Problem {
     fn id(&self) -> String {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
+        if let Some(Path::Wgmma(tile)) = self.path {
+            id += &format!(" tile={tile:?}");
+        }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);
         }

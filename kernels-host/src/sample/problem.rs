@@ -263,9 +263,7 @@ impl Prepared for Data {
 fn by_definition(logits: &[f32], params: &SamplingParams, token: usize) -> Result<(), String> {
     let mut order: Vec<usize> =
         (0..logits.len()).filter(|&i| !logits[i].is_nan() && logits[i] != f32::NEG_INFINITY).collect();
-    // Stable, so that equal logits stay in index order.
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    // total_cmp tells zeros apart, the definition does not.
+    // Not total_cmp: zeros of either sign are equal.
     order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(&b)));
     let expect = |expected: usize| if token == expected { Ok(()) } else { Err(format!("not {expected}")) };
     let Some(&best) = order.first() else { return expect(0) };

@@ -1,0 +1,119 @@
+//! Where a model comes from: a directory, or the binary itself.
+
+use std::path::PathBuf;
+
+use crate::chat_template::ChatTemplate;
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::embedded::EmbeddedModel;
+use crate::error::{Error, Result};
+use crate::generation_config::GenerationConfig;
+use crate::tokenizer::Tokenizer;
+
+/// A model's files.
+#[derive(Debug, Clone)]
+pub enum ModelSource {
+    /// A directory in Hugging Face's layout.
+    Dir(PathBuf),
+    /// A model inside the binary.
+    Embedded(&'static EmbeddedModel),
+}
+
+impl Default for ModelSource {
+    /// tiny-chat.
+    fn default() -> Self {
+        ModelSource::Embedded(&crate::embedded::TINY_CHAT)
+    }
+}
+
+impl ModelSource {
+    /// The directory's last part, or the embedded model's name.
+    pub fn name(&self) -> String {
+        match self {
+            ModelSource::Dir(dir) => match dir.file_name() {
+                Some(name) => name.to_string_lossy().into_owned(),
+                None => dir.display().to_string(),
+            },
+            ModelSource::Embedded(model) => model.name().to_owned(),
+        }
+    }
+
+    /// The checked `config.json`.
+    pub fn config(&self) -> Result<ModelConfig> {
+        match self {
+            ModelSource::Dir(dir) => ModelConfig::from_dir(dir),
+            ModelSource::Embedded(model) => model.config(),
+        }
+    }
+
+    /// The weights.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        match self {
+            ModelSource::Dir(dir) => Checkpoint::open(dir),
+            ModelSource::Embedded(model) => model.checkpoint(),
+        }
+    }
+
+    /// The tokenizer, checked against the model's vocabulary.
+    pub fn tokenizer(&self, config: &ModelConfig) -> Result<Tokenizer> {
+        let tokenizer = match self {
+            ModelSource::Dir(dir) => Tokenizer::from_dir(dir)?,
+            ModelSource::Embedded(model) => model.tokenizer()?,
+        };
+        tokenizer.check_vocab(config.vocab_size)?;
+        Ok(tokenizer)
+    }
+
+    /// The chat template; `None` for a base model, which has none.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        let template = match self {
+            ModelSource::Dir(dir) => ChatTemplate::from_dir(dir),
+            ModelSource::Embedded(model) => model.chat_template(),
+        };
+        match template {
+            Ok(template) => Ok(Some(template)),
+            Err(Error::NoChatTemplate { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The sampling defaults, with every end token that config and tokenizer name.
+    pub fn generation_config(
+        &self,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<GenerationConfig> {
+        let mut generation = match self {
+            ModelSource::Dir(dir) => GenerationConfig::from_dir(dir)?,
+            ModelSource::Embedded(model) => model.generation_config()?,
+        };
+        let eos = template.and_then(|t| t.special_token("eos_token"));
+        generation.add_eos(config, tokenizer, eos);
+        Ok(generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dummy::write_dummy;
+    use crate::embedded::TINY_CHAT;
+
+    #[test]
+    fn directories_and_embedded_models_load_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = TINY_CHAT.file("config.json").unwrap();
+        write_dummy(json, dir.path(), 1 << 20, 1).unwrap();
+        for source in [ModelSource::Dir(dir.path().to_owned()), ModelSource::Embedded(&TINY_CHAT)] {
+            let config = source.config().unwrap();
+            assert_eq!(config, TINY_CHAT.config().unwrap());
+            let tokenizer = source.tokenizer(&config).unwrap();
+            let template = source.chat_template().unwrap();
+            assert!(template.is_some());
+            let generation = source.generation_config(&config, &tokenizer, template.as_ref()).unwrap();
+            assert!(!generation.eos_token_ids.is_empty());
+            assert!(source.checkpoint().unwrap().contains("model.norm.weight"));
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Activations that no product's epilogue takes along.
+pub mod silu_mul;

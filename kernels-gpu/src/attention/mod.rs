@@ -1,0 +1,5 @@
+//! Attention over the paged KV cache.
+pub mod decode;
+pub mod decode_merge;
+mod fragment;
+pub mod prefill;

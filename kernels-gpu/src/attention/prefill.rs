@@ -1,0 +1,324 @@
+//! Attention of many queries per sequence over the paged KV cache, with sm_80 instructions.
+//!
+//! ```text
+//! out[q, h] = softmax(scale · Q[q, h]·Kᵀ, over keys max(0, p - window + 1) ..= p) · V      p = kv_len - queries + q
+//! ```
+//! Grid: x = (row block, KV head), y = sequence. The query heads of a group are packed: row r of a (sequence, KV head)
+//! is query r / group of head kv_head · group + r % group, so that a block of 64 rows shares its keys
+//! whatever the group. Later rows see more keys: x counts backwards, so that the longest blocks start first.
+//!
+//! A block is 4 warps of 16 rows. It walks the pages that its rows see, one page (64 keys) a step, through a ring of
+//! two stages of K and V filled by `cp.async`: a head's share of a page is contiguous and swizzled already, so the
+//! copies are linear. Q lives in registers (after a visit to shared memory, which the output takes over in the end), as do
+//! S (32 f32 a thread) and O (64 f32 at head_dim 128).
+//!
+//! Slots past kv_len hold garbage: their scores are masked and their K and V zero-filled (0 · NaN is NaN).
+//! Bound by the tensor cores and exp2: 4 · head_dim flops per (row, key).
+use super::fragment::{Lanes, MAX_DIM, Output, Queries, Running, pack_probabilities};
+use crate::prim::{
+    async_copy,
+    math::rcp,
+    memory::store_v4,
+    memory_scalar::load_u32,
+    shared,
+    thread::{
+        block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
+    },
+    warp::{lane_id, sync_warp, warp_id},
+};
+use crate::tile::{
+    Bf16, Elem, F16,
+    kv::{PAGE, swizzle_chunk},
+};
+
+/// Threads per block.
+pub const THREADS: u32 = 128;
+/// Query rows (query, head of the group) per block.
+pub const ROWS: u32 = 64;
+/// Keys per step: a page.
+const KEYS: u32 = PAGE as u32;
+/// Bytes of 64 swizzled rows of 64 elements.
+const TILE: u32 = 64 * 128;
+/// Stages of the K and V ring. Two take 80 KiB with Q at head_dim 128: two blocks on an A100 or H200, one on an sm_86.
+const STAGES: u32 = 2;
+const _: () = assert!(STAGES == 2, "the loop toggles between two");
+
+/// Bytes of shared memory: Q, then per stage K and V.
+pub const fn shared_bytes(head_dim: u32) -> u32 {
+    head_dim / 64 * TILE * (1 + 2 * STAGES)
+}
+
+entry! {
+    /// Arguments of the prefill kernels: `q`, `out`: [tokens, heads · head_dim], rows `*_stride` elements apart; `k`, `v`:
+    /// page pools; `block_tables`: [sequences, …], rows `table_stride` apart; `kv_lens`: [sequences];
+    /// `query_starts`: [sequences + 1]; `group`: heads per KV head; `scale_log2`: scale · log2(e); `window`: keys that a query sees,
+    /// `u32::MAX` for all.
+    pub struct Prefill {
+        q: *const u16, k: *const u16, v: *const u16, block_tables: *const u32, kv_lens: *const u32,
+        query_starts: *const u32, out: *mut u16,
+        q_stride: u32, out_stride: u32, table_stride: u32, kv_heads: u32, group: u32, scale_log2: f32, window: u32,
+    }
+    fn prefill_attention_bf16_64(threads: THREADS, min_blocks: 2) = prefill::<Bf16, 64>;
+    fn prefill_attention_bf16_128(threads: THREADS, min_blocks: 2) = prefill::<Bf16, 128>;
+    fn prefill_attention_f16_64(threads: THREADS, min_blocks: 2) = prefill::<F16, 64>;
+    fn prefill_attention_f16_128(threads: THREADS, min_blocks: 2) = prefill::<F16, 128>;
+}
+
+#[inline(always)]
+unsafe fn prefill<E: Elem, const D: u32>(
+    q: *const u16,
+    k: *const u16,
+    v: *const u16,
+    block_tables: *const u32,
+    kv_lens: *const u32,
+    query_starts: *const u32,
+    out: *mut u16,
+    q_stride: u32,
+    out_stride: u32,
+    table_stride: u32,
+    kv_heads: u32,
+    group: u32,
+    scale_log2: f32,
+    window: u32,
+) {
+    let sequence = block_idx_y() as usize;
+    let reversed = grid_dim_x() - 1 - block_idx_x();
+    let (row_block, kv_head) = (reversed / kv_heads, reversed % kv_heads);
+
+    grid_dependency_wait();
+    let first_query = load_u32(query_starts.add(sequence));
+    let queries = load_u32(query_starts.add(sequence + 1)) - first_query;
+    let kv_len = load_u32(kv_lens.add(sequence));
+    let rows = Rows { first: row_block * ROWS, end: queries * group, group, kv_head, token: first_query };
+    if rows.first >= rows.end || kv_len == 0 {
+        return;
+    }
+    let pages = Pages::<D> {
+        k,
+        v,
+        table: block_tables.add(sequence * table_stride as usize),
+        kv_head,
+        kv_heads,
+        kv_len,
+        ring: shared::base() + D / 64 * TILE,
+    };
+    // Positions of the block's first and last query; kv_len bounds what contradictory lengths could reach.
+    let prefix = kv_len.saturating_sub(queries);
+    let position = |row: u32| {
+        let position = prefix + row / group;
+        if position < kv_len { position } else { kv_len - 1 }
+    };
+    let last_row = if rows.first + ROWS < rows.end { rows.first + ROWS - 1 } else { rows.end - 1 };
+    let (first_position, last_position) = (position(rows.first), position(last_row));
+    let first_page = first_key(first_position, window) / KEYS;
+    let last_page = last_position / KEYS;
+
+    copy_queries::<D>(q, q_stride, &rows);
+    pages.copy(first_page, load_u32(pages.table.add(first_page as usize)), 0);
+    async_copy::commit();
+    let mut next = 0;
+    if first_page < last_page {
+        next = load_u32(pages.table.add(first_page as usize + 1));
+    }
+    async_copy::wait::<0>();
+    sync_threads();
+
+    let lanes = Lanes::new();
+    let mut fragments: Queries = [[0; 4]; MAX_DIM / 16];
+    for c in 0..D / 16 {
+        fragments[c as usize] = lanes.queries(shared::base() + c / 4 * TILE + warp_id() * 16 * 128, c % 4);
+    }
+    // This lane's rows are g and g + 8 of the warp's 16; those past the end repeat the last one.
+    let row = rows.first + warp_id() * 16 + lane_id() / 4;
+    let own = [row, row + 8].map(|row| position(if row < rows.end { row } else { rows.end - 1 }));
+
+    let mut output: Output = [[0.0; 4]; MAX_DIM / 8];
+    let mut running = Running::new();
+    let mut stage = 0;
+    let mut page = first_page;
+    while page <= last_page {
+        // Everyone's copies of this page are in, and nobody reads the other stage any more.
+        async_copy::wait::<0>();
+        sync_threads();
+        if page < last_page {
+            pages.copy(page + 1, next, stage ^ 1);
+            if page + 1 < last_page {
+                next = load_u32(pages.table.add(page as usize + 2));
+            }
+        } else {
+            grid_dependency_launch();
+        }
+        async_copy::commit();
+
+        let (k, v) = pages.stage(stage);
+        let mut scores = scores::<E, D>(lanes, &fragments, k);
+        let start = page * KEYS;
+        if start + KEYS - 1 > first_position || start < first_key(last_position, window) {
+            mask(&mut scores, start, own, window);
+        }
+        if D == 128 {
+            running.step::<8, 16>(&mut scores, &mut output, scale_log2);
+        } else {
+            running.step::<8, 8>(&mut scores, &mut output, scale_log2);
+        }
+        accumulate::<E, D>(lanes, &scores, v, &mut output);
+        stage ^= 1;
+        page += 1;
+    }
+    store_output::<E, D>(out, out_stride, &rows, &output, running.total());
+}
+
+/// The first key that a query at `position` sees.
+#[inline(always)]
+fn first_key(position: u32, window: u32) -> u32 {
+    if position >= window { position + 1 - window } else { 0 }
+}
+
+/// Packed rows of one (sequence, KV head).
+struct Rows {
+    /// The block's first.
+    first: u32,
+    /// The sequence's end.
+    end: u32,
+    group: u32,
+    kv_head: u32,
+    /// Row of the matrices that holds the sequence's first query.
+    token: u32,
+}
+
+impl Rows {
+    /// Element offset of a packed row in a matrix of [tokens, heads · D].
+    #[inline(always)]
+    fn offset<const D: u32>(&self, row: u32, stride: u32) -> usize {
+        let (query, head) = (row / self.group, self.kv_head * self.group + row % self.group);
+        (self.token + query) as usize * stride as usize + (head * D) as usize
+    }
+}
+
+/// Starts copying the block's queries to the start of shared memory: [D / 64][64 rows][64], swizzled; rows past the
+/// sequence's end are zero.
+#[inline(always)]
+unsafe fn copy_queries<const D: u32>(q: *const u16, stride: u32, rows: &Rows) {
+    for i in 0..D / 16 {
+        // Eight neighbouring threads copy the 128 bytes of one row of one tile.
+        let index = thread_idx_x() + i * THREADS;
+        let (tile, row, chunk) = (index / 512, index / 8 % 64, index % 8);
+        let at = rows.first + row;
+        let (at, bytes) = if at < rows.end { (at, 16) } else { (rows.end - 1, 0) };
+        let from = q.add(rows.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize);
+        async_copy::copy_16(shared::base() + tile * TILE + swizzle_chunk(row, chunk) * 16, from.cast(), bytes);
+    }
+}
+
+/// The pages of one (sequence, KV head), and their ring in shared memory.
+struct Pages<const D: u32> {
+    k: *const u16,
+    v: *const u16,
+    table: *const u32,
+    kv_head: u32,
+    kv_heads: u32,
+    kv_len: u32,
+    ring: u32,
+}
+
+impl<const D: u32> Pages<D> {
+    /// Addresses of a stage's K and V: [D / 64][64 keys][64], swizzled.
+    #[inline(always)]
+    fn stage(&self, stage: u32) -> (u32, u32) {
+        let k = self.ring + stage * (D / 64 * TILE * 2);
+        (k, k + D / 64 * TILE)
+    }
+
+    /// Starts copying the head's share of page number `index` of the sequence, page `page` of the pool.
+    #[inline(always)]
+    unsafe fn copy(&self, index: u32, page: u32, stage: u32) {
+        let (k_to, v_to) = self.stage(stage);
+        let share = (page as usize * self.kv_heads as usize + self.kv_head as usize) * (D * KEYS) as usize;
+        for i in 0..D / 16 {
+            let chunk = thread_idx_x() + i * THREADS;
+            let slot = chunk / 8 % KEYS;
+            let bytes = if index * KEYS + slot < self.kv_len { 16 } else { 0 };
+            let at = share + (chunk * 8) as usize;
+            async_copy::copy_16(k_to + chunk * 16, self.k.add(at).cast(), bytes);
+            async_copy::copy_16(v_to + chunk * 16, self.v.add(at).cast(), bytes);
+        }
+    }
+}
+
+/// Scores of the warp's 16 rows against the page's 64 keys; accumulator n holds keys 8n..8n+8.
+#[inline(always)]
+unsafe fn scores<E: Elem, const D: u32>(lanes: Lanes, queries: &Queries, k: u32) -> [[f32; 4]; 8] {
+    let mut scores = [[0.0; 4]; 8];
+    for c in 0..D / 16 {
+        for i in 0..4 {
+            let b = lanes.keys(k + c / 4 * TILE + i as u32 * 16 * 128, c % 4);
+            E::mma(&mut scores[2 * i], queries[c as usize], [b[0], b[1]]);
+            E::mma(&mut scores[2 * i + 1], queries[c as usize], [b[2], b[3]]);
+        }
+    }
+    scores
+}
+
+/// Masks what the lane's two rows, at `positions`, do not see of the keys from `start` on.
+#[inline(always)]
+fn mask(scores: &mut [[f32; 4]; 8], start: u32, positions: [u32; 2], window: u32) {
+    let column = start + lane_id() % 4 * 2;
+    for half in 0..2 {
+        let (first, last) = (first_key(positions[half], window), positions[half]);
+        for n in 0..8 {
+            for i in 0..2 {
+                let key = column + n as u32 * 8 + i as u32;
+                if key < first || key > last {
+                    scores[n][2 * half + i] = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// output += P · V over the page's 64 keys; accumulator n holds dims 8n..8n+8.
+#[inline(always)]
+unsafe fn accumulate<E: Elem, const D: u32>(lanes: Lanes, p: &[[f32; 4]; 8], v: u32, output: &mut Output) {
+    for i in 0..4 {
+        let a = pack_probabilities::<E>(p[2 * i], p[2 * i + 1]);
+        for c in 0..D / 16 {
+            let b = lanes.values(v + c / 4 * TILE + i as u32 * 16 * 128, c % 4);
+            E::mma(&mut output[2 * c as usize], a, [b[0], b[1]]);
+            E::mma(&mut output[2 * c as usize + 1], a, [b[2], b[3]]);
+        }
+    }
+}
+
+/// Divides by the sums, rounds, and stores the warp's rows in 16-byte vectors, through the shared memory that its own
+/// 16 rows of queries took.
+#[inline(always)]
+unsafe fn store_output<E: Elem, const D: u32>(
+    out: *mut u16,
+    stride: u32,
+    rows: &Rows,
+    output: &Output,
+    sums: [f32; 2],
+) {
+    let (g, t) = (lane_id() / 4, lane_id() % 4);
+    let own = shared::base() + warp_id() * 16 * 128;
+    let inverse = sums.map(rcp);
+    sync_warp();
+    for n in 0..D / 8 {
+        for half in 0..2 {
+            let o = &output[n as usize];
+            let bits = E::pack(o[2 * half] * inverse[half], o[2 * half + 1] * inverse[half]);
+            let row = g + 8 * half as u32;
+            shared::store_u32(own + n / 8 * TILE + swizzle_chunk(row, n % 8) * 16 + t * 4, bits);
+        }
+    }
+    sync_warp();
+    for i in 0..D / 16 {
+        let index = lane_id() + i * 32;
+        let (tile, row, chunk) = (index / 128, index / 8 % 16, index % 8);
+        let at = rows.first + warp_id() * 16 + row;
+        if at < rows.end {
+            let bits = shared::load_v4(own + tile * TILE + swizzle_chunk(row, chunk) * 16);
+            store_v4(out.add(rows.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize).cast(), bits);
+        }
+    }
+}
