@@ -7,10 +7,11 @@ use clap::Args;
 use engine::config::ModelConfig;
 use engine::engine::{EngineConfig, compute_dtype};
 use engine::generation_config::GenerationConfig;
-use engine::llm::{GenerateOptions, Llm, ModelSource};
+use engine::llm::{GenerateOptions, Llm};
 use engine::runner::MemoryBudget;
 use engine::sampling::SamplingParams;
 use engine::scheduler::Limits;
+use engine::source::ModelSource;
 use kernels_host::Device;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,7 +30,7 @@ impl ModelArgs {
         let Some(path) = &self.model else { return Ok(ModelSource::default()) };
         let shown = path.display();
         match std::fs::metadata(path) {
-            Ok(found) if found.is_dir() => Ok(ModelSource::Directory(path.clone())),
+            Ok(found) if found.is_dir() => Ok(ModelSource::Dir(path.clone())),
             Ok(_) => bail!("{shown} is a file; MODEL must be a directory with config.json, *.safetensors and tokenizer.json"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
                 "{shown} does not exist; MODEL must be a directory with config.json, *.safetensors and tokenizer.json \
