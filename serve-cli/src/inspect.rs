@@ -137,7 +137,7 @@ fn attention(c: &ModelConfig) -> String {
         n if n == c.num_heads => "MHA",
         _ => "GQA",
     };
-    let mut text = format!("{kind}, {} query heads, {} KV heads, head_dim {}", c.num_heads, c.num_kv_heads, c.head_dim);
+    let mut text = format!("{kind}, {} query heads, {}, head_dim {}", c.num_heads, plural(c.num_kv_heads, "KV head"), c.head_dim);
     for (there, what) in [(c.qkv_bias, "q/k/v biases"), (c.o_bias, "output bias"), (c.qk_norm, "q/k norm")] {
         if there {
             text.push_str(", ");

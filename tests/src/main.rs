@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     }
     match role.as_str() {
         "benches" => wootz_benches::main(args),
+        "wootz-cli" => serve_cli::main(args),
         _ => wootz_tests::main(args),
     }
 }
