@@ -6,7 +6,7 @@ mod session;
 use crate::device::DeviceArgs;
 use crate::model::{self, LimitArgs, ModelArgs, SamplingArgs};
 use crate::terminal::{Terminal, one_line};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use command::Line;
 use editor::{Prompt, Typed};
@@ -45,6 +45,7 @@ pub struct ChatArgs {
 /// Runs the command.
 pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
     args.sampling.validate()?;
+    ensure!(args.ask.as_ref().is_none_or(|text| !text.trim().is_empty()), "--ask is empty: say what to answer");
     let source = args.model.source()?;
     let llm = model::load(&source, &args.device, &args.limits, terminal)?;
     let options = match &args.ask {
@@ -63,7 +64,7 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
 fn talk(session: &mut Session, terminal: &Terminal) -> Result<ExitCode> {
     let mut prompt = Prompt::new(terminal)?;
     session.stop_on_ctrl_c()?;
-    say(&terminal.dim(&format!("{} · /help for help, Ctrl-D to leave", session.describe())))?;
+    say(&terminal.dim(&format!("{} · /help", session.describe())))?;
     loop {
         let line = match prompt.read()? {
             Typed::Line(line) => editor::unfold(&line),

@@ -61,7 +61,13 @@ pub fn run(terminal: &Terminal) -> Result<ExitCode> {
             Verdict::Warning => ("warning", "33"),
             Verdict::Problem => ("problem", "31"),
         };
-        writeln!(out, "{}  {:<14}{}", terminal.paint(colour, &format!("{word:<7}")), check.what, one_line(&check.found))?;
+        writeln!(
+            out,
+            "{}  {:<14}{}",
+            terminal.paint(colour, &format!("{word:<7}")),
+            check.what,
+            one_line(&check.found)
+        )?;
         if let Some(mend) = &check.mend {
             writeln!(out, "{:9}{:<14}{}", "", "", terminal.dim(&format!("→ {mend}")))?;
         }
@@ -86,9 +92,16 @@ fn embedded_model() -> Check {
     match unpacked {
         Ok((parameters, bytes)) => Check::ok(
             what,
-            format!("{}, {} parameters, {} of weights in the binary", TINY_CHAT.name(), units::count(parameters), units::bytes(bytes)),
+            format!(
+                "{}, {} parameters, {} of weights in the binary",
+                TINY_CHAT.name(),
+                units::count(parameters),
+                units::bytes(bytes)
+            ),
         ),
-        Err(error) => Check::problem(what, error.to_string(), "install the binary again, or give `wootz chat` a model directory"),
+        Err(error) => {
+            Check::problem(what, error.to_string(), "install the binary again, or give `wootz chat` a model directory")
+        }
     }
 }
 
@@ -99,7 +112,11 @@ fn embedded_ptx() -> Check {
     if of(Target::Sm80) > 0 {
         Check::ok("kernels", found)
     } else {
-        Check::warning("kernels", found, "build again with the device toolchain: cargo xtask setup && cargo build --release")
+        Check::warning(
+            "kernels",
+            found,
+            "build again with the device toolchain: cargo xtask setup && cargo build --release",
+        )
     }
 }
 
@@ -128,7 +145,9 @@ fn gpus() -> (Vec<Check>, Option<String>) {
         let opened = Device::cuda(ordinal).and_then(|device| Ok((device.memory()?, device.stream().map(|_| device)?)));
         let (memory, device) = match opened {
             Ok((memory, device)) => (memory.unwrap_or_default(), device),
-            Err(error @ Error::DriverTooOld { .. }) => return Check::warning(&what, error.to_string(), "update the driver"),
+            Err(error @ Error::DriverTooOld { .. }) => {
+                return Check::warning(&what, error.to_string(), "update the driver");
+            }
             Err(error) => return Check::warning(&what, error.to_string(), "wootz chat --device cpu"),
         };
         if ordinal == 0 {
@@ -171,7 +190,9 @@ fn folder_check(what: &str, folder: Option<PathBuf>, without: &str) -> Check {
         return Check::warning(what, format!("no home folder is known: {without}"), "export HOME=/path/to/a/folder");
     };
     let probe = folder.join(format!(".probe-{}", std::process::id()));
-    let written = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(&probe, b"")).and_then(|()| std::fs::remove_file(&probe));
+    let written = std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&probe, b""))
+        .and_then(|()| std::fs::remove_file(&probe));
     let shown = folder.display();
     match written {
         Ok(()) => Check::ok(what, format!("{shown} is writable")),

@@ -57,7 +57,8 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     let budget = MemoryBudget::of(&config, compute_dtype(&config), &limits);
     let fit = memory(args)?.map(|(gpu, free, total)| {
         let usable = ((total as f64 * f64::from(engine.gpu_memory_utilization)) as u64).min(free);
-        let pages = usable.checked_sub((budget.weights + budget.activations) as u64).map(|rest| rest / budget.page as u64);
+        let pages =
+            usable.checked_sub((budget.weights + budget.activations) as u64).map(|rest| rest / budget.page as u64);
         let full = limits.max_model_len.div_ceil(PAGE_TOKENS) as u64;
         let pages = pages.filter(|pages| *pages > 0);
         let kv_tokens = pages.map(|pages| pages * PAGE_TOKENS as u64);
@@ -81,7 +82,10 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     lines.push(row("activations", format!("{:>9}   {step}", bytes(budget.activations as u64))));
     lines.push(row("KV cache", format!("{:>9}   per token", bytes((budget.page / PAGE_TOKENS) as u64))));
     let sequence = budget.page * limits.max_model_len.div_ceil(PAGE_TOKENS);
-    lines.push(row("", format!("{:>9}   per sequence of {} tokens", bytes(sequence as u64), grouped(limits.max_model_len as u64))));
+    lines.push(row(
+        "",
+        format!("{:>9}   per sequence of {} tokens", bytes(sequence as u64), grouped(limits.max_model_len as u64)),
+    ));
     lines.push(String::new());
     lines.extend(fit_lines(fit.as_ref(), engine.gpu_memory_utilization, limits.max_model_len));
     writeln!(out, "{}", lines.join("\n"))?;
@@ -137,7 +141,8 @@ fn attention(c: &ModelConfig) -> String {
         n if n == c.num_heads => "MHA",
         _ => "GQA",
     };
-    let mut text = format!("{kind}, {} query heads, {}, head_dim {}", c.num_heads, plural(c.num_kv_heads, "KV head"), c.head_dim);
+    let mut text =
+        format!("{kind}, {} query heads, {}, head_dim {}", c.num_heads, plural(c.num_kv_heads, "KV head"), c.head_dim);
     for (there, what) in [(c.qkv_bias, "q/k/v biases"), (c.o_bias, "output bias"), (c.qk_norm, "q/k norm")] {
         if there {
             text.push_str(", ");
@@ -169,7 +174,8 @@ fn rope(c: &ModelConfig) -> String {
             format!("yarn scaling by {factor} from {original_max_position}")
         }
     };
-    let partial = if c.rope.rotary_dim == c.head_dim { String::new() } else { format!(", {} dimensions", c.rope.rotary_dim) };
+    let partial =
+        if c.rope.rotary_dim == c.head_dim { String::new() } else { format!(", {} dimensions", c.rope.rotary_dim) };
     format!("theta {}{partial}, {scaling}", c.rope.theta)
 }
 
@@ -202,23 +208,39 @@ fn fit_lines(fit: Option<&Fit>, share: f32, max_len: usize) -> Vec<String> {
     let Some(fit) = fit else {
         return vec!["no GPU here; `--gpu-memory 80GB` shows what would fit on one".into()];
     };
-    let mut lines = vec![format!("on {}, {} of {} free, --gpu-memory-utilization {share}", fit.gpu, bytes(fit.free), bytes(fit.total))];
+    let mut lines = vec![format!(
+        "on {}, {} of {} free, --gpu-memory-utilization {share}",
+        fit.gpu,
+        bytes(fit.free),
+        bytes(fit.total)
+    )];
     match fit.kv_tokens {
         Some(tokens) => {
             lines.push(row("KV cache", format!("{} tokens", grouped(tokens))));
             let len = grouped(max_len as u64);
-            lines.push(row("sequences", match fit.full_sequences {
-                0 => format!("none of {len} tokens: lower --max-model-len to {tokens} or less"),
-                n => format!("{} of {len} tokens at once", grouped(n)),
-            }));
+            lines.push(row(
+                "sequences",
+                match fit.full_sequences {
+                    0 => format!("none of {len} tokens: lower --max-model-len to {tokens} or less"),
+                    n => format!("{} of {len} tokens at once", grouped(n)),
+                },
+            ));
         }
         None => lines.push(row("verdict", format!("does not fit: {} may be used", bytes(fit.usable)))),
     }
     lines
 }
 
-fn json(name: &str, c: &ModelConfig, parts: &[(&'static str, u64)], budget: &MemoryBudget, max_len: usize, fit: Option<&Fit>) -> Value {
-    let by_part: serde_json::Map<String, Value> = parts.iter().map(|(part, n)| ((*part).to_lowercase(), json!(n))).collect();
+fn json(
+    name: &str,
+    c: &ModelConfig,
+    parts: &[(&'static str, u64)],
+    budget: &MemoryBudget,
+    max_len: usize,
+    fit: Option<&Fit>,
+) -> Value {
+    let by_part: serde_json::Map<String, Value> =
+        parts.iter().map(|(part, n)| ((*part).to_lowercase(), json!(n))).collect();
     json!({
         "model": name,
         "architecture": c.architecture.hf_name(),

@@ -51,6 +51,8 @@ enum Command {
     /// Show a model's architecture, its memory by part, and what fits on the GPU.
     Inspect(inspect::InspectArgs),
     /// Check driver, GPUs, device toolchain and folders, and say how to mend what is wrong.
+    #[command(after_help = "Example: wootz doctor\n\n\
+        Exits with code 1 only if `wootz chat` cannot work; what a build of Wootz needs is a warning.")]
     Doctor,
     /// Time kernels or a model.
     Bench(bench::BenchArgs),
@@ -91,9 +93,9 @@ fn run(command: Command, terminal: &Terminal) -> Result<ExitCode> {
 
 /// Whether the reader of our output has gone: `wootz … | head` is not a failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
 #[cfg(test)]

@@ -31,7 +31,9 @@ impl ModelArgs {
         let shown = path.display();
         match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => Ok(ModelSource::Dir(path.clone())),
-            Ok(_) => bail!("{shown} is a file; MODEL must be a directory with config.json, *.safetensors and tokenizer.json"),
+            Ok(_) => {
+                bail!("{shown} is a file; MODEL must be a directory with config.json, *.safetensors and tokenizer.json")
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
                 "{shown} does not exist; MODEL must be a directory with config.json, *.safetensors and tokenizer.json \
                  (`hf download NAME --local-dir DIR` makes one)"
@@ -47,7 +49,10 @@ impl ModelArgs {
                 let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
                 let config = ModelConfig::from_slice(&path.display().to_string(), &bytes)?;
                 let folder = path.canonicalize().ok().and_then(|path| Some(path.parent()?.file_name()?.to_owned()));
-                Ok((folder.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned()), config))
+                Ok((
+                    folder.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned()),
+                    config,
+                ))
             }
             _ => {
                 let source = self.source()?;
@@ -88,7 +93,10 @@ impl LimitArgs {
     pub fn engine_config(&self, model: &ModelConfig) -> Result<EngineConfig> {
         let most = model.max_position_embeddings;
         if let Some(len) = self.max_model_len {
-            ensure!(len <= most, "--max-model-len {len} is above the model's {most} (max_position_embeddings in config.json)");
+            ensure!(
+                len <= most,
+                "--max-model-len {len} is above the model's {most} (max_position_embeddings in config.json)"
+            );
             ensure!(len >= 2, "--max-model-len {len} leaves no room for a prompt and an answer: at least 2");
         }
         let default = EngineConfig::default();
@@ -117,7 +125,8 @@ pub fn check_host_memory(device: &Device, model: &ModelConfig, config: &EngineCo
     let (true, Some(total)) = (device.is_cpu(), host_memory()) else { return Ok(()) };
     let budget = MemoryBudget::of(model, compute_dtype(model), &limits(model, config));
     let pages = config.kv_cache_tokens.unwrap_or(0).div_ceil(engine::kv::PAGE_TOKENS);
-    let (fixed, cache) = ((budget.weights + budget.activations) as u64, (pages as u64).saturating_mul(budget.page as u64));
+    let (fixed, cache) =
+        ((budget.weights + budget.activations) as u64, (pages as u64).saturating_mul(budget.page as u64));
     ensure!(
         fixed.saturating_add(cache) <= total,
         "too little memory: weights and activations take {}, the KV cache {}, this machine has {}; use a smaller model, \
@@ -233,7 +242,8 @@ mod tests {
 
     #[test]
     fn greedy_unless_a_flag_asks() {
-        let model = GenerationConfig { do_sample: true, temperature: Some(0.6), top_p: Some(0.9), ..Default::default() };
+        let model =
+            GenerationConfig { do_sample: true, temperature: Some(0.6), top_p: Some(0.9), ..Default::default() };
         let none = SamplingArgs::default();
         assert_eq!(none.greedy_unless_asked(&model).sampling, SamplingParams::default());
         assert_eq!(none.recommended(&model).sampling.temperature, 0.6);

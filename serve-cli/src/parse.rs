@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn token_suffixes() {
-        for (text, value) in [("7", 7), ("4096", 4096), ("32K", 32768), ("32k", 32000), ("1.5K", 1536), ("1M", 1 << 20)] {
+        for (text, value) in [("7", 7), ("4096", 4096), ("32K", 32768), ("32k", 32000), ("1.5K", 1536), ("1M", 1 << 20)]
+        {
             assert_eq!(tokens(text), Ok(value), "{text}");
         }
         for text in ["", "K", "-1", "0", "1.2", "32KB", "1e3", "9999999999", "99G", "K32", "1..2", "∞"] {
@@ -81,7 +82,9 @@ mod tests {
 
     #[test]
     fn memory_sizes() {
-        for (text, value) in [("80GB", 80_000_000_000), ("80 gb", 80_000_000_000), ("24GiB", 24 << 30), ("1000000", 1_000_000)] {
+        for (text, value) in
+            [("80GB", 80_000_000_000), ("80 gb", 80_000_000_000), ("24GiB", 24 << 30), ("1000000", 1_000_000)]
+        {
             assert_eq!(memory(text), Ok(value), "{text}");
         }
         for text in ["", "80TBB", "-1GB", "0", "GB", "1e30GB"] {

@@ -59,7 +59,12 @@ struct Ran {
 fn wootz_with(args: &[&str], input: &str) -> Result<Ran> {
     let home = tempfile::tempdir()?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("wootz-cli").args(args).env("HOME", home.path()).env_remove("XDG_STATE_HOME").env_remove("XDG_CACHE_HOME");
+    command
+        .arg("wootz-cli")
+        .args(args)
+        .env("HOME", home.path())
+        .env_remove("XDG_STATE_HOME")
+        .env_remove("XDG_CACHE_HOME");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut stdin = child.stdin.take().context("stdin")?;
     let input = input.to_owned();
@@ -107,7 +112,10 @@ impl Ran {
 
     /// Code 2, clap's words on stderr with `part`.
     fn refused(self, part: &str) -> Result<()> {
-        ensure!(self.code == 2 && self.stdout.is_empty() && self.stderr.contains(part), "{self:?} does not say {part:?}");
+        ensure!(
+            self.code == 2 && self.stdout.is_empty() && self.stderr.contains(part),
+            "{self:?} does not say {part:?}"
+        );
         Ok(())
     }
 }
@@ -161,13 +169,14 @@ fn patch(path: &Path, from: &str, to: &str) -> Result<()> {
 }
 
 fn help() -> Result<()> {
-    for command in ["", "chat", "generate", "inspect", "doctor", "bench", "bench kernels", "bench latency", "completions"] {
+    for command in
+        ["", "chat", "generate", "inspect", "doctor", "bench", "bench kernels", "bench latency", "completions"]
+    {
         let mut args: Vec<&str> = command.split_whitespace().collect();
         args.push("--help");
         let ran = wootz(&args)?;
-        let usage = format!("Usage: wootz {command}");
-        let ran = if command == "doctor" { ran } else { ran.succeeded()? };
-        ensure!(ran.code == 0 && ran.stdout.contains(usage.trim_end()), "{ran:?}");
+        let (ran, usage) = (ran.succeeded()?, format!("Usage: wootz {command}"));
+        ensure!(ran.stdout.contains(usage.trim_end()), "{ran:?}");
         ensure!(ran.stdout.contains("Example"), "{ran:?} has no examples");
     }
     let version = wootz(&["--version"])?.succeeded()?;
@@ -206,7 +215,8 @@ fn chat_ask() -> Result<()> {
 
 fn chat_ask_sampled() -> Result<()> {
     let ask = |seed: &str| -> Result<String> {
-        let args = ["chat", "--device", "cpu", "--temperature", "5", "--seed", seed, "--max-tokens", "24", "--ask", "Hello"];
+        let args =
+            ["chat", "--device", "cpu", "--temperature", "5", "--seed", seed, "--max-tokens", "24", "--ask", "Hello"];
         Ok(wootz(&args)?.succeeded()?.stdout)
     };
     let (first, again, other) = (ask("1")?, ask("1")?, ask("2")?);
@@ -274,9 +284,7 @@ fn generate() -> Result<()> {
     let both = wootz(&two)?.succeeded()?;
     ensure!(both.stdout.contains("--- prompt 1") && both.stdout.contains("--- prompt 2"), "{both:?}");
     ensure!(both.stdout.contains(first.stdout.trim_end()), "batched {both:?}, alone {first:?}");
-    wootz(&["generate", "--prompt-file", "/nowhere/x"])?.failed(&["/nowhere/x"])?;
-    wootz(&["generate", "--device", "cpu", "--prompt-file", "-"])?;
-    Ok(())
+    wootz(&["generate", "--prompt-file", "/nowhere/x"])?.failed(&["/nowhere/x"])
 }
 
 fn generate_json() -> Result<()> {
@@ -370,7 +378,7 @@ fn bench_kernels() -> Result<()> {
     ensure!(ran.stdout.contains("NOT RUN"), "{ran:?}");
     if Device::cuda_count() == 0 {
         let ran = wootz(&["bench", "kernels"])?.succeeded()?;
-        ensure!(ran.stdout.contains("NOT RUN: no NVIDIA driver") || ran.stdout.contains("NOT RUN: "), "{ran:?}");
+        ensure!(ran.stdout.contains("NOT RUN: "), "{ran:?}");
     } else {
         let ran = wootz(&["bench", "kernels", "norm/rms_norm"])?.succeeded()?;
         ensure!(ran.stdout.contains("norm/rms_norm") && ran.stdout.contains("GB/s"), "{ran:?}");
@@ -430,9 +438,15 @@ fn no_model() -> Result<()> {
 
 fn broken_config() -> Result<()> {
     let config = |change: fn(&mut Value)| move |dir: &Path| edit(dir.join("config.json"), change);
-    damaged(|dir| Ok(fs::write(dir.join("config.json"), "{\"architectures\": [")?), &["config.json", "not valid JSON"])?;
+    damaged(
+        |dir| Ok(fs::write(dir.join("config.json"), "{\"architectures\": [")?),
+        &["config.json", "not valid JSON"],
+    )?;
     damaged(|dir| Ok(fs::write(dir.join("config.json"), [0xff, 0xfe, 0])?), &["config.json"])?;
-    damaged(config(|c| c["architectures"] = json!(["MambaForCausalLM"])), &["MambaForCausalLM is not supported", "LlamaForCausalLM"])?;
+    damaged(
+        config(|c| c["architectures"] = json!(["MambaForCausalLM"])),
+        &["MambaForCausalLM is not supported", "LlamaForCausalLM"],
+    )?;
     damaged(config(|c| c["hidden_size"] = json!("wide")), &["hidden_size"])?;
     damaged(config(|c| c["hidden_size"] = json!(u64::MAX)), &["hidden_size"])?;
     damaged(config(|c| c["num_key_value_heads"] = json!(3)), &["num_key_value_heads"])?;
@@ -442,7 +456,8 @@ fn broken_config() -> Result<()> {
 
 fn broken_weights() -> Result<()> {
     damaged(|dir| Ok(fs::remove_file(shard(dir, 1)?)?), &["model-00002-of"])?;
-    let truncate = |len: u64| move |dir: &Path| Ok(fs::OpenOptions::new().write(true).open(shard(dir, 1)?)?.set_len(len)?);
+    let truncate =
+        |len: u64| move |dir: &Path| Ok(fs::OpenOptions::new().write(true).open(shard(dir, 1)?)?.set_len(len)?);
     damaged(truncate(20_000), &["model-00002-of", "truncated"])?;
     damaged(truncate(5), &["model-00002-of"])?;
     damaged(truncate(0), &["model-00002-of"])?;
@@ -451,15 +466,17 @@ fn broken_weights() -> Result<()> {
     damaged(|dir| patch(&shard(dir, 0)?, "\"BF16\"", "\"I16\" "), &["model.embed_tokens.weight", "I16"])?;
     damaged(|dir| patch(&shard(dir, 0)?, "model.embed_tokens", "model.embed_tokenz"), &["model.embed_tokens.weight"])?;
     damaged(|dir| patch(&shard(dir, 0)?, "\"shape\"", "\"shapé"), &["model-00001-of"])?;
-    damaged(|dir| Ok(fs::remove_file(dir.join("model.safetensors.index.json"))?), &[])
-        .or_else(|_| wootz_without_index())?;
+    wootz_without_index()?;
     damaged(|dir| edit(dir.join("config.json"), |c| c["num_hidden_layers"] = json!(3)), &["model.layers.2."])?;
-    damaged(|dir| {
-        for path in [shard(dir, 0)?, dir.join("model.safetensors.index.json")] {
-            fs::remove_file(path)?;
-        }
-        Ok(())
-    }, &["model.embed_tokens.weight"])
+    damaged(
+        |dir| {
+            for path in [shard(dir, 0)?, dir.join("model.safetensors.index.json")] {
+                fs::remove_file(path)?;
+            }
+            Ok(())
+        },
+        &["model.embed_tokens.weight"],
+    )
 }
 
 /// Shards without their index are read as they are.
@@ -483,14 +500,18 @@ fn broken_template() -> Result<()> {
     damaged(template("{% for m in messages %}"), &["chat template"])?;
     damaged(template("{{ messages | nosuchfilter }}"), &["chat template"])?;
     damaged(template("{{ raise_exception('only Latin') }}"), &["refuses this conversation", "only Latin"])?;
-    damaged(template("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}"), &["chat template"])
+    damaged(
+        template("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}"),
+        &["chat template"],
+    )
 }
 
 fn long_prompt() -> Result<()> {
     let text = "hello ".repeat(400);
     let dir = model()?;
     wootz(&["chat", path(&dir)?, "--device", "cpu", "--ask", &text])?.failed(&["the prompt has", "at most 127 fit"])?;
-    wootz(&["generate", path(&dir)?, "--device", "cpu", "--prompt", &text])?.failed(&["the prompt has", "at most 127 fit"])
+    wootz(&["generate", path(&dir)?, "--device", "cpu", "--prompt", &text])?
+        .failed(&["the prompt has", "at most 127 fit"])
 }
 
 fn no_gpu() -> Result<()> {

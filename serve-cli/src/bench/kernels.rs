@@ -44,6 +44,7 @@ struct Timing {
     median_us: f64,
     p10_us: f64,
     p90_us: f64,
+    graph: bool,
 }
 
 /// Runs the command.
@@ -72,7 +73,11 @@ pub fn run(args: &KernelArgs, terminal: &Terminal) -> Result<ExitCode> {
     }
     writeln!(out, "{device:?}, driver for CUDA {}, {} cases", Device::driver_version()?, cases.len())?;
     let width = cases.iter().map(|(kernel, case)| kernel.name.len() + case.id().len() + 1).max().unwrap_or(0);
-    writeln!(out, "{}", terminal.bold(&format!("{:width$}  {:>10}  {:>8}  {:>8}", "", "median µs", "GB/s", "TFLOP/s")))?;
+    writeln!(
+        out,
+        "{}",
+        terminal.bold(&format!("{:width$}  {:>10}  {:>8}  {:>8}", "", "median µs", "GB/s", "TFLOP/s"))
+    )?;
 
     let progress = Progress::new(terminal, "timing");
     let (mut rows, mut failed) = (Vec::new(), 0);
@@ -94,13 +99,16 @@ pub fn run(args: &KernelArgs, terminal: &Terminal) -> Result<ExitCode> {
         }
     }
     if let Some(path) = &args.json {
-        write_json(path, &json!({
-            "device": device.name(),
-            "target": device.target().map(|target| target.to_string()),
-            "cuda": Device::driver_version()?,
-            "version": env!("CARGO_PKG_VERSION"),
-            "cases": rows,
-        }))?;
+        write_json(
+            path,
+            &json!({
+                "device": device.name(),
+                "target": device.target().map(|target| target.to_string()),
+                "cuda": Device::driver_version()?,
+                "version": env!("CARGO_PKG_VERSION"),
+                "cases": rows,
+            }),
+        )?;
     }
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -128,17 +136,22 @@ fn time(case: &dyn Case, stream: &Stream) -> Result<Timing, Error> {
     let warm = timed(stream, || data.iter_mut().try_for_each(|data| data.launch(stream)))?;
     let again = timed(stream, || data.iter_mut().try_for_each(|data| data.launch(stream)))?;
     let estimate = warm.min(again) / copies as f64;
-    let mut samples = if estimate < GRAPH_BELOW_US {
-        graph_samples(&mut data, stream)?
-    } else {
-        (0..ROUNDS.max(data.len())).map(|i| {
-            let at = i % data.len();
-            timed(stream, || data[at].launch(stream))
-        }).collect::<Result<Vec<_>, _>>()?
+    // A launcher that cannot be captured is timed launch by launch, which `graph` in the results shows.
+    let graph = if estimate < GRAPH_BELOW_US { graph_samples(&mut data, stream).ok() } else { None };
+    let in_graph = graph.is_some();
+    let mut samples = match graph {
+        Some(samples) => samples,
+        None => launch_samples(&mut data, stream)?,
     };
     sort(&mut samples);
     let at = |share| percentile(&samples, share);
-    Ok(Timing { median_us: at(0.5), p10_us: at(0.1), p90_us: at(0.9) })
+    Ok(Timing { median_us: at(0.5), p10_us: at(0.1), p90_us: at(0.9), graph: in_graph })
+}
+
+/// Microseconds of single launches.
+fn launch_samples(data: &mut [Box<dyn Prepared>], stream: &Stream) -> Result<Vec<f64>, Error> {
+    let rounds = ROUNDS.max(data.len());
+    (0..rounds).map(|i| timed(stream, || data[i % data.len()].launch(stream))).collect()
 }
 
 /// Microseconds per launch, one value per replay of a graph of at least [`GRAPH_LAUNCHES`].
@@ -179,6 +192,7 @@ fn row(kernel: &Kernel, case: &dyn Case, timing: &Timing) -> Value {
         "median_us": timing.median_us,
         "p10_us": timing.p10_us,
         "p90_us": timing.p90_us,
+        "graph": timing.graph,
         "bytes": work.bytes,
         "flops": work.flops,
         "gb_per_s": work.bytes as f64 / seconds / 1e9,

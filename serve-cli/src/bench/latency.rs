@@ -83,12 +83,22 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     let (name, config) = args.model.config()?;
     let len = args.input_len + args.output_len;
     let most = config.max_position_embeddings;
-    ensure!(len <= most, "--input-len {} and --output-len {} do not fit in the model's context of {most}", args.input_len, args.output_len);
+    ensure!(
+        len <= most,
+        "--input-len {} and --output-len {} do not fit in the model's context of {most}",
+        args.input_len,
+        args.output_len
+    );
     let start = Instant::now();
     let mut engine = load(args, &name, &config, len, terminal)?;
     let load_time = start.elapsed();
     let fits = engine.max_len();
-    ensure!(len <= fits, "--input-len {} and --output-len {} do not fit in the {fits} tokens that the KV cache leaves for a sequence", args.input_len, args.output_len);
+    ensure!(
+        len <= fits,
+        "--input-len {} and --output-len {} do not fit in the {fits} tokens that the KV cache leaves for a sequence",
+        args.input_len,
+        args.output_len
+    );
 
     let progress = Progress::new(terminal, &format!("{name}: iterations"));
     let mut rng = Rng::new(args.seed);
@@ -109,7 +119,11 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     writeln!(
         out,
         "{name}{random} on {device}: batch {}, input {}, output {}, {} iterations, loaded in {:.2} s",
-        args.batch_size, args.input_len, args.output_len, args.num_iters, load_time.as_secs_f64()
+        args.batch_size,
+        args.input_len,
+        args.output_len,
+        args.num_iters,
+        load_time.as_secs_f64()
     )?;
     write!(out, "{}", report.table())?;
     if let Some(path) = &args.json {
@@ -131,7 +145,9 @@ fn load(args: &LatencyArgs, name: &str, config: &ModelConfig, len: usize, termin
     let device = args.device.open()?;
     let engine_config = match device.is_cpu() {
         true => engine::engine::EngineConfig {
-            kv_cache_tokens: engine_config.kv_cache_tokens.or(Some(len.next_multiple_of(engine::kv::PAGE_TOKENS) * args.batch_size)),
+            kv_cache_tokens: engine_config
+                .kv_cache_tokens
+                .or(Some(len.next_multiple_of(engine::kv::PAGE_TOKENS) * args.batch_size)),
             ..engine_config
         },
         false => engine_config,
@@ -216,7 +232,12 @@ impl Report {
     }
 
     fn rows(&self) -> [(&'static str, &[f64]); 4] {
-        [("Latency", &self.latency), ("TTFT", &self.ttft), ("TTFT of the batch", &self.batch_ttft), ("TPOT", &self.tpot)]
+        [
+            ("Latency", &self.latency),
+            ("TTFT", &self.ttft),
+            ("TTFT of the batch", &self.batch_ttft),
+            ("TPOT", &self.tpot),
+        ]
     }
 
     fn table(&self) -> String {
@@ -247,11 +268,9 @@ impl Report {
             "total_token_throughput": self.total_token_throughput,
         });
         for (key, (_, values)) in ["latency", "ttft", "batch_ttft", "tpot"].into_iter().zip(self.rows()) {
-            for (statistic, number) in [
-                ("mean", mean(values)),
-                ("median", percentile(values, 0.5)),
-                ("p99", percentile(values, 0.99)),
-            ] {
+            for (statistic, number) in
+                [("mean", mean(values)), ("median", percentile(values, 0.5)), ("p99", percentile(values, 0.99))]
+            {
                 value[format!("{statistic}_{key}_ms")] = if values.is_empty() { Value::Null } else { json!(number) };
             }
         }

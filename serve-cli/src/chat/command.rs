@@ -4,7 +4,7 @@
 pub const COMMANDS: &[(&str, &str)] = &[
     ("/help", "show this"),
     ("/reset", "forget the conversation; the system prompt stays"),
-    ("/system TEXT", "set the system prompt; without TEXT show it, with `clear` remove it"),
+    ("/system TEXT", "set the system prompt; alone: show it, clear: remove it"),
     ("/stats", "show context, speed and settings"),
     ("/quit", "leave, as Ctrl-D does"),
 ];

@@ -121,7 +121,7 @@ impl Session {
     pub fn describe(&self) -> String {
         let engine = self.llm.engine();
         let context = units::plural(engine.max_len(), "token");
-        format!("{} on {} · context of {context}", self.llm.name(), device::describe(engine.runner().device()))
+        format!("{} on {} · {context} of context", self.llm.name(), device::describe(engine.runner().device()))
     }
 
     /// What goes below an answer: time to first token, tokens per second, tokens, device.
@@ -150,11 +150,18 @@ impl Session {
         let sampling = if s.temperature == 0.0 {
             "greedy".to_owned()
         } else {
-            format!("temperature {}, top_k {}, top_p {}, min_p {}, seed {}", s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+            format!(
+                "temperature {}, top_k {}, top_p {}, min_p {}, seed {}",
+                s.temperature, s.top_k, s.top_p, s.min_p, s.seed
+            )
         };
         let mut lines = vec![
             format!("model      {}", self.describe()),
-            format!("context    {used} of {} tokens, {}", engine.max_len(), units::plural(self.messages.len(), "message")),
+            format!(
+                "context    {used} of {} tokens, {}",
+                engine.max_len(),
+                units::plural(self.messages.len(), "message")
+            ),
             format!("KV cache   {} tokens", units::grouped(engine.kv_tokens() as u64)),
             format!("sampling   {sampling}"),
             format!(
