@@ -52,7 +52,7 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
         Some(_) => args.sampling.greedy_unless_asked(llm.generation_config()),
         None => args.sampling.recommended(llm.generation_config()),
     };
-    let mut session = Session::new(llm, options, args.system.clone())?;
+    let mut session = Session::new(llm, options, args.system.clone(), terminal)?;
     if let Some(text) = &args.ask {
         session.answer(text)?;
         return Ok(ExitCode::SUCCESS);

@@ -1,7 +1,7 @@
 //! `wootz generate`.
 use crate::device::{self, DeviceArgs};
 use crate::model::{self, LimitArgs, ModelArgs, SamplingArgs};
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, harmless};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use engine::llm::{Completion, Llm};
@@ -61,7 +61,7 @@ pub fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut written = Ok(());
     let completions = llm.generate(&prompts, &options, |_, piece| {
         if stream {
-            written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            written = out.write_all(harmless(piece, terminal.stdout).as_bytes()).and_then(|()| out.flush());
         }
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
@@ -72,7 +72,12 @@ pub fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<ExitCode> {
         writeln!(out)?;
     } else {
         for (i, completion) in completions.iter().enumerate() {
-            writeln!(out, "{}\n{}", terminal.bold(&format!("--- prompt {}", i + 1)), completion.text)?;
+            writeln!(
+                out,
+                "{}\n{}",
+                terminal.bold(&format!("--- prompt {}", i + 1)),
+                harmless(&completion.text, terminal.stdout)
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)

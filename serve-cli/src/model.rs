@@ -163,7 +163,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Only the K most likely tokens; 0 is off
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = parse::top_k)]
     pub top_k: Option<u32>,
     /// Only the most likely tokens that together have this probability
     #[arg(long, value_name = "P", allow_negative_numbers = true)]

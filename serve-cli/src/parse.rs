@@ -47,6 +47,14 @@ pub fn memory(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
+/// `--top-k`; -1 is off too, as in vLLM.
+pub fn top_k(text: &str) -> Result<u32, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text.parse().map_err(|_| "expected a whole number; 0 is off".to_owned()),
+    }
+}
+
 /// A share above 0, at most 1.
 pub fn share(text: &str) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| "expected a number such as 0.9".to_owned())?;
@@ -90,6 +98,12 @@ mod tests {
         for text in ["", "80TBB", "-1GB", "0", "GB", "1e30GB"] {
             assert!(memory(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn top_ks() {
+        assert_eq!((top_k("50"), top_k("0"), top_k("-1")), (Ok(50), Ok(0), Ok(0)));
+        assert!(top_k("-2").is_err() && top_k("1.5").is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the terminal can do; the one place that reads the environment.
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -53,6 +54,13 @@ pub fn one_line(text: &str) -> String {
     words.join(" ").chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// A model's text as a terminal may see it: without escape sequences, which could do anything there.
+/// Files and pipes get what the model wrote.
+pub fn harmless(text: &str, terminal: bool) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if terminal && text.contains(harmful) { Cow::Owned(text.replace(harmful, "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
 /// A progress bar on stderr that shows itself only where somebody looks and only when it takes long.
 pub struct Progress {
     bar: ProgressBar,
@@ -100,6 +108,12 @@ mod tests {
     fn messages_are_one_line() {
         assert_eq!(one_line("a\n  b\r\nc\n"), "a b c");
         assert_eq!(one_line("x\x1b[31my"), "x\u{fffd}[31my");
+    }
+
+    #[test]
+    fn terminals_see_no_escape_sequences() {
+        assert_eq!(harmless("a\x1b[2Jb\n\tc\r", true), "a\u{fffd}[2Jb\n\tc\u{fffd}");
+        assert_eq!(harmless("a\x1b[2J", false), "a\x1b[2J");
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! A conversation with a loaded model.
+use crate::terminal::{Terminal, harmless};
 use crate::{device, units};
 use anyhow::Result;
 use engine::chat_template::message;
@@ -19,6 +20,8 @@ pub struct Session {
     system: Option<String>,
     /// User and assistant in turns.
     messages: Vec<Value>,
+    /// Whether the answers go to a terminal.
+    on_terminal: bool,
     /// Set by Ctrl-C.
     interrupted: Arc<AtomicBool>,
     last: Option<Completion>,
@@ -47,10 +50,17 @@ pub enum Outcome {
 
 impl Session {
     /// An empty conversation. Tells right away if the model cannot chat, or not with this system prompt.
-    pub fn new(llm: Llm, options: GenerateOptions, system: Option<String>) -> Result<Self> {
-        let interrupted = Arc::default();
-        let session =
-            Session { llm, options, system, messages: Vec::new(), interrupted, last: None, totals: Totals::default() };
+    pub fn new(llm: Llm, options: GenerateOptions, system: Option<String>, terminal: &Terminal) -> Result<Self> {
+        let session = Session {
+            llm,
+            options,
+            system,
+            messages: Vec::new(),
+            on_terminal: terminal.stdout,
+            interrupted: Arc::default(),
+            last: None,
+            totals: Totals::default(),
+        };
         session.llm.chat_prompt(&session.with_system(&[message("user", "Hello")]))?;
         Ok(session)
     }
@@ -72,9 +82,9 @@ impl Session {
 
         self.interrupted.store(false, Ordering::Relaxed);
         let (mut out, mut written) = (io::stdout(), Ok(()));
-        let interrupted = &self.interrupted;
+        let (interrupted, on_terminal) = (&self.interrupted, self.on_terminal);
         let done = self.llm.generate(&[prompt], &options, |_, piece| {
-            written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            written = out.write_all(harmless(piece, on_terminal).as_bytes()).and_then(|()| out.flush());
             if written.is_err() || interrupted.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
             }
