@@ -174,13 +174,14 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
         tma::load_2d(buffer, w, step * TILE_K, n * tile_n(REGS), ring.full());
     };
     let mut index = block_idx_x();
-    let mut ahead = 0;
-    let mut first = ring.clone();
-    while ahead < steps && ahead < STAGES {
-        load_w(&first, tiles.at(index).1, ahead);
-        first.advance();
-        ahead += 1;
+    let mut next = ring.clone();
+    for step in 0..STAGES {
+        if step < steps {
+            load_w(&next, tiles.at(index).1, step);
+        }
+        next.advance();
     }
+    let mut ahead = if steps < STAGES { steps } else { STAGES };
     grid_dependency_wait();
     while index < tiles.count() {
         let (m, n) = tiles.at(index);
