@@ -24,8 +24,8 @@ macro_rules! families {
     };
 }
 families! {
+    /// Matrix products.
+    gemm "gemm";
     /// RMSNorm, LayerNorm and their fusions with the residual add.
     norm "norm";
-    /// Matrix products with fused epilogues.
-    gemm "gemm";
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod devices;
+pub mod goldens;
 mod kernels;
 
 /// Runs the tests that `args` (libtest's) select.
@@ -21,5 +22,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(kernels::trials(&devices));
+    trials.extend(goldens::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

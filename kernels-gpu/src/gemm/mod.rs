@@ -1,2 +1,6 @@
-//! Matrix products with fused epilogues.
+//! Matrix products `out = act(a · wᵀ + bias) (+ out)`: a [m, k] activations, w [n, k] weights.
+pub mod gemv;
+pub mod mma;
+pub mod skinny;
+mod tile;
 pub mod wgmma;

@@ -81,7 +81,10 @@ fn module(
 /// Compiler flags; the reasons are in `prim` and ARCHITECTURE.md.
 fn flags(target: &str) -> Vec<String> {
     let arch_cfg = target.to_owned();
+    // LLVM's default for sm_80 is PTX 7.0, which lacks cache hints; 8.0 is what sm_90a has and the oldest driver reads.
     [
+        "-C",
+        "target-feature=+ptx80",
         "--cfg",
         "device",
         "--cfg",

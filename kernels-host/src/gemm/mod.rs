@@ -1,9 +1,12 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 mod cases;
+mod gemv;
+mod mma;
 mod reference;
+mod skinny;
 mod wgmma;
 
-use crate::{Check, DType, Device, Error, Stream, View, ViewMut};
+use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
 use kernels_gpu::tile::epilogue::activation as code;
 
 /// `out = activation(a · wᵀ + bias) (+ out)`; accumulated in f32, rounded once.
@@ -68,21 +71,40 @@ pub(crate) struct Shape {
 /// The kernels that compute a [`Gemm`] on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
-    /// More than 64 rows on Hopper: TMA and `wgmma`.
+    /// Up to four rows, two weight rows a warp.
+    Gemv,
+    /// Up to 64 rows, weights streamed past `mma.sync`.
+    Skinny,
+    /// Any shape, 128 × 128 tiles on `mma.sync`.
+    Mma,
+    /// Any shape on Hopper, by TMA and `wgmma`.
     Wgmma(wgmma::Tile),
 }
 
 impl Path {
+    fn supports(self, shape: &Shape, target: Target) -> bool {
+        match self {
+            Path::Gemv => gemv::supports(shape),
+            Path::Skinny => skinny::supports(shape),
+            Path::Mma => mma::supports(shape),
+            Path::Wgmma(_) => wgmma::supports(shape, target),
+        }
+    }
+
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
+            Path::Gemv => gemv::launch(gemm, shape, stream),
+            Path::Skinny => skinny::launch(gemm, shape, stream),
+            Path::Mma => mma::launch(gemm, shape, stream),
             Path::Wgmma(tile) => wgmma::launch(gemm, shape, tile, stream),
         }
     }
 }
 
-/// The kernel for a shape on a GPU.
-fn pick(shape: &Shape, device: &Device) -> Option<Path> {
-    wgmma::pick(shape, device).map(Path::Wgmma)
+/// The kernel for a shape: the first of the list, best first, that can do it.
+fn pick(shape: &Shape, target: Target, device: &Device) -> Option<Path> {
+    let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
+    [Path::Gemv, Path::Skinny, wgmma, Path::Mma].into_iter().find(|path| path.supports(shape, target))
 }
 
 /// Position of a kernel's entry in its table: bf16 and f16, plain, then gated, then with f32 output.
@@ -94,6 +116,28 @@ fn entry_index(gemm: &Gemm<'_>) -> usize {
     2 * kind + usize::from(gemm.a.dtype() == DType::F16)
 }
 
+/// The argument struct that all kernels share, under its name in each kernel's file.
+macro_rules! args {
+    ($Args:path, $gemm:ident, $shape:ident) => {{
+        use $Args as Args;
+        Args {
+            a: $gemm.a.ptr(),
+            w: $gemm.w.ptr(),
+            bias: $gemm.bias.map_or(Default::default(), |bias| bias.ptr()),
+            out: $gemm.out.ptr(),
+            m: $shape.m as u32,
+            n: $shape.n as u32,
+            k: $shape.k as u32,
+            a_stride: $gemm.a.stride() as u32,
+            w_stride: $gemm.w.stride() as u32,
+            out_stride: $gemm.out.stride() as u32,
+            activation: $gemm.activation.code(),
+            accumulate: u32::from($gemm.accumulate),
+        }
+    }};
+}
+use args;
+
 impl Gemm<'_> {
     /// Queues the kernel that fits the shape and the GPU.
     pub fn launch(self, stream: &Stream) -> Result<(), Error> {
@@ -103,13 +147,16 @@ impl Gemm<'_> {
     /// As [`Gemm::launch`]; on a GPU by `path` if it is given.
     pub(crate) fn launch_with(self, stream: &Stream, path: Option<Path>) -> Result<(), Error> {
         let shape = self.check()?;
-        if stream.is_cpu() {
+        let Some(target) = stream.device().target() else {
             reference::run(self, &shape);
             return Ok(());
+        };
+        if shape.m == 0 || shape.n == 0 {
+            return Ok(());
         }
-        match path.or_else(|| pick(&shape, stream.device())) {
+        match path.or_else(|| pick(&shape, target, stream.device())).filter(|path| path.supports(&shape, target)) {
             Some(path) => path.launch(&self, &shape, stream),
-            None => Err(Error::Unsupported { kernel: "gemm", what: "no GPU kernel yet: use --device cpu".into() }),
+            None => Err(Error::Unsupported { kernel: "gemm", what: format!("no kernel on {target} for {shape:?}") }),
         }
     }
 
@@ -174,7 +221,12 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    let picked = crate::case::Kernel {
+    vec![picked(), gemv::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+}
+
+/// The cases through whatever kernel is picked.
+fn picked() -> crate::case::Kernel {
+    crate::case::Kernel {
         name: "gemm/gemm",
         entries: Vec::new(),
         pinned: || {
@@ -184,8 +236,7 @@ pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
         },
         #[cfg(feature = "proptest")]
         random: || cases::random(None, 150),
-    };
-    vec![picked, wgmma::kernel()]
+    }
 }
 
 #[cfg(test)]

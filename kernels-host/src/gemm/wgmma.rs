@@ -1,12 +1,9 @@
 //! Launcher and cases of `kernels-gpu/src/gemm/wgmma.rs`.
 use super::{Gemm, Path, Shape, cases, entry_index};
 use crate::case::{Case, Kernel};
-use crate::{Device, Error, Launch, Stream, Target};
+use crate::{Error, Launch, Stream, Target};
 use kernels_gpu::gemm::wgmma as gpu;
 use kernels_gpu::prim::{DevicePtr, Entry};
-
-/// Fewest rows that are worth a tile of 128: below, the kernels that stream weights past `mma.sync` win.
-const FEWEST_ROWS: usize = 65;
 
 /// A tile of the output: 128 rows by this many columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +42,7 @@ impl Tile {
     }
 
     /// The tile whose waves over `multiprocessors` end first.
-    fn fitting(shape: &Shape, multiprocessors: usize) -> Tile {
+    pub(super) fn fitting(shape: &Shape, multiprocessors: usize) -> Tile {
         let waves = |tile: Tile| tile.count(shape).div_ceil(multiprocessors) * tile.time();
         if waves(Tile::N256) <= waves(Tile::N128) { Tile::N256 } else { Tile::N128 }
     }
@@ -72,17 +69,13 @@ impl Tile {
     }
 }
 
-/// The tile for a shape, where this kernel is the best.
-pub(super) fn pick(shape: &Shape, device: &Device) -> Option<Tile> {
-    (device.target() == Some(Target::Sm90a) && shape.m >= FEWEST_ROWS && shape.k > 0)
-        .then(|| Tile::fitting(shape, device.multiprocessors()))
+/// Whether the kernel can do it: TMA and `wgmma` are Hopper's, and a tensor map of nothing is an error.
+pub(super) fn supports(shape: &Shape, target: Target) -> bool {
+    target == Target::Sm90a && shape.k > 0
 }
 
-/// Queues the kernel.
+/// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty.
 pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Tile, stream: &Stream) -> Result<(), Error> {
-    if shape.m == 0 || shape.n == 0 {
-        return Ok(());
-    }
     let args = gpu::GemmWgmma {
         a: stream.tensor_map_2d(&gemm.a, gpu::TILE_M, gpu::TILE_K)?,
         w: stream.tensor_map_2d(&gemm.w, tile.cols(), gpu::TILE_K)?,
