@@ -174,10 +174,11 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
         tma::load_2d(buffer, w, step * TILE_K, n * tile_n(REGS), ring.full());
     };
     let mut index = block_idx_x();
+    let (_, first) = tiles.at(index);
     let mut next = ring.clone();
     for step in 0..STAGES {
         if step < steps {
-            load_w(&next, tiles.at(index).1, step);
+            load_w(&next, first, step);
         }
         next.advance();
     }
@@ -335,6 +336,25 @@ fn activate<const KIND: u32, const REGS: usize>(d: &mut [f32; REGS], code: u32) 
     } else if KIND == PLAIN && code != activation::IDENTITY {
         for x in d {
             *x = gate(code, *x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GROUP, Tiles};
+
+    #[test]
+    fn every_tile_is_taken_once() {
+        for (m, n) in [(1, 1), (1, 7), (GROUP - 1, 3), (GROUP, 5), (GROUP + 1, 4), (3 * GROUP + 5, 9)] {
+            let tiles = Tiles { m, n };
+            let mut seen = [0; 60 * 10];
+            for index in 0..tiles.count() {
+                let (row, col) = tiles.at(index);
+                assert!(row < m && col < n, "tile {index} of {m} x {n} is ({row}, {col})");
+                seen[(row * n + col) as usize] += 1;
+            }
+            assert!(seen[..tiles.count() as usize].iter().all(|&times| times == 1), "{m} x {n}: {seen:?}");
         }
     }
 }

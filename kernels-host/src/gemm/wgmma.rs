@@ -69,9 +69,10 @@ impl Tile {
     }
 }
 
-/// Whether the kernel can do it: TMA and `wgmma` are Hopper's, and a tensor map of nothing is an error.
+/// Whether the kernel can do it: TMA and `wgmma` are Hopper's, a tensor map of nothing is an error, and tiles are
+/// counted in 32 bits.
 pub(super) fn supports(shape: &Shape, target: Target) -> bool {
-    target == Target::Sm90a && shape.k > 0
+    target == Target::Sm90a && shape.k > 0 && Tile::N128.count(shape) <= i32::MAX as usize
 }
 
 /// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty.
