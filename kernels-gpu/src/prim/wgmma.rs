@@ -83,7 +83,8 @@ macro_rules! with_127 {
 }
 macro_rules! mma_async {
     ($name:ident, $n:literal, $len:literal, $type:literal, [$($i:literal)*]) => {
-        #[doc = concat!("`wgmma.mma_async.m64n", $n, "k16`, ", $type, ": d = a · bᵀ + d, or a · bᵀ where `accumulate` is false; ",
+        #[doc = concat!("`wgmma.mma_async.m64n", $n, "k16`, ", $type,
+                        ": d = a · bᵀ + d, or a · bᵀ where `accumulate` is false; ",
                         "a [64, 16] and b [", $n, ", 16] by [`descriptor`].")]
         #[inline(always)]
         pub unsafe fn $name(d: &mut [f32; $len], a: u64, b: u64, accumulate: bool) {
