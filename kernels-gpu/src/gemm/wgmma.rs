@@ -1,8 +1,9 @@
-//! The Hopper matrix product: out = epilogue(a · wᵀ), a [m, k], w [n, k], both with K contiguous.
+//! The Hopper matrix product: `out = epilogue(a · wᵀ)`, a \[m, k\], w \[n, k\], both with K contiguous.
 //!
-//! Persistent grid, one block of three warpgroups per multiprocessor. Warpgroup 0 is the producer: one thread moves boxes
-//! of 64 elements of K by TMA into a ring of stages in shared memory. Warpgroups 1 and 2 are the consumers: each
-//! multiplies 64 rows of the tile by all its columns with `wgmma` and keeps the f32 accumulators in registers.
+//! Persistent grid, one block of three warpgroups per multiprocessor. Warpgroup 0 is the producer: one thread
+//! moves boxes of 64 elements of K by TMA into a ring of stages in shared memory. Warpgroups 1 and 2 are the
+//! consumers: each multiplies 64 rows of the tile by all its columns with `wgmma` and keeps the f32
+//! accumulators in registers.
 //!
 //! | tile (M × N × K) | stages | shared memory | accumulators per thread |
 //! |---|---|---|---|
@@ -14,8 +15,8 @@
 //! bound by the tensor cores from m of about 256 on.
 //!
 //! Accumulators: thread t of a consumer (w = t / 32, l = t % 32) holds rows 16w + l/4 and 8 further of the
-//! warpgroup's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: d[4j], d[4j+1] of the first row,
-//! d[4j+2], d[4j+3] of the second.
+//! warpgroup's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
+//! `d[4j + 2]`, `d[4j + 3]` of the second.
 use crate::prim::{
     TensorMap, mbarrier, opaque,
     memory::{load_pair, store_pair},
@@ -49,8 +50,8 @@ const GROUP: u32 = 16;
 
 entry! {
     #[only(sm_90a)]
-    /// Arguments of the Hopper matrix product: boxes of `a` are [`TILE_M`] rows and of `w` as many as a tile has columns,
-    /// by [`TILE_K`] elements; the rest as in [`Epilogue`].
+    /// Arguments of the Hopper matrix product: boxes of `a` are [`TILE_M`] rows, of `w` as many as a tile has
+    /// columns, by [`TILE_K`] elements; the rest as in [`Epilogue`].
     pub struct GemmWgmma maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, activation: u32, accumulate: u32,

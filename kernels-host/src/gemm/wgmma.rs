@@ -92,8 +92,8 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Tile, stream: &Stream
     let blocks = tile.count(shape).min(stream.device().multiprocessors());
     let shared = gpu::shared_bytes(tile.cols(), tile.stages());
     let entry = tile.entries()[entry_index(gemm)];
-    // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and columns below
-    // out's width, and reads bias below n, as `Gemm::check` bound them. A block has at least one tile.
+    // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and
+    // columns below out's width, and reads bias below n, as `Gemm::check` bound them. A block has a tile at least.
     unsafe { stream.launch(entry, Launch::grid(blocks).shared(shared).dependent(), &args) }
 }
 
