@@ -61,9 +61,9 @@ const fn stage_bytes(head_dim: u32) -> u32 {
 
 entry! {
     /// Arguments of the decode kernels: `q`, `out`: [sequences, heads · head_dim], rows `*_stride` elements
-    /// apart; `k`, `v`: page pools; `block_tables`: [sequences, …], rows `table_stride` apart; `kv_lens`:
-    /// [sequences]; `partial`: f32 [sequences, heads, splits, head_dim], then `state`: f32 [sequences, heads,
-    /// splits, 2] (maximum and sum), both unused with one split; `group`: heads per KV head; `row_blocks`:
+    /// apart; `k`, `v`: page pools; `block_tables`: a row of pages per sequence, `table_stride` apart; `kv_lens`: one
+    /// per sequence; `partial`: f32 [sequences, heads, splits, head_dim] and `state`: f32 [sequences, heads, splits,
+    /// 2] (maximum and sum), both unused with one split; `group`: heads per KV head; `row_blocks`:
     /// ⌈group / 16⌉; `scale_log2`: scale · log2(e); `window`: keys that a query sees, `u32::MAX` for all.
     pub struct Decode {
         q: *const u16, k: *const u16, v: *const u16, block_tables: *const u32, kv_lens: *const u32,

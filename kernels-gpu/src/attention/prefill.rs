@@ -52,9 +52,9 @@ pub const fn shared_bytes(head_dim: u32) -> u32 {
 
 entry! {
     /// Arguments of the prefill kernels: `q`, `out`: [tokens, heads · head_dim], rows `*_stride` elements
-    /// apart; `k`, `v`: page pools; `block_tables`: [sequences, …], rows `table_stride` apart; `kv_lens`:
-    /// [sequences]; `query_starts`: [sequences + 1]; `group`: heads per KV head; `scale_log2`: scale ·
-    /// log2(e); `window`: keys that a query sees, `u32::MAX` for all.
+    /// apart; `k`, `v`: page pools; `block_tables`: a row of pages per sequence, `table_stride` apart; `kv_lens`: one
+    /// per sequence; `query_starts`: [sequences + 1]; `group`: heads per KV head; `scale_log2`: scale · log2(e);
+    /// `window`: keys that a query sees, `u32::MAX` for all.
     pub struct Prefill {
         q: *const u16, k: *const u16, v: *const u16, block_tables: *const u32, kv_lens: *const u32,
         query_starts: *const u32, out: *mut u16,
