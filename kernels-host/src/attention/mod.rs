@@ -20,15 +20,16 @@ pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
     vec![prefill::kernel(), decode::kernel()]
 }
 
-/// Keys and values of a batch of sequences: pools of pages (layout: `kernels_gpu::tile::kv`) and who owns which.
+/// Keys and values of a batch of sequences: pools of pages (layout: `kernels_gpu::tile::kv`) and who owns
+/// which.
 #[derive(Clone, Copy)]
 pub struct PagedKv<'a> {
     /// Keys: [1, pages · page_elems], bf16 or f16.
     pub k: View<'a>,
     /// Values, as `k`.
     pub v: View<'a>,
-    /// Pages of each sequence in order: u32 [sequences, max_pages]. Entries of pages that no query sees (past the end,
-    /// or before every window) are never read.
+    /// Pages of each sequence in order: u32 [sequences, max_pages]. Entries of pages that no query sees (past
+    /// the end, or before every window) are never read.
     pub block_tables: View<'a>,
     /// Tokens of each sequence in the cache, this step's included: u32 [1, sequences].
     pub kv_lens: View<'a>,

@@ -257,8 +257,8 @@ impl Rows {
         self.out.reset(stream)
     }
 
-    /// Every element that must be written is finite, no other was touched, and the probes agree with the naive softmax.
-    /// A row of an empty cache holds `empty`, or is untouched where that is none.
+    /// Every element that must be written is finite, no other was touched, and the probes agree with the
+    /// naive softmax. A row of an empty cache holds `empty`, or is untouched where that is none.
     pub fn compare(
         &self,
         stream: &Stream,
