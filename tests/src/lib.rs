@@ -6,6 +6,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod chat;
 mod devices;
 mod engine;
 pub mod goldens;
@@ -25,5 +26,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
     trials.extend(engine::trials(&devices));
+    trials.extend(chat::trials(&devices));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -105,12 +105,12 @@ impl Stream {
             sharedMemBytes: launch.shared,
             hStream: self.handle,
             attrs: &mut attribute,
-            numAttrs: u32::from(launch.dependent),
+            numAttrs: u32::from(launch.dependent && function.waits),
         };
         // SAFETY: the parameter pointers match the entry's declaration (one macro makes both); the rest is the
         // caller's promise.
         let result = args.with_params(|params| unsafe {
-            sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
+            sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut())
         });
         if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(result, &format!("launching {}", entry.name)) }
     }
