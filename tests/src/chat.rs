@@ -133,7 +133,7 @@ fn same_tokens_as_the_cpu(device: &Device) -> Result<()> {
     {
         let prompt = cpu.chat_prompt(&[message("user", question)])?;
         let options = GenerateOptions { max_tokens: Some(64), ..GenerateOptions::default() };
-        let mut run = |llm: &mut Llm| -> Result<Vec<u32>> {
+        let run = |llm: &mut Llm| -> Result<Vec<u32>> {
             let done = llm.generate(std::slice::from_ref(&prompt), &options, |_, _| ControlFlow::Continue(()))?;
             Ok(done.into_iter().next().context("one answer")?.tokens)
         };

@@ -119,7 +119,7 @@ mod tests {
         for row in 0..128 {
             for chunk in 0..4 {
                 let at = offset(row, chunk);
-                assert!(at % 16 == 0 && at / ROW_BYTES == row);
+                assert!(at.is_multiple_of(16) && at / ROW_BYTES == row);
                 assert!(!core::mem::replace(&mut seen[at as usize / 16], true), "row {row}, chunk {chunk}");
             }
         }
