@@ -90,6 +90,11 @@ impl Llm {
         &self.engine
     }
 
+    /// The engine below, to run tokens without text.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer

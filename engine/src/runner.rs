@@ -124,7 +124,7 @@ impl Runner {
         Ok(tokens)
     }
 
-    /// Runs one step without sampling and calls `each` with every token's row and its logits [vocab_size].
+    /// Runs one step without sampling and calls `each` with every token's row and its logits, `vocab_size` of them.
     pub fn logits(&mut self, plan: &StepPlan, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         self.forward(plan)?;
         let vocab = self.model.config().vocab_size;

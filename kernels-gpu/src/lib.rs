@@ -11,6 +11,8 @@
 #![no_std]
 #![cfg_attr(device, feature(abi_gpu_kernel, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics))]
 #![cfg_attr(device, allow(internal_features, named_asm_labels, dead_code))]
+// Shapes are written [rows, cols], which rustdoc takes for links.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::private_intra_doc_links)]
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments, clippy::needless_range_loop)]
 
 #[macro_use]

@@ -6,6 +6,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod chat;
 mod cli;
 mod devices;
 mod engine;
@@ -26,6 +27,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
     trials.extend(engine::trials(&devices));
+    trials.extend(chat::trials(&devices));
     trials.extend(cli::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -22,11 +22,11 @@ case "${1:-}" in
     tests | benches)
         what=$1
         shift
-        [ "$what" = benches ] && set -- benches "$@"
         export GPU="${GPU:-required}"
         gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
         start=$SECONDS
-        "$program" "$@"
+        # criterion reads the process's own arguments, so that its role is the name it is called by.
+        if [ "$what" = benches ]; then (exec -a benches "$program" --bench "$@"); else "$program" "$@"; fi
         code=$?
         [ $code -eq 0 ] && verdict=ok || verdict="FAILED (exit code $code)"
         echo "run.sh $what: $verdict, $((SECONDS - start)) s, GPU: ${gpu:-none}"

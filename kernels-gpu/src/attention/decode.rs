@@ -3,15 +3,16 @@
 //! ```text
 //! out[s, h] = softmax(scale · Q[s, h]·Kᵀ, over keys max(0, kv_len - window) .. kv_len) · V
 //! ```
-//! Grid: x = (KV head, block of 16 heads of its group), y = split, z = sequence. The heads of a group are the rows of one
-//! m16 tile (fewer than 16 leave rows idle: the tensor cores have nothing else to do), so every key is read once per group.
-//! Each split takes an equal part of the pages that the sequence's query sees, each of the 4 warps a quarter (16 tokens) of every page,
-//! through its own `cp.async` ring: no block barriers before the end, where the warps' results merge in shared memory.
-//! With one split that is the output; else the block leaves its unnormalised sum over V in f32, the row's maximum (in
-//! units of log2) and the sum of exponentials in the workspace, for `decode_merge`.
+//! Grid: x = (KV head, block of 16 heads of its group), y = split, z = sequence. The heads of a group are the
+//! rows of one m16 tile (fewer than 16 leave rows idle: the tensor cores have nothing else to do), so every
+//! key is read once per group. Each split takes an equal part of the pages that the sequence's query sees,
+//! each of the 4 warps a quarter (16 tokens) of every page, through its own `cp.async` ring: no block
+//! barriers before the end, where the warps' results merge in shared memory. With one split that is the
+//! output; else the block leaves its unnormalised sum over V in f32, the row's maximum (in units of log2) and
+//! the sum of exponentials in the workspace, for `decode_merge`.
 //!
-//! Bound by memory: 4 · head_dim bytes per (token, KV head). The ring keeps up to 64 KiB (head_dim 128) or 80 KiB (64)
-//! of a block in flight.
+//! Bound by memory: 4 · head_dim bytes per (token, KV head). The ring keeps up to 64 KiB (head_dim 128) or
+//! 80 KiB (64) of a block in flight.
 use super::fragment::{Lanes, MAX_DIM, Output, Queries, Running, pack_probabilities};
 use crate::prim::{
     async_copy,
@@ -59,11 +60,11 @@ const fn stage_bytes(head_dim: u32) -> u32 {
 }
 
 entry! {
-    /// Arguments of the decode kernels: `q`, `out`: [sequences, heads · head_dim], rows `*_stride` elements apart; `k`, `v`: page
-    /// pools; `block_tables`: [sequences, …], rows `table_stride` apart; `kv_lens`: [sequences]; `partial`: f32
-    /// [sequences, heads, splits, head_dim], then `state`: f32 [sequences, heads, splits, 2] (maximum and sum), both unused with one
-    /// split; `group`: heads per KV head; `row_blocks`: ⌈group / 16⌉; `scale_log2`: scale · log2(e); `window`: keys that a query sees, `u32::MAX`
-    /// for all.
+    /// Arguments of the decode kernels: `q`, `out`: [sequences, heads · head_dim], rows `*_stride` elements
+    /// apart; `k`, `v`: page pools; `block_tables`: a row of pages per sequence, `table_stride` apart; `kv_lens`: one
+    /// per sequence; `partial`: f32 [sequences, heads, splits, head_dim] and `state`: f32 [sequences, heads, splits,
+    /// 2] (maximum and sum), both unused with one split; `group`: heads per KV head; `row_blocks`:
+    /// ⌈group / 16⌉; `scale_log2`: scale · log2(e); `window`: keys that a query sees, `u32::MAX` for all.
     pub struct Decode {
         q: *const u16, k: *const u16, v: *const u16, block_tables: *const u32, kv_lens: *const u32,
         partial: *mut f32, state: *mut f32, out: *mut u16,
@@ -136,7 +137,7 @@ unsafe fn decode<E: Elem, const D: u32>(
     let mut stage = 0;
     let mut index = begin;
     while index < end {
-        // All lanes' copies of this quarter are in, and no lane reads the stage before it any more: refill that.
+        // All lanes' copies of this quarter are in, and no lane reads the stage before it: refill that.
         if D == 128 { async_copy::wait::<1>() } else { async_copy::wait::<4>() }
         sync_warp();
         let refill = if stage == 0 { stages(D) - 1 } else { stage - 1 };
@@ -147,13 +148,14 @@ unsafe fn decode<E: Elem, const D: u32>(
 
         let k = quarters.ring + stage * stage_bytes(D);
         let mut scores = scores::<E, D>(lanes, &queries, k);
+        let values = load_values::<D>(lanes, k + stage_bytes(D) / 2);
         mask(&mut scores, index * KEYS + warp_id() * QUARTER, first_key, kv_len);
         if D == 128 {
             running.step::<2, 16>(&mut scores, &mut output, scale_log2);
         } else {
             running.step::<2, 8>(&mut scores, &mut output, scale_log2);
         }
-        accumulate::<E, D>(lanes, &scores, k + stage_bytes(D) / 2, &mut output);
+        accumulate::<E, D>(&scores, &values, &mut output);
         stage = if stage + 1 == stages(D) { 0 } else { stage + 1 };
         index += 1;
     }
@@ -210,8 +212,8 @@ impl<const D: u32> Quarters<D> {
         if index < self.end { load_u32(self.table.add(index as usize)) } else { 0 }
     }
 
-    /// Starts copying the warp's quarter of a page, keys that the query sees; the others become zero: their values
-    /// meet probabilities of 0, and 0 · NaN is NaN. Does nothing past the split's end.
+    /// Starts copying the warp's quarter of a page, keys that the query sees; the others become zero: their
+    /// values meet probabilities of 0, and 0 · NaN is NaN. Does nothing past the split's end.
     #[inline(always)]
     unsafe fn copy(&self, index: u32, page: u32, stage: u32) {
         if index >= self.end {
@@ -233,14 +235,24 @@ impl<const D: u32> Quarters<D> {
     }
 }
 
-/// Scores of the 16 rows against the quarter's 16 keys; accumulator n holds keys 8n..8n+8.
+/// Scores of the 16 rows against the quarter's 16 keys; accumulator n holds keys 8n..8n+8. All loads come
+/// first, and even and odd steps have their own sums: a warp has nobody to hide its latencies behind.
 #[inline(always)]
 unsafe fn scores<E: Elem, const D: u32>(lanes: Lanes, queries: &Queries, k: u32) -> [[f32; 4]; 2] {
-    let mut scores = [[0.0; 4]; 2];
+    let mut keys = [[0; 4]; MAX_DIM / 16];
     for c in 0..D / 16 {
-        let b = lanes.keys(k + c / 4 * TILE, c % 4);
-        E::mma(&mut scores[0], queries[c as usize], [b[0], b[1]]);
-        E::mma(&mut scores[1], queries[c as usize], [b[2], b[3]]);
+        keys[c as usize] = lanes.keys(k + c / 4 * TILE, c % 4);
+    }
+    let mut sums = [[[0.0; 4]; 2]; 2];
+    for c in 0..D as usize / 16 {
+        E::mma(&mut sums[c % 2][0], queries[c], [keys[c][0], keys[c][1]]);
+        E::mma(&mut sums[c % 2][1], queries[c], [keys[c][2], keys[c][3]]);
+    }
+    let mut scores = sums[0];
+    for n in 0..2 {
+        for i in 0..4 {
+            scores[n][i] += sums[1][n][i];
+        }
     }
     scores
 }
@@ -260,19 +272,29 @@ fn mask(scores: &mut [[f32; 4]; 2], start: u32, first: u32, end: u32) {
     }
 }
 
+/// B operands of the quarter's values.
+#[inline(always)]
+unsafe fn load_values<const D: u32>(lanes: Lanes, v: u32) -> [[u32; 4]; MAX_DIM / 16] {
+    let mut values = [[0; 4]; MAX_DIM / 16];
+    for c in 0..D / 16 {
+        values[c as usize] = lanes.values(v + c / 4 * TILE, c % 4);
+    }
+    values
+}
+
 /// output += P · V over the quarter's 16 keys; accumulator n holds dims 8n..8n+8.
 #[inline(always)]
-unsafe fn accumulate<E: Elem, const D: u32>(lanes: Lanes, p: &[[f32; 4]; 2], v: u32, output: &mut Output) {
+fn accumulate<E: Elem, const D: u32>(p: &[[f32; 4]; 2], values: &[[u32; 4]; MAX_DIM / 16], output: &mut Output) {
     let a = pack_probabilities::<E>(p[0], p[1]);
-    for c in 0..D / 16 {
-        let b = lanes.values(v + c / 4 * TILE, c % 4);
-        E::mma(&mut output[2 * c as usize], a, [b[0], b[1]]);
-        E::mma(&mut output[2 * c as usize + 1], a, [b[2], b[3]]);
+    for c in 0..D as usize / 16 {
+        let b = values[c];
+        E::mma(&mut output[2 * c], a, [b[0], b[1]]);
+        E::mma(&mut output[2 * c + 1], a, [b[2], b[3]]);
     }
 }
 
-/// Bytes from one row of a warp's shared result to the next: 32 more than D floats, so that the four rows of a half-warp's stores fall
-/// into different banks.
+/// Bytes from one row of a warp's shared result to the next: 32 more than D floats, so that the four rows of
+/// a half-warp's stores fall into different banks.
 const fn row_bytes(head_dim: u32) -> u32 {
     head_dim * 4 + 32
 }

@@ -3,8 +3,8 @@
 //! ```text
 //! m = max(m_i)      out = Σ 2^(m_i - m) · O_i / Σ 2^(m_i - m) · l_i      i over the splits, in order
 //! ```
-//! Grid: one warp per (sequence, head), 4 to a block. Bytes: 4 · splits · (head_dim + 2) read per head, 2 · head_dim written.
-//! Bound by latency: the partial results come from L2.
+//! Grid: one warp per (sequence, head), 4 to a block. Bytes: 4 · splits · (head_dim + 2) read per head,
+//! 2 · head_dim written. Bound by latency: the partial results come from L2.
 use crate::prim::{
     math::{exp2, rcp},
     memory_scalar::{load_f32, load_v2, store_u32},
@@ -19,8 +19,9 @@ pub const THREADS: u32 = 128;
 pub const HEADS: u32 = THREADS / 32;
 
 entry! {
-    /// Arguments of the merge kernels: `partial`: [sequences, heads, splits, head_dim], `state`: [sequences, heads, splits, 2] as `decode`
-    /// leaves them; `out`: [sequences, heads · head_dim], rows `out_stride` elements apart; `rows`: sequences · heads.
+    /// Arguments of the merge kernels: `partial`: [sequences, heads, splits, head_dim], `state`: [sequences,
+    /// heads, splits, 2] as `decode` leaves them; `out`: [sequences, heads · head_dim], rows `out_stride`
+    /// elements apart; `rows`: sequences · heads.
     pub struct DecodeMerge {
         partial: *const f32, state: *const f32, out: *mut u16, rows: u32, heads: u32, splits: u32, out_stride: u32,
     }

@@ -23,10 +23,10 @@ pub type Queries = [[u32; 4]; MAX_DIM / 16];
 
 /// Byte offsets into a tile of 128-byte rows that a lane gives to `ldmatrix.x4`.
 ///
-/// With j = l / 8, the matrix whose row the lane addresses: for A (Q) and, transposed, for V, matrices 0 and 1
-/// are rows 0..8 and 8..16 of the first 8 columns, 2 and 3 those of the next 8. For K, 0 and 1 are the first 8
-/// keys' first and next 8 dims, 2 and 3 the next 8 keys'. Rows are r = 8·(a bit of j) + l % 8, so r % 8 = l % 8 is the swizzle, and
-/// column group c (16 columns, 2 chunks) is reached by xor with 32·c.
+/// With j = l / 8, the matrix whose row the lane addresses: for A (Q) and, transposed, for V, matrices 0 and
+/// 1 are rows 0..8 and 8..16 of the first 8 columns, 2 and 3 those of the next 8. For K, 0 and 1 are the
+/// first 8 keys' first and next 8 dims, 2 and 3 the next 8 keys'. Rows are r = 8·(a bit of j) + l % 8, so
+/// r % 8 = l % 8 is the swizzle, and column group c (16 columns, 2 chunks) is reached by xor with 32·c.
 #[derive(Clone, Copy)]
 pub struct Lanes {
     /// For Q and V: row bit j & 1, chunk bit j >> 1.
@@ -81,8 +81,8 @@ impl Running {
         Running { max: [f32::NEG_INFINITY; 2], sum: [0.0; 2] }
     }
 
-    /// Takes in 8·N keys: turns scores into probabilities relative to the new maximum and rescales `out`'s first
-    /// `COLUMNS` accumulators. `scale_log2` is scale·log2(e). Masked scores are -inf.
+    /// Takes in 8·N keys: turns scores into probabilities relative to the new maximum and rescales `out`'s
+    /// first `COLUMNS` accumulators. `scale_log2` is scale·log2(e). Masked scores are -inf.
     #[inline(always)]
     pub fn step<const N: usize, const COLUMNS: usize>(
         &mut self,

@@ -3,14 +3,15 @@
 //! ```text
 //! out[q, h] = softmax(scale · Q[q, h]·Kᵀ, over keys max(0, p - window + 1) ..= p) · V      p = kv_len - queries + q
 //! ```
-//! Grid: x = (row block, KV head), y = sequence. The query heads of a group are packed: row r of a (sequence, KV head)
-//! is query r / group of head kv_head · group + r % group, so that a block of 64 rows shares its keys
-//! whatever the group. Later rows see more keys: x counts backwards, so that the longest blocks start first.
+//! Grid: x = (row block, KV head), y = sequence. The query heads of a group are packed: row r of a (sequence,
+//! KV head) is query r / group of head kv_head · group + r % group, so that a block of 64 rows shares its
+//! keys whatever the group. Later rows see more keys: x counts backwards, so that the longest blocks start
+//! first.
 //!
-//! A block is 4 warps of 16 rows. It walks the pages that its rows see, one page (64 keys) a step, through a ring of
-//! two stages of K and V filled by `cp.async`: a head's share of a page is contiguous and swizzled already, so the
-//! copies are linear. Q lives in registers (after a visit to shared memory, which the output takes over in the end), as do
-//! S (32 f32 a thread) and O (64 f32 at head_dim 128).
+//! A block is 4 warps of 16 rows. It walks the pages that its rows see, one page (64 keys) a step, through a
+//! ring of two stages of K and V filled by `cp.async`: a head's share of a page is contiguous and swizzled
+//! already, so the copies are linear. Q lives in registers (after a visit to shared memory, which the output
+//! takes over in the end), as do S (32 f32 a thread) and O (64 f32 at head_dim 128).
 //!
 //! Slots past kv_len hold garbage: their scores are masked and their K and V zero-filled (0 · NaN is NaN).
 //! Bound by the tensor cores and exp2: 4 · head_dim flops per (row, key).
@@ -39,7 +40,8 @@ pub const ROWS: u32 = 64;
 const KEYS: u32 = PAGE as u32;
 /// Bytes of 64 swizzled rows of 64 elements.
 const TILE: u32 = 64 * 128;
-/// Stages of the K and V ring. Two take 80 KiB with Q at head_dim 128: two blocks on an A100 or H200, one on an sm_86.
+/// Stages of the K and V ring. Two take 80 KiB with Q at head_dim 128: two blocks on an A100 or H200, one on
+/// an sm_86.
 const STAGES: u32 = 2;
 const _: () = assert!(STAGES == 2, "the loop toggles between two");
 
@@ -49,10 +51,10 @@ pub const fn shared_bytes(head_dim: u32) -> u32 {
 }
 
 entry! {
-    /// Arguments of the prefill kernels: `q`, `out`: [tokens, heads · head_dim], rows `*_stride` elements apart; `k`, `v`:
-    /// page pools; `block_tables`: [sequences, …], rows `table_stride` apart; `kv_lens`: [sequences];
-    /// `query_starts`: [sequences + 1]; `group`: heads per KV head; `scale_log2`: scale · log2(e); `window`: keys that a query sees,
-    /// `u32::MAX` for all.
+    /// Arguments of the prefill kernels: `q`, `out`: [tokens, heads · head_dim], rows `*_stride` elements
+    /// apart; `k`, `v`: page pools; `block_tables`: a row of pages per sequence, `table_stride` apart; `kv_lens`: one
+    /// per sequence; `query_starts`: [sequences + 1]; `group`: heads per KV head; `scale_log2`: scale · log2(e);
+    /// `window`: keys that a query sees, `u32::MAX` for all.
     pub struct Prefill {
         q: *const u16, k: *const u16, v: *const u16, block_tables: *const u32, kv_lens: *const u32,
         query_starts: *const u32, out: *mut u16,
@@ -195,8 +197,8 @@ impl Rows {
     }
 }
 
-/// Starts copying the block's queries to the start of shared memory: [D / 64][64 rows][64], swizzled; rows past the
-/// sequence's end are zero.
+/// Starts copying the block's queries to the start of shared memory: [D / 64][64 rows][64], swizzled; rows
+/// past the sequence's end are zero.
 #[inline(always)]
 unsafe fn copy_queries<const D: u32>(q: *const u16, stride: u32, rows: &Rows) {
     for i in 0..D / 16 {
@@ -250,8 +252,13 @@ impl<const D: u32> Pages<D> {
 unsafe fn scores<E: Elem, const D: u32>(lanes: Lanes, queries: &Queries, k: u32) -> [[f32; 4]; 8] {
     let mut scores = [[0.0; 4]; 8];
     for c in 0..D / 16 {
+        // Four loads in flight, then eight products that do not wait for each other.
+        let mut keys = [[0; 4]; 4];
         for i in 0..4 {
-            let b = lanes.keys(k + c / 4 * TILE + i as u32 * 16 * 128, c % 4);
+            keys[i] = lanes.keys(k + c / 4 * TILE + i as u32 * 16 * 128, c % 4);
+        }
+        for i in 0..4 {
+            let b = keys[i];
             E::mma(&mut scores[2 * i], queries[c as usize], [b[0], b[1]]);
             E::mma(&mut scores[2 * i + 1], queries[c as usize], [b[2], b[3]]);
         }
@@ -281,16 +288,22 @@ fn mask(scores: &mut [[f32; 4]; 8], start: u32, positions: [u32; 2], window: u32
 unsafe fn accumulate<E: Elem, const D: u32>(lanes: Lanes, p: &[[f32; 4]; 8], v: u32, output: &mut Output) {
     for i in 0..4 {
         let a = pack_probabilities::<E>(p[2 * i], p[2 * i + 1]);
-        for c in 0..D / 16 {
-            let b = lanes.values(v + c / 4 * TILE + i as u32 * 16 * 128, c % 4);
-            E::mma(&mut output[2 * c as usize], a, [b[0], b[1]]);
-            E::mma(&mut output[2 * c as usize + 1], a, [b[2], b[3]]);
+        for tile in 0..D / 64 {
+            let mut values = [[0; 4]; 4];
+            for c in 0..4 {
+                values[c as usize] = lanes.values(v + tile * TILE + i as u32 * 16 * 128, c);
+            }
+            for c in 0..4 {
+                let (b, n) = (values[c], tile as usize * 8 + 2 * c);
+                E::mma(&mut output[n], a, [b[0], b[1]]);
+                E::mma(&mut output[n + 1], a, [b[2], b[3]]);
+            }
         }
     }
 }
 
-/// Divides by the sums, rounds, and stores the warp's rows in 16-byte vectors, through the shared memory that its own
-/// 16 rows of queries took.
+/// Divides by the sums, rounds, and stores the warp's rows in 16-byte vectors, through the shared memory that
+/// its own 16 rows of queries took.
 #[inline(always)]
 unsafe fn store_output<E: Elem, const D: u32>(
     out: *mut u16,

@@ -5,7 +5,7 @@
 //! first eight issued before the predecessor has ended. The rows of a lie in shared memory, padded with zeros to a
 //! multiple of 1024 elements; the f32 sums of the lanes are added by butterfly.
 //!
-//! Bytes: 2·n·k weights. Bound by memory: 16 warps per SM have 64 KiB in flight, twice what the memory's latency needs.
+//! Bytes: 2·n·k weights. Bound by memory: 16 warps per SM have 64 KiB in flight, twice what its latency needs.
 use crate::prim::{
     async_copy,
     math::fma,

@@ -24,9 +24,9 @@ const WARPS: u32 = 4;
 pub const THREADS: u32 = WARPS * 32;
 
 /// Variants by rows of a: (m16 tiles, n8 tiles of weight rows, stages beyond the one in use and the one being filled).
-const ROWS_16: (usize, usize, u32) = (1, 4, 4);
-const ROWS_32: (usize, usize, u32) = (2, 4, 4);
-const ROWS_64: (usize, usize, u32) = (4, 8, 1);
+const R16: (usize, usize, u32) = (1, 4, 4);
+const R32: (usize, usize, u32) = (2, 4, 4);
+const R64: (usize, usize, u32) = (4, 8, 1);
 
 /// Weight rows of a block for `m` rows of a.
 pub const fn weight_rows(m: usize) -> usize {
@@ -41,9 +41,9 @@ pub const fn shared_bytes(m: usize) -> u32 {
 
 const fn variant(m: usize) -> (usize, usize, u32) {
     match m {
-        0..=16 => ROWS_16,
-        17..=32 => ROWS_32,
-        _ => ROWS_64,
+        0..=16 => R16,
+        17..=32 => R32,
+        _ => R64,
     }
 }
 
@@ -60,7 +60,7 @@ const fn sums_pitch(nt: usize) -> u32 {
 const fn sums_fit((mt, nt, pending): (usize, usize, u32)) -> bool {
     16 * mt as u32 * sums_pitch(nt) <= (pending + 2) * stage_bytes(mt, nt)
 }
-const _: () = assert!(sums_fit(ROWS_16) && sums_fit(ROWS_32) && sums_fit(ROWS_64), "the sums reuse the rings");
+const _: () = assert!(sums_fit(R16) && sums_fit(R32) && sums_fit(R64), "the sums reuse the rings");
 // GPUs of compute capability 8.6 and 8.9 have 99 KiB.
 const _: () = assert!(shared_bytes(16) <= 99 << 10 && shared_bytes(32) <= 99 << 10 && shared_bytes(64) <= 99 << 10);
 
@@ -70,24 +70,24 @@ entry! {
         a: *const u16, w: *const u16, bias: *const u16, out: *mut u16,
         m: u32, n: u32, k: u32, a_stride: u32, w_stride: u32, out_stride: u32, activation: u32, accumulate: u32,
     }
-    fn gemm_skinny16_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, PLAIN, { ROWS_16.0 }, { ROWS_16.1 }, { ROWS_16.2 }>;
-    fn gemm_skinny16_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, PLAIN, { ROWS_16.0 }, { ROWS_16.1 }, { ROWS_16.2 }>;
-    fn gemm_skinny16_gated_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, GATED, { ROWS_16.0 }, { ROWS_16.1 }, { ROWS_16.2 }>;
-    fn gemm_skinny16_gated_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, GATED, { ROWS_16.0 }, { ROWS_16.1 }, { ROWS_16.2 }>;
-    fn gemm_skinny16_f32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, F32, { ROWS_16.0 }, { ROWS_16.1 }, { ROWS_16.2 }>;
-    fn gemm_skinny16_f32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, F32, { ROWS_16.0 }, { ROWS_16.1 }, { ROWS_16.2 }>;
-    fn gemm_skinny32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, PLAIN, { ROWS_32.0 }, { ROWS_32.1 }, { ROWS_32.2 }>;
-    fn gemm_skinny32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, PLAIN, { ROWS_32.0 }, { ROWS_32.1 }, { ROWS_32.2 }>;
-    fn gemm_skinny32_gated_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, GATED, { ROWS_32.0 }, { ROWS_32.1 }, { ROWS_32.2 }>;
-    fn gemm_skinny32_gated_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, GATED, { ROWS_32.0 }, { ROWS_32.1 }, { ROWS_32.2 }>;
-    fn gemm_skinny32_f32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, F32, { ROWS_32.0 }, { ROWS_32.1 }, { ROWS_32.2 }>;
-    fn gemm_skinny32_f32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, F32, { ROWS_32.0 }, { ROWS_32.1 }, { ROWS_32.2 }>;
-    fn gemm_skinny64_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, PLAIN, { ROWS_64.0 }, { ROWS_64.1 }, { ROWS_64.2 }>;
-    fn gemm_skinny64_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, PLAIN, { ROWS_64.0 }, { ROWS_64.1 }, { ROWS_64.2 }>;
-    fn gemm_skinny64_gated_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, GATED, { ROWS_64.0 }, { ROWS_64.1 }, { ROWS_64.2 }>;
-    fn gemm_skinny64_gated_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, GATED, { ROWS_64.0 }, { ROWS_64.1 }, { ROWS_64.2 }>;
-    fn gemm_skinny64_f32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, F32, { ROWS_64.0 }, { ROWS_64.1 }, { ROWS_64.2 }>;
-    fn gemm_skinny64_f32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, F32, { ROWS_64.0 }, { ROWS_64.1 }, { ROWS_64.2 }>;
+    fn skinny16_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, PLAIN, { R16.0 }, { R16.1 }, { R16.2 }>;
+    fn skinny16_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, PLAIN, { R16.0 }, { R16.1 }, { R16.2 }>;
+    fn skinny16_gated_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, GATED, { R16.0 }, { R16.1 }, { R16.2 }>;
+    fn skinny16_gated_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, GATED, { R16.0 }, { R16.1 }, { R16.2 }>;
+    fn skinny16_f32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, F32, { R16.0 }, { R16.1 }, { R16.2 }>;
+    fn skinny16_f32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, F32, { R16.0 }, { R16.1 }, { R16.2 }>;
+    fn skinny32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, PLAIN, { R32.0 }, { R32.1 }, { R32.2 }>;
+    fn skinny32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, PLAIN, { R32.0 }, { R32.1 }, { R32.2 }>;
+    fn skinny32_gated_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, GATED, { R32.0 }, { R32.1 }, { R32.2 }>;
+    fn skinny32_gated_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, GATED, { R32.0 }, { R32.1 }, { R32.2 }>;
+    fn skinny32_f32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, F32, { R32.0 }, { R32.1 }, { R32.2 }>;
+    fn skinny32_f32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, F32, { R32.0 }, { R32.1 }, { R32.2 }>;
+    fn skinny64_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, PLAIN, { R64.0 }, { R64.1 }, { R64.2 }>;
+    fn skinny64_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, PLAIN, { R64.0 }, { R64.1 }, { R64.2 }>;
+    fn skinny64_gated_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, GATED, { R64.0 }, { R64.1 }, { R64.2 }>;
+    fn skinny64_gated_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, GATED, { R64.0 }, { R64.1 }, { R64.2 }>;
+    fn skinny64_f32_bf16(threads: THREADS, min_blocks: 2) = skinny::<Bf16, F32, { R64.0 }, { R64.1 }, { R64.2 }>;
+    fn skinny64_f32_f16(threads: THREADS, min_blocks: 2) = skinny::<F16, F32, { R64.0 }, { R64.1 }, { R64.2 }>;
 }
 
 #[inline(always)]

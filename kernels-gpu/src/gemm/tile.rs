@@ -58,16 +58,17 @@ impl Source {
     }
 }
 
-/// The lane's `ldmatrix` offset for the A operand: 16 rows × k16. Matrices: rows 0–7 and 8–15 at k 0–7, then both at
-/// k 8–15, as a0..a3 want them. The second k16 step is at this offset ^ 32.
+/// The lane's `ldmatrix` offset for the A operand: 16 rows × k16. Matrices: rows 0–7 and 8–15 at k 0–7, then
+/// both at k 8–15, as a0..a3 want them. The second k16 step is at this offset ^ 32.
 #[inline(always)]
 pub fn a_offset() -> u32 {
     let lane = lane_id();
     offset(lane % 16, lane / 16)
 }
 
-/// The lane's `ldmatrix` offset for the B operand: two n8 tiles × k16. Matrices: rows 0–7 at k 0–7 and at k 8–15, then
-/// rows 8–15 at both: b0, b1 of the first tile, b0, b1 of the second. The second k16 step is at this offset ^ 32.
+/// The lane's `ldmatrix` offset for the B operand: two n8 tiles × k16. Matrices: rows 0–7 at k 0–7 and at k
+/// 8–15, then rows 8–15 at both: b0, b1 of the first tile, b0, b1 of the second. The second k16 step is at
+/// this offset ^ 32.
 #[inline(always)]
 pub fn b_offset() -> u32 {
     let lane = lane_id();
@@ -93,6 +94,42 @@ pub unsafe fn multiply<E: crate::tile::Elem, const MT: usize, const NT: usize>(
             let tokens = load_matrix_x4((a + mt as u32 * 16 * ROW_BYTES) ^ step);
             for nt in 0..NT {
                 E::mma(&mut acc[mt][nt], tokens, weights[nt]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_rows_of_a_chunk_touch_all_banks() {
+        for row in (0..128).step_by(8) {
+            for chunk in 0..4 {
+                let groups = (0..8).fold(0u32, |set, i| set | 1 << (offset(row + i, chunk) % 128 / 16));
+                assert_eq!(groups, 0xff, "row {row}, chunk {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_chunk_of_a_tile_has_its_place() {
+        let mut seen = [false; 128 * 4];
+        for row in 0..128 {
+            for chunk in 0..4 {
+                let at = offset(row, chunk);
+                assert!(at.is_multiple_of(16) && at / ROW_BYTES == row);
+                assert!(!core::mem::replace(&mut seen[at as usize / 16], true), "row {row}, chunk {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_second_step_is_at_the_first_ones_offset_xor_32() {
+        for row in 0..128 {
+            for chunk in 0..2 {
+                assert_eq!(offset(row, chunk) ^ 32, offset(row, chunk + 2));
             }
         }
     }

@@ -1,8 +1,9 @@
-//! The Hopper matrix product: out = epilogue(a · wᵀ), a [m, k], w [n, k], both with K contiguous.
+//! The Hopper matrix product: `out = epilogue(a · wᵀ)`, a \[m, k\], w \[n, k\], both with K contiguous.
 //!
-//! Persistent grid, one block of three warpgroups per multiprocessor. Warpgroup 0 is the producer: one thread moves boxes
-//! of 64 elements of K by TMA into a ring of stages in shared memory. Warpgroups 1 and 2 are the consumers: each
-//! multiplies 64 rows of the tile by all its columns with `wgmma` and keeps the f32 accumulators in registers.
+//! Persistent grid, one block of three warpgroups per multiprocessor. Warpgroup 0 is the producer: one thread
+//! moves boxes of 64 elements of K by TMA into a ring of stages in shared memory. Warpgroups 1 and 2 are the
+//! consumers: each multiplies 64 rows of the tile by all its columns with `wgmma` and keeps the f32
+//! accumulators in registers.
 //!
 //! | tile (M × N × K) | stages | shared memory | accumulators per thread |
 //! |---|---|---|---|
@@ -14,8 +15,8 @@
 //! bound by the tensor cores from m of about 256 on.
 //!
 //! Accumulators: thread t of a consumer (w = t / 32, l = t % 32) holds rows 16w + l/4 and 8 further of the
-//! warpgroup's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: d[4j], d[4j+1] of the first row,
-//! d[4j+2], d[4j+3] of the second.
+//! warpgroup's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
+//! `d[4j + 2]`, `d[4j + 3]` of the second.
 use crate::prim::{
     TensorMap, mbarrier, opaque,
     memory::{load_pair, store_pair},
@@ -49,8 +50,8 @@ const GROUP: u32 = 16;
 
 entry! {
     #[only(sm_90a)]
-    /// Arguments of the Hopper matrix product: boxes of `a` are [`TILE_M`] rows and of `w` as many as a tile has columns,
-    /// by [`TILE_K`] elements; the rest as in [`Epilogue`].
+    /// Arguments of the Hopper matrix product: boxes of `a` are [`TILE_M`] rows, of `w` as many as a tile has
+    /// columns, by [`TILE_K`] elements; the rest as in [`Epilogue`].
     pub struct GemmWgmma maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, activation: u32, accumulate: u32,
@@ -174,10 +175,11 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
         tma::load_2d(buffer, w, step * TILE_K, n * tile_n(REGS), ring.full());
     };
     let mut index = block_idx_x();
+    let (_, first) = tiles.at(index);
     let mut next = ring.clone();
     for step in 0..STAGES {
         if step < steps {
-            load_w(&next, tiles.at(index).1, step);
+            load_w(&next, first, step);
         }
         next.advance();
     }
@@ -335,6 +337,25 @@ fn activate<const KIND: u32, const REGS: usize>(d: &mut [f32; REGS], code: u32) 
     } else if KIND == PLAIN && code != activation::IDENTITY {
         for x in d {
             *x = gate(code, *x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GROUP, Tiles};
+
+    #[test]
+    fn every_tile_is_taken_once() {
+        for (m, n) in [(1, 1), (1, 7), (GROUP - 1, 3), (GROUP, 5), (GROUP + 1, 4), (3 * GROUP + 5, 9)] {
+            let tiles = Tiles { m, n };
+            let mut seen = [0; 60 * 10];
+            for index in 0..tiles.count() {
+                let (row, col) = tiles.at(index);
+                assert!(row < m && col < n, "tile {index} of {m} x {n} is ({row}, {col})");
+                seen[(row * n + col) as usize] += 1;
+            }
+            assert!(seen[..tiles.count() as usize].iter().all(|&times| times == 1), "{m} x {n}: {seen:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ pub const STEPS: usize = 8;
 /// Widest row.
 pub const MAX_WIDTH: u32 = THREADS * VECTOR * STEPS as u32;
 
-/// A thread's share of a row: element i of step s is column [`column`]`(s) + i`.
+/// A thread's share of a row: element i of step s is column `column``(s) + i`.
 pub type Row = [[f32; VECTOR as usize]; STEPS];
 
 /// The first column of this thread in step `step`.

@@ -11,14 +11,17 @@ pub const BYTES: u32 = 8;
 #[inline(always)]
 pub unsafe fn init(address: u32, arrivals: u32) {
     device! {
-        core::arch::asm!("mbarrier.init.shared::cta.b64 [{0}], {1};", in(reg32) address, in(reg32) arrivals, options(nostack))
+        core::arch::asm!("mbarrier.init.shared::cta.b64 [{0}], {1};",
+            in(reg32) address, in(reg32) arrivals, options(nostack))
     }
 }
 /// Makes this thread's [`init`]s visible to asynchronous copies and to the cluster; a block barrier then
 /// makes them visible to the block.
 #[inline(always)]
 pub fn fence_init() {
-    device! { core::arch::asm!("fence.mbarrier_init.release.cluster;", "fence.proxy.async.shared::cta;", options(nostack)) }
+    device! {
+        core::arch::asm!("fence.mbarrier_init.release.cluster;", "fence.proxy.async.shared::cta;", options(nostack))
+    }
 }
 /// Arrives once, ordering this thread's earlier accesses before the phase's end.
 #[inline(always)]

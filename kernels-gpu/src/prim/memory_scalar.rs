@@ -1,5 +1,5 @@
-//! Global memory access in 4- and 8-byte units, kept in order with barriers and `grid_dependency_wait` (which LLVM lets
-//! plain loads cross), and never through the read-only cache.
+//! Global memory access in 4- and 8-byte units, kept in order with barriers and `grid_dependency_wait` (which
+//! LLVM lets plain loads cross), and never through the read-only cache.
 
 /// Loads 4 bytes.
 #[inline(always)]

@@ -14,7 +14,8 @@ pub unsafe fn prefetch_map(map: *const TensorMap) {
 pub unsafe fn load_2d(shared: u32, map: *const TensorMap, column: u32, row: u32, barrier: u32) {
     device! {
         core::arch::asm!(
-            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}}}], [{4}];",
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+            "[{0}], [{1}, {{{2}, {3}}}], [{4}];",
             in(reg32) shared, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier, options(nostack))
     }
 }

@@ -6,7 +6,7 @@
 //! accumulators are read. Until then the operands in shared memory must not be overwritten.
 //!
 //! Accumulators of an m64nN tile: thread t of the warpgroup (w = t / 32, l = t % 32) holds, for each
-//! group j of 8 columns, at d[4j..4j+4]: row 16w + l/4, columns 8j + 2(l%4) and +1; then row 8 further down,
+//! group j of 8 columns, at `d[4j..4j + 4]`: row 16w + l/4, columns 8j + 2(l%4) and +1; then row 8 further down,
 //! the same columns.
 #[cfg(device)]
 use super::intrinsics as llvm;
@@ -83,8 +83,9 @@ macro_rules! with_127 {
 }
 macro_rules! mma_async {
     ($name:ident, $n:literal, $len:literal, $type:literal, [$($i:literal)*]) => {
-        #[doc = concat!("`wgmma.mma_async.m64n", $n, "k16`, ", $type, ": d = a · bᵀ + d, or a · bᵀ where `accumulate` is false; ",
-                        "a [64, 16] and b [", $n, ", 16] by [`descriptor`].")]
+        #[doc = concat!("`wgmma.mma_async.m64n", $n, "k16`, ", $type,
+                        ": d = a · bᵀ + d, or a · bᵀ where `accumulate` is false; ",
+                        "`a [64, 16]` and `b [", $n, ", 16]` by [`descriptor`].")]
         #[inline(always)]
         pub unsafe fn $name(d: &mut [f32; $len], a: u64, b: u64, accumulate: bool) {
             device! {

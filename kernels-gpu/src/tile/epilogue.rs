@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PLAIN  out[row, col] = act(acc + bias[col]) (+ out[row, col])
-//! GATED  out[row, 8t + i] = act(acc[row, 16t + i] + bias[16t + i]) · (acc[row, 16t + 8 + i] + bias[16t + 8 + i]) (+ out)
+//! GATED  out[row, 8t + i] = act(x[16t + i]) · x[16t + 8 + i] (+ out[row, 8t + i]), x = acc[row] + bias
 //! F32    out[row, col] = acc + bias[col], stored as f32
 //! ```
 //! `mma.m16n8` and `wgmma` leave accumulators alike: of the n8-tile j a thread with lane l = 4g + q holds
@@ -42,7 +42,7 @@ pub const fn gated_column(col: u32) -> u32 {
 /// Where and how a product is stored; made from a kernel's parameters.
 #[derive(Clone, Copy)]
 pub struct Epilogue {
-    /// [n] elements, or null.
+    /// [n] elements, 4-byte aligned, or null.
     pub bias: *const u16,
     /// [m, n], [m, n / 2] when gated; f32 when the kind is [`F32`]. 16-byte aligned.
     pub out: *mut u16,
@@ -133,9 +133,11 @@ impl Epilogue {
         let mut v = acc;
         if !self.bias.is_null() {
             let bias = self.bias.add(col as usize);
-            v[0] += E::to_f32(*bias);
             if both {
-                v[1] += E::to_f32(*bias.add(1));
+                let (x, y) = E::unpack(*bias.cast::<u32>());
+                v = [v[0] + x, v[1] + y];
+            } else {
+                v[0] += E::to_f32(*bias);
             }
         }
         v

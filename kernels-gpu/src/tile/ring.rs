@@ -68,7 +68,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     }
 }
 
-#[cfg(all(test, not(device)))]
+#[cfg(test)]
 mod tests {
     use super::Ring;
 

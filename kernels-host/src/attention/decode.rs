@@ -125,8 +125,9 @@ impl DecodeAttention<'_> {
         };
         let grid = Launch::grid3(kv_heads * row_blocks, splits, sequences);
         let grid = grid.shared(gpu::shared_bytes(head_dim as u32)).dependent();
-        // SAFETY: a block touches row `sequence` of q and out and the pages that the tables name for kv_lens[sequence] tokens,
-        // which is what the fields ask of the caller; the workspace was checked to hold all splits.
+        // SAFETY: a block touches row `sequence` of q and out and the pages that the tables name for
+        // kv_lens[sequence] tokens, which is what the fields ask of the caller; the workspace was checked to
+        // hold all splits.
         unsafe { stream.launch(entry, grid, &args)? };
         if splits == 1 {
             return Ok(());
@@ -146,8 +147,8 @@ impl DecodeAttention<'_> {
     }
 }
 
-/// Into how many parts each context of up to `pages` pages is split, so that `items` blocks fill the GPU: the fewest
-/// that keep its multiprocessors within 85 % of the best balance.
+/// Into how many parts each context of up to `pages` pages is split, so that `items` blocks fill the GPU: the
+/// fewest that keep its multiprocessors within 85 % of the best balance.
 fn splits(multiprocessors: usize, items: usize, pages: usize) -> usize {
     let busy = |splits: usize| {
         let blocks = items * splits;
@@ -162,8 +163,8 @@ fn splits(multiprocessors: usize, items: usize, pages: usize) -> usize {
     candidates().find(|&n| busy(n) >= 0.85 * best).unwrap_or(1)
 }
 
-/// A bound of [`splits`] that grows with `pages`: one where the blocks nearly fill the GPU as they are, else up to two
-/// blocks per multiprocessor.
+/// A bound of [`splits`] that grows with `pages`: one where the blocks nearly fill the GPU as they are, else
+/// up to two blocks per multiprocessor.
 fn most_splits(multiprocessors: usize, items: usize, pages: usize) -> usize {
     if items * 5 >= multiprocessors * 4 || items == 0 {
         return 1;

@@ -20,15 +20,16 @@ pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
     vec![prefill::kernel(), decode::kernel()]
 }
 
-/// Keys and values of a batch of sequences: pools of pages (layout: `kernels_gpu::tile::kv`) and who owns which.
+/// Keys and values of a batch of sequences: pools of pages (layout: `kernels_gpu::tile::kv`) and who owns
+/// which.
 #[derive(Clone, Copy)]
 pub struct PagedKv<'a> {
     /// Keys: [1, pages · page_elems], bf16 or f16.
     pub k: View<'a>,
     /// Values, as `k`.
     pub v: View<'a>,
-    /// Pages of each sequence in order: u32 [sequences, max_pages]. Entries of pages that no query sees (past the end,
-    /// or before every window) are never read.
+    /// Pages of each sequence in order: u32 [sequences, max_pages]. Entries of pages that no query sees (past
+    /// the end, or before every window) are never read.
     pub block_tables: View<'a>,
     /// Tokens of each sequence in the cache, this step's included: u32 [1, sequences].
     pub kv_lens: View<'a>,
@@ -87,5 +88,39 @@ impl Geometry {
         })?;
         let longest = kv.block_tables.cols() * PAGE;
         check.require(u32::try_from(longest).is_ok(), || format!("{longest} tokens per sequence overflow 32 bits"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{Cache, Problem, Rows};
+    use super::*;
+    use crate::{Device, Stream};
+
+    fn launch(stream: &Stream, change: impl FnOnce(&mut PrefillAttention<'_>)) -> String {
+        let problem = Problem::new(DType::Bf16, 4, 2, 64).sequences(&[(3, 5), (2, 70)]);
+        let mut cache = Cache::new(&problem, stream, 1).unwrap();
+        let mut rows = Rows::new(&problem, stream, cache.rng()).unwrap();
+        let (q, query_starts, out) = rows.views();
+        let (heads, kv_heads, head_dim, scale, window) = (4, 2, 64, problem.scale(), None);
+        let kv = cache.paged();
+        let mut attention =
+            PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, max_query: 3, out };
+        change(&mut attention);
+        attention.launch(stream).err().map_or(String::new(), |error| error.to_string())
+    }
+
+    #[test]
+    fn launchers_name_what_does_not_fit() {
+        let stream = Device::cpu().stream().unwrap();
+        assert_eq!(launch(&stream, |_| ()), "");
+        assert!(launch(&stream, |a| a.head_dim = 96).contains("head_dim 96 must be 64 or 128"));
+        assert!(launch(&stream, |a| a.kv_heads = 3).contains("multiple of the 3 KV heads"));
+        assert!(launch(&stream, |a| a.heads = 6).contains("6 heads of 64 need 384"));
+        assert!(launch(&stream, |a| a.window = Some(0)).contains("window of 0"));
+        assert!(launch(&stream, |a| a.scale = f32::NAN).contains("scale NaN"));
+        assert!(launch(&stream, |a| a.query_starts = a.kv.kv_lens).contains("2 sequences need 3"));
+        assert!(launch(&stream, |a| a.kv.block_tables = a.kv.block_tables.row_range(0, 1)).contains("sequences = 2"));
+        assert!(launch(&stream, |a| a.kv.k = a.kv.k.columns(0, 64)).contains("pool"));
     }
 }

@@ -15,7 +15,8 @@ pub struct PrefillAttention<'a> {
     pub q: View<'a>,
     /// Keys and values, this step's included.
     pub kv: PagedKv<'a>,
-    /// Where each sequence's queries start in `q`, and where the last one's end: u32 [1, sequences + 1], ascending.
+    /// Where each sequence's queries start in `q`, and where the last one's end: u32 [1, sequences + 1],
+    /// ascending.
     pub query_starts: View<'a>,
     /// Query heads.
     pub heads: usize,
@@ -83,8 +84,9 @@ impl PrefillAttention<'_> {
             window: geometry.device_window(),
         };
         let launch = Launch::grid3(row_blocks * kv_heads, sequences, 1).shared(gpu::shared_bytes(head_dim as u32));
-        // SAFETY: blocks touch rows query_starts[s] .. query_starts[s + 1] of q and out and the pages that the tables name
-        // for kv_lens[s] tokens; that those lie within the checked views is what the fields ask of the caller.
+        // SAFETY: blocks touch rows query_starts[s] .. query_starts[s + 1] of q and out and the pages that
+        // the tables name for kv_lens[s] tokens; that those lie within the checked views is what the fields
+        // ask of the caller.
         unsafe { stream.launch(entry, launch.dependent(), &args) }
     }
 }

@@ -3,9 +3,9 @@
 //! A row's result depends on its own query and keys only, not on what it is batched with, and
 //! prefill and decode of the same row give the same bits.
 use super::{Geometry, PagedKv};
-use crate::{DType, ViewMut};
+use crate::{DType, View, ViewMut};
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use kernels_gpu::tile::kv::{PAGE, ROW, offset};
+use kernels_gpu::tile::kv::{PAGE, ROW, offset, swizzle_chunk};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -29,7 +29,7 @@ struct Item {
 /// Attention of `queries[s]` (rows of q and out, the last of which sits at position kv_lens[s] - 1).
 pub(super) fn attention(
     geometry: &Geometry,
-    q: &crate::View<'_>,
+    q: &View<'_>,
     kv: &PagedKv<'_>,
     queries: &[Range<usize>],
     out: &mut ViewMut<'_>,
@@ -55,7 +55,10 @@ pub(super) fn attention(
             }));
         }
     }
-    let compute = |item: &Item| attend(geometry, q, kv, item);
+    let compute = |item: &Item| match geometry.head_dim {
+        64 => attend::<64>(geometry, q, kv, item),
+        _ => attend::<128>(geometry, q, kv, item),
+    };
     let results: Vec<Vec<f32>> =
         if work < SERIAL { items.iter().map(compute).collect() } else { items.par_iter().map(compute).collect() };
     let columns = geometry.group() * geometry.head_dim;
@@ -75,52 +78,52 @@ struct Running {
     sum: f32,
 }
 
-/// [queries, group, head_dim] of one item.
-fn attend(geometry: &Geometry, q: &crate::View<'_>, kv: &PagedKv<'_>, item: &Item) -> Vec<f32> {
-    let (dim, group) = (geometry.head_dim, geometry.group());
+/// [queries, group, D] of one item.
+fn attend<const D: usize>(geometry: &Geometry, q: &View<'_>, kv: &PagedKv<'_>, item: &Item) -> Vec<f32> {
+    let (group, dtype) = (geometry.group(), q.dtype());
     let kv_len = kv.kv_lens.row::<u32>(0)[item.sequence] as usize;
     let table = kv.block_tables.row::<u32>(item.sequence);
-    let mut queries = vec![0.0; item.queries * group * dim];
-    for (query, values) in queries.chunks_mut(group * dim).enumerate() {
-        let bits = &q.row::<u16>(item.first_row + query)[item.kv_head * group * dim..][..group * dim];
-        decode(q.dtype(), bits, values);
-        values.iter_mut().for_each(|x| *x *= geometry.scale);
+    let mut queries = vec![[0.0f32; D]; item.queries * group];
+    for (query, rows) in queries.chunks_mut(group).enumerate() {
+        let bits = &q.row::<u16>(item.first_row + query)[item.kv_head * group * D..][..group * D];
+        for (row, bits) in rows.iter_mut().zip(bits.chunks_exact(D)) {
+            decode(dtype, bits, row);
+            row.iter_mut().for_each(|x| *x *= geometry.scale);
+        }
     }
     // Positions are below kv_len unless the caller's lengths contradict each other.
     let end = (item.position + item.queries).min(kv_len);
     let first_page = geometry.first_key(item.position) / PAGE;
-    let mut out = vec![0.0; queries.len()];
-    let mut state = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; item.queries * group];
-    let (mut k, mut v) = (vec![0.0; PAGE * dim], vec![0.0; PAGE * dim]);
+    let mut out = vec![[0.0f32; D]; queries.len()];
+    let mut state = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries.len()];
+    let (mut k, mut v) = ([[0.0f32; D]; PAGE], [[0.0f32; D]; PAGE]);
     for (index, &page) in table.iter().enumerate().take(end.div_ceil(PAGE)).skip(first_page) {
         let start = index * PAGE;
         let used = (end - start).min(PAGE);
-        decode_page(geometry, q.dtype(), kv.k.host(), page as usize, item.kv_head, used, &mut k);
-        decode_page(geometry, q.dtype(), kv.v.host(), page as usize, item.kv_head, used, &mut v);
+        decode_page(geometry, dtype, kv.k.host(), page as usize, item.kv_head, &mut k[..used]);
+        decode_page(geometry, dtype, kv.v.host(), page as usize, item.kv_head, &mut v[..used]);
         for (row, state) in state.iter_mut().enumerate() {
             let position = item.position + row / group;
             let from = geometry.first_key(position).max(start) - start;
             let to = (position + 1).min(end).saturating_sub(start).min(PAGE);
             if from < to {
-                let keys = from * dim..to * dim;
-                step(&queries[row * dim..][..dim], &k[keys.clone()], &v[keys], state, &mut out[row * dim..][..dim]);
+                step(&queries[row], &k[from..to], &v[from..to], state, &mut out[row]);
             }
         }
     }
-    for (values, state) in out.chunks_mut(dim).zip(&state) {
+    for (values, state) in out.iter_mut().zip(&state) {
         let inverse = 1.0 / state.sum;
         values.iter_mut().for_each(|x| *x *= inverse);
     }
-    out
+    out.into_flattened()
 }
 
 /// One page's keys into one row: scores, online softmax, weighted values.
-fn step(query: &[f32], k: &[f32], v: &[f32], state: &mut Running, out: &mut [f32]) {
-    let dim = query.len();
+fn step<const D: usize>(query: &[f32; D], k: &[[f32; D]], v: &[[f32; D]], state: &mut Running, out: &mut [f32; D]) {
     let mut weights = [0.0f32; PAGE];
-    let weights = &mut weights[..k.len() / dim];
+    let weights = &mut weights[..k.len()];
     let mut max = state.max;
-    for (weight, key) in weights.iter_mut().zip(k.chunks_exact(dim)) {
+    for (weight, key) in weights.iter_mut().zip(k) {
         *weight = dot(query, key);
         max = max.max(*weight);
     }
@@ -129,23 +132,31 @@ fn step(query: &[f32], k: &[f32], v: &[f32], state: &mut Running, out: &mut [f32
     let correction = (state.max - base).exp();
     state.max = max;
     state.sum *= correction;
-    out.iter_mut().for_each(|x| *x *= correction);
-    for (weight, value) in weights.iter_mut().zip(v.chunks_exact(dim)) {
+    let mut sums = out.map(|x| x * correction);
+    for (weight, value) in weights.iter_mut().zip(v) {
         let p = (*weight - base).exp();
         state.sum += p;
-        out.iter_mut().zip(value).for_each(|(x, v)| *x += p * v);
+        for (sum, value) in sums.iter_mut().zip(value) {
+            *sum += p * value;
+        }
     }
+    *out = sums;
 }
 
-/// Sixteen partial sums, so that it vectorises.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+/// Sixteen partial sums, so that it vectorises, added as a tree.
+fn dot<const D: usize>(a: &[f32; D], b: &[f32; D]) -> f32 {
     let mut sums = [0.0f32; 16];
     for (a, b) in a.chunks_exact(16).zip(b.chunks_exact(16)) {
         for i in 0..16 {
             sums[i] += a[i] * b[i];
         }
     }
-    sums.iter().sum()
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+    }
+    sums[0]
 }
 
 fn decode(dtype: DType, bits: &[u16], into: &mut [f32]) {
@@ -155,23 +166,57 @@ fn decode(dtype: DType, bits: &[u16], into: &mut [f32]) {
     }
 }
 
-/// The first `used` tokens of one head's share of a page as [token, head_dim], the swizzle undone.
-fn decode_page(
+/// The first tokens of one head's share of a page, the swizzle undone.
+fn decode_page<const D: usize>(
     geometry: &Geometry,
     dtype: DType,
     pool: &[u16],
     page: usize,
     kv_head: usize,
-    used: usize,
-    into: &mut [f32],
+    into: &mut [[f32; D]],
 ) {
-    let dim = geometry.head_dim;
-    for (slot, row) in into.chunks_exact_mut(dim).enumerate().take(used) {
-        for (column, half_row) in row.chunks_exact_mut(ROW).enumerate() {
-            for (chunk, values) in half_row.chunks_exact_mut(8).enumerate() {
-                let at = offset(page, kv_head, slot, column * ROW + chunk * 8, geometry.kv_heads, dim);
-                decode(dtype, &pool[at..at + 8], values);
+    for column in 0..D / ROW {
+        let tile = offset(page, kv_head, 0, column * ROW, geometry.kv_heads, D);
+        for (slot, (row, bits)) in into.iter_mut().zip(pool[tile..].chunks_exact(ROW)).enumerate() {
+            // One row at a time, then its eight chunks to their places.
+            let mut swizzled = [0.0f32; ROW];
+            decode(dtype, bits, &mut swizzled);
+            for (chunk, values) in row[column * ROW..][..ROW].chunks_exact_mut(8).enumerate() {
+                let from = swizzle_chunk(slot as u32, chunk as u32) as usize * 8 % ROW;
+                values.copy_from_slice(&swizzled[from..from + 8]);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Cache, Problem, Rows};
+    use super::super::{DecodeAttention, PrefillAttention};
+    use crate::{DType, Device};
+
+    /// What `--device cpu` promises: a token's result is the same alone, in a batch, decoded or prefilled.
+    #[test]
+    fn decode_and_prefill_agree_to_the_bit() {
+        let stream = Device::cpu().stream().unwrap();
+        let problem = Problem { window: Some(70), ..Problem::new(DType::Bf16, 6, 2, 64) };
+        let problem = problem.sequences(&[(1, 200), (1, 64), (1, 1)]);
+        let mut cache = Cache::new(&problem, &stream, 3).unwrap();
+        let mut rows = Rows::new(&problem, &stream, cache.rng()).unwrap();
+        let (heads, kv_heads, head_dim, scale, window) = (6, 2, 64, problem.scale(), problem.window);
+        let (q, query_starts, out) = rows.views();
+        let kv = cache.paged();
+        PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, max_query: 1, out }
+            .launch(&stream)
+            .unwrap();
+        let prefilled = rows.bits();
+        rows.reset(&stream).unwrap();
+        let mut workspace = crate::Buffer::new(stream.device(), DType::F32, 1 << 20).unwrap();
+        let (q, _, out) = rows.views();
+        let workspace = workspace.view_mut();
+        DecodeAttention { q, kv, heads, kv_heads, head_dim, scale, window, max_kv: 200, workspace, out }
+            .launch(&stream)
+            .unwrap();
+        assert_eq!(prefilled, rows.bits());
     }
 }

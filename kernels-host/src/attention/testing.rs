@@ -204,7 +204,7 @@ struct Probe {
 }
 
 /// Most multiply-adds of the naive softmax per case: of larger ones a part of the rows is compared.
-const BUDGET: usize = 30_000_000;
+const BUDGET: usize = 10_000_000;
 
 impl Rows {
     pub fn new(problem: &Problem, stream: &Stream, rng: &mut Rng) -> Result<Self, Error> {
@@ -247,12 +247,18 @@ impl Rows {
         )
     }
 
+    /// What the output holds now, on the CPU device.
+    #[cfg(test)]
+    pub fn bits(&self) -> Vec<u16> {
+        self.out.buffer.view().row::<u16>(0).to_vec()
+    }
+
     pub fn reset(&mut self, stream: &Stream) -> Result<(), Error> {
         self.out.reset(stream)
     }
 
-    /// Every element that must be written is finite, no other was touched, and the probes agree with the naive softmax.
-    /// A row of an empty cache holds `empty`, or is untouched where that is none.
+    /// Every element that must be written is finite, no other was touched, and the probes agree with the
+    /// naive softmax. A row of an empty cache holds `empty`, or is untouched where that is none.
     pub fn compare(
         &self,
         stream: &Stream,
@@ -330,10 +336,10 @@ impl Rows {
         let (dim, kv_heads, dtype) = (problem.head_dim, problem.kv_heads, problem.dtype);
         let kv_head = probe.head / (problem.heads / kv_heads);
         let at = |key: usize, i| offset(cache.pages[probe.sequence][key / PAGE], kv_head, key % PAGE, i, kv_heads, dim);
-        let q = &self.q.values[probe.row * self.q_stride + probe.head * dim..][..dim];
+        let bits = &self.q.values[probe.row * self.q_stride + probe.head * dim..][..dim];
+        let q: Vec<f64> = bits.iter().map(|&bits| f64::from(dtype.decode(bits))).collect();
         let keys = problem.first_key(probe.position)..probe.position + 1;
-        let products =
-            |key| (0..dim).map(move |i| f64::from(dtype.decode(q[i])) * f64::from(cache.k.value(at(key, i))));
+        let products = |key| q.iter().enumerate().map(move |(i, q)| q * f64::from(cache.k.value(at(key, i))));
         let scale = f64::from(problem.scale());
         let scores: Vec<f64> = keys.clone().map(|key| products(key).sum::<f64>() * scale).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 
 /// PTX 8.0 needs CUDA 12.0.
 const OLDEST_DRIVER: i32 = 12000;
+/// Bytes of dynamic shared memory that a kernel may use without asking.
+const DEFAULT_SHARED: u32 = 48 * 1024;
 
 pub(crate) struct Gpu {
     context: sys::CUcontext,
@@ -23,6 +25,8 @@ pub(crate) struct Gpu {
 #[derive(Clone, Copy)]
 pub(crate) struct Function {
     pub handle: sys::CUfunction,
+    /// Whether its module waits for the grids before it (`griddepcontrol.wait`): sm_80 has no such instruction.
+    pub waits: bool,
     shared: u32,
 }
 
@@ -165,11 +169,11 @@ impl Gpu {
     }
 
     /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory.
-    pub fn function(&self, entry: &'static str, shared: u32) -> Result<sys::CUfunction, Error> {
+    pub fn function(&self, entry: &'static str, shared: u32) -> Result<Function, Error> {
         let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let function = match functions.get(entry) {
             Some(function) => *function,
-            None => Function { handle: self.load(entry)?, shared: 48 * 1024 },
+            None => self.load(entry)?,
         };
         if shared > function.shared {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
@@ -177,14 +181,16 @@ impl Gpu {
             let result = unsafe { sys::cuFuncSetAttribute(function.handle, MAX_SHARED, shared as i32) };
             check(result, &format!("cuFuncSetAttribute for {shared} bytes of shared memory of {entry}"))?;
         }
-        functions.insert(entry, Function { handle: function.handle, shared: function.shared.max(shared) });
-        Ok(function.handle)
+        let function = Function { shared: function.shared.max(shared), ..function };
+        functions.insert(entry, function);
+        Ok(function)
     }
 
-    fn load(&self, entry: &str) -> Result<sys::CUfunction, Error> {
+    fn load(&self, entry: &str) -> Result<Function, Error> {
         // A module of the newer target where it holds the entry, else the baseline's.
-        let text = ptx::find(self.target, entry)
-            .or_else(|| ptx::find(Target::Sm80, entry))
+        let (target, text) = [self.target, Target::Sm80]
+            .into_iter()
+            .find_map(|target| Some((target, ptx::find(target, entry)?)))
             .ok_or_else(|| Error::NoEntry { entry: entry.into(), target: self.target.to_string() })?;
         self.enter()?;
         let image = CString::new(text)
@@ -201,24 +207,16 @@ impl Gpu {
         let result = unsafe {
             sys::cuModuleLoadDataEx(&mut module, image.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
         };
-        if result != sys::CUresult::CUDA_SUCCESS {
+        if let Err(error) = check(result, &format!("cuModuleLoadDataEx of {entry}")) {
             let text = String::from_utf8_lossy(&log);
-            let line = text
-                .lines()
-                .map(|line| line.trim_matches('\0').trim())
-                .rfind(|line| !line.is_empty())
-                .map(str::to_owned);
-            return match line {
-                Some(log) => Err(Error::Compile { entry: entry.into(), log }),
-                None => check(result, &format!("cuModuleLoadDataEx of {entry}")).map(|()| function),
-            };
+            let mut lines = text.lines().map(|line| line.trim_matches('\0').trim());
+            let line = lines.rfind(|line| !line.is_empty()).map(str::to_owned);
+            return Err(line.map_or(error, |log| Error::Compile { entry: entry.into(), log }));
         }
+        let call = format!("cuModuleGetFunction of {entry}");
         // SAFETY: the module was loaded just now and is never unloaded.
-        check(
-            unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) },
-            &format!("cuModuleGetFunction of {entry}"),
-        )?;
-        Ok(function)
+        check(unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) }, &call)?;
+        Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED })
     }
 }
 

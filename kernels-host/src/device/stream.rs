@@ -54,8 +54,9 @@ impl Stream {
         let mut handle = std::ptr::null_mut();
         if let Some(gpu) = device.gpu() {
             gpu.enter()?;
-            // SAFETY: writes the handle. Non-blocking: independent of the legacy default stream.
+            // Independent of the legacy default stream.
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            // SAFETY: writes the handle.
             check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "cuStreamCreate")?;
         }
         Ok(Stream { device, handle })
@@ -105,12 +106,12 @@ impl Stream {
             sharedMemBytes: launch.shared,
             hStream: self.handle,
             attrs: &mut attribute,
-            numAttrs: u32::from(launch.dependent),
+            numAttrs: u32::from(launch.dependent && function.waits),
         };
         // SAFETY: the parameter pointers match the entry's declaration (one macro makes both); the rest is the
         // caller's promise.
         let result = args.with_params(|params| unsafe {
-            sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
+            sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut())
         });
         if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(result, &format!("launching {}", entry.name)) }
     }
@@ -129,10 +130,9 @@ impl Stream {
                 self.gpu().enter()?;
                 // SAFETY: the view covers that many bytes of device memory. From pageable memory the call
                 // returns after the source was read.
-                check(
-                    unsafe { sys::cuMemcpyHtoDAsync_v2(ptr.0, bytes.as_ptr().cast(), bytes.len(), self.handle) },
-                    "cuMemcpyHtoDAsync",
-                )?;
+                let result =
+                    unsafe { sys::cuMemcpyHtoDAsync_v2(ptr.0, bytes.as_ptr().cast(), bytes.len(), self.handle) };
+                check(result, "cuMemcpyHtoDAsync")?;
             }
         }
         Ok(())
@@ -151,10 +151,9 @@ impl Stream {
             Mem::Device(ptr, _) => {
                 self.gpu().enter()?;
                 // SAFETY: the view covers that many bytes; the stream is drained before `data` is used.
-                check(
-                    unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), ptr.0, bytes.len(), self.handle) },
-                    "cuMemcpyDtoHAsync",
-                )?;
+                let result =
+                    unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), ptr.0, bytes.len(), self.handle) };
+                check(result, "cuMemcpyDtoHAsync")?;
                 self.synchronize()?;
             }
         }

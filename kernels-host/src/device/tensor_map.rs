@@ -7,9 +7,9 @@ use kernels_gpu::prim::TensorMap;
 
 impl Stream {
     /// Describes a half-precision matrix for copies of boxes of `box_rows` rows (at most 256) and `box_cols`
-    /// elements (at most 64: a row of 128 bytes), which arrive in shared memory under the 128-byte swizzle. Elements of a box
-    /// outside the matrix arrive as zeros. Fails where the driver refuses: a first element not 16-byte aligned,
-    /// a row stride that is no multiple of 8 elements.
+    /// elements (at most 64: a row of 128 bytes), which arrive in shared memory under the 128-byte swizzle.
+    /// Elements of a box outside the matrix arrive as zeros. Fails where the driver refuses: a first element not
+    /// 16-byte aligned, a row stride that is no multiple of 8 elements.
     ///
     /// # Panics
     /// On the CPU device, and for other element types.

@@ -13,7 +13,8 @@ use kernels_gpu::tile::epilogue::activation as code;
 pub struct Gemm<'a> {
     /// [m, k], bf16 or f16; k a multiple of 8.
     pub a: View<'a>,
-    /// [n, k], as `a`. When gated, gate and up rows interleaved as [`interleave_gate_up`] does.
+    /// [n, k], as `a`. When gated, gate and up rows interleaved as [`interleave_gate_up`] does. Kernels start
+    /// reading it before the launch right before has ended, so that launch must not write it.
     pub w: View<'a>,
     /// [1, n], as `a`; when gated interleaved as the rows of `w`.
     pub bias: Option<View<'a>>,
@@ -57,7 +58,8 @@ impl Activation {
     }
 }
 
-/// What kernels are picked by.
+/// What kernels are picked by. A new kernel is a file with `supports`, `launch` and `kernel`, a variant of [`Path`] and
+/// its place in [`pick`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Rows of a.
@@ -180,7 +182,7 @@ impl Gemm<'_> {
             check.require(self.activation == Activation::None && !self.accumulate, || {
                 "an f32 out takes neither an activation nor accumulate".into()
             })?;
-            check.require(stream_aligned(&out), || "out must start at a multiple of 16 bytes".into())?;
+            check.require(is_aligned(&out), || "out must start at a multiple of 16 bytes".into())?;
         } else {
             check.half("out", &out, ["m", "width"])?;
         }
@@ -192,7 +194,7 @@ impl Gemm<'_> {
 }
 
 /// Whether a view on a GPU starts at a multiple of 16 bytes.
-fn stream_aligned(view: &View<'_>) -> bool {
+fn is_aligned(view: &View<'_>) -> bool {
     match view.mem {
         crate::buffer::Mem::Device(ptr, _) => ptr.0.is_multiple_of(16),
         crate::buffer::Mem::Host(_) => true,

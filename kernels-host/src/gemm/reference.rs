@@ -1,7 +1,6 @@
 //! The CPU device's matrix product: blocked, vectorised, parallel over the weights' rows.
 use super::{Activation, Gemm, Shape};
 use crate::{DType, View, ViewMut};
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 
 /// Multiply-adds that are worth a thread's task: about 10 µs.
@@ -61,9 +60,11 @@ impl Product<'_> {
     fn rows_generic<const FMA: bool>(&self, first: usize, columns: &mut [f32]) {
         let (m, k) = (self.m, self.k);
         let bf16 = self.w.dtype() != DType::F16;
-        if m == 1 && bf16 {
+        if m == 1 {
             for (row, out) in columns.iter_mut().enumerate() {
-                *out = dot::<FMA, u16>(self.w.row(first + row), self.a, |bits| f32::from_bits(u32::from(bits) << 16));
+                let w = self.w.row(first + row);
+                *out =
+                    if bf16 { dot::<FMA, u16>(w, self.a, bf16_to_f32) } else { dot::<FMA, u16>(w, self.a, f16_to_f32) };
             }
             return;
         }
@@ -81,10 +82,8 @@ impl Product<'_> {
             decode(self.w.row(row + 1), bf16, w1);
             let blocked = m / TOKENS * TOKENS;
             for token in (0..blocked).step_by(TOKENS) {
-                let tokens = std::array::from_fn(|i| &self.a[(token + i) * k..][..k]);
-                let [sums0, sums1] = tile::<FMA>([w0, w1], tokens);
-                out0[token..][..TOKENS].copy_from_slice(&sums0);
-                out1[token..][..TOKENS].copy_from_slice(&sums1);
+                let (out0, out1) = (&mut out0[token..][..TOKENS], &mut out1[token..][..TOKENS]);
+                tile::<FMA>(w0, w1, &self.a[token * k..][..TOKENS * k], out0, out1);
             }
             for token in blocked..m {
                 let a = &self.a[token * k..][..k];
@@ -104,10 +103,25 @@ fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 #[inline(always)]
 fn decode(bits: &[u16], bf16: bool, into: &mut [f32]) {
     if bf16 {
-        into.iter_mut().zip(bits).for_each(|(x, &bits)| *x = f32::from_bits(u32::from(bits) << 16));
+        into.iter_mut().zip(bits).for_each(|(x, &bits)| *x = bf16_to_f32(bits));
     } else {
-        bits.reinterpret_cast::<half::f16>().convert_to_f32_slice(into);
+        into.iter_mut().zip(bits).for_each(|(x, &bits)| *x = f16_to_f32(bits));
     }
+}
+
+#[inline(always)]
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Without branches, so that it vectorises: the fields shifted in place and the exponent's bias made up by
+/// a multiplication, which also normalises subnormals.
+#[inline(always)]
+fn f16_to_f32(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    let infinite = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | infinite | (bits & 0x8000) << 16)
 }
 
 #[inline(always)]
@@ -124,25 +138,39 @@ fn dot<const FMA: bool, T: Copy>(w: &[T], a: &[f32], to_f32: impl Fn(T) -> f32) 
     sums.iter().sum::<f32>() + tail
 }
 
-/// Two weight rows times four tokens.
+/// Two weight rows times four tokens, `a`: [4, k].
 #[inline(always)]
-fn tile<const FMA: bool>(w: [&[f32]; 2], a: [&[f32]; TOKENS]) -> [[f32; TOKENS]; 2] {
-    let k = w[0].len();
-    let mut sums = [[[0.0; WIDTH]; TOKENS]; 2];
-    for at in (0..k / WIDTH * WIDTH).step_by(WIDTH) {
-        let w: [&[f32; WIDTH]; 2] = w.map(|w| w[at..].first_chunk().expect("WIDTH more elements"));
-        let a: [&[f32; WIDTH]; TOKENS] = a.map(|a| a[at..].first_chunk().expect("WIDTH more elements"));
-        for row in 0..2 {
-            for token in 0..TOKENS {
-                for lane in 0..WIDTH {
-                    let sum = &mut sums[row][token][lane];
-                    *sum = multiply_add::<FMA>(w[row][lane], a[token][lane], *sum);
-                }
-            }
-        }
+fn tile<const FMA: bool>(w0: &[f32], w1: &[f32], a: &[f32], out0: &mut [f32], out1: &mut [f32]) {
+    let k = w0.len();
+    let (a0, a) = a.split_at(k);
+    let (a1, a) = a.split_at(k);
+    let (a2, a3) = a.split_at(k);
+    // Separate arrays and not an array of them: those stay in registers.
+    let [mut s00, mut s01, mut s02, mut s03, mut s10, mut s11, mut s12, mut s13] = [[0.0; WIDTH]; 8];
+    let chunks = |row| <[f32]>::as_chunks::<WIDTH>(row).0;
+    let (weights, tokens) = (chunks(w0).iter().zip(chunks(w1)), chunks(a0).iter().zip(chunks(a1)));
+    let tokens = tokens.zip(chunks(a2).iter().zip(chunks(a3)));
+    for ((w0, w1), ((a0, a1), (a2, a3))) in weights.zip(tokens) {
+        step::<FMA>(&mut s00, w0, a0);
+        step::<FMA>(&mut s01, w0, a1);
+        step::<FMA>(&mut s02, w0, a2);
+        step::<FMA>(&mut s03, w0, a3);
+        step::<FMA>(&mut s10, w1, a0);
+        step::<FMA>(&mut s11, w1, a1);
+        step::<FMA>(&mut s12, w1, a2);
+        step::<FMA>(&mut s13, w1, a3);
     }
     // k is a multiple of 8 = WIDTH: no tail.
-    sums.map(|row| row.map(|lanes| lanes.iter().sum()))
+    let sums = [s00, s01, s02, s03, s10, s11, s12, s13].map(|lanes| lanes.iter().sum());
+    out0.copy_from_slice(&sums[..TOKENS]);
+    out1.copy_from_slice(&sums[TOKENS..]);
+}
+
+#[inline(always)]
+fn step<const FMA: bool>(sums: &mut [f32; WIDTH], w: &[f32; WIDTH], a: &[f32; WIDTH]) {
+    for lane in 0..WIDTH {
+        sums[lane] = multiply_add::<FMA>(w[lane], a[lane], sums[lane]);
+    }
 }
 
 /// Bias, activation, residual and the one rounding. `columns`: [n, m].
@@ -208,4 +236,17 @@ fn gelu_erf(x: f32) -> f32 {
     let poly = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
     let erf = (1.0 - poly * (-z * z).exp()).copysign(x);
     0.5 * x * (1.0 + erf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::f16_to_f32;
+
+    #[test]
+    fn every_f16_is_decoded() {
+        for bits in 0..=u16::MAX {
+            let (found, expected) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{bits:#x}: {found}, not {expected}");
+        }
+    }
 }

@@ -15,29 +15,29 @@ pub(super) fn supports(shape: &Shape) -> bool {
 /// Queues the kernel; `gemm` has been checked to have `shape`.
 pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
     let entries = match shape.m {
-        ..=16 => [
-            gpu::gemm_skinny16_bf16,
-            gpu::gemm_skinny16_f16,
-            gpu::gemm_skinny16_gated_bf16,
-            gpu::gemm_skinny16_gated_f16,
-            gpu::gemm_skinny16_f32_bf16,
-            gpu::gemm_skinny16_f32_f16,
+        0..=16 => [
+            gpu::skinny16_bf16,
+            gpu::skinny16_f16,
+            gpu::skinny16_gated_bf16,
+            gpu::skinny16_gated_f16,
+            gpu::skinny16_f32_bf16,
+            gpu::skinny16_f32_f16,
         ],
-        ..=32 => [
-            gpu::gemm_skinny32_bf16,
-            gpu::gemm_skinny32_f16,
-            gpu::gemm_skinny32_gated_bf16,
-            gpu::gemm_skinny32_gated_f16,
-            gpu::gemm_skinny32_f32_bf16,
-            gpu::gemm_skinny32_f32_f16,
+        17..=32 => [
+            gpu::skinny32_bf16,
+            gpu::skinny32_f16,
+            gpu::skinny32_gated_bf16,
+            gpu::skinny32_gated_f16,
+            gpu::skinny32_f32_bf16,
+            gpu::skinny32_f32_f16,
         ],
         _ => [
-            gpu::gemm_skinny64_bf16,
-            gpu::gemm_skinny64_f16,
-            gpu::gemm_skinny64_gated_bf16,
-            gpu::gemm_skinny64_gated_f16,
-            gpu::gemm_skinny64_f32_bf16,
-            gpu::gemm_skinny64_f32_f16,
+            gpu::skinny64_bf16,
+            gpu::skinny64_f16,
+            gpu::skinny64_gated_bf16,
+            gpu::skinny64_gated_f16,
+            gpu::skinny64_f32_bf16,
+            gpu::skinny64_f32_f16,
         ],
     };
     let entry = entries[entry_index(gemm)];

@@ -69,9 +69,10 @@ impl Tile {
     }
 }
 
-/// Whether the kernel can do it: TMA and `wgmma` are Hopper's, and a tensor map of nothing is an error.
+/// Whether the kernel can do it: TMA and `wgmma` are Hopper's, a tensor map of nothing is an error, and tiles are
+/// counted in 32 bits.
 pub(super) fn supports(shape: &Shape, target: Target) -> bool {
-    target == Target::Sm90a && shape.k > 0
+    target == Target::Sm90a && shape.k > 0 && Tile::N128.count(shape) <= i32::MAX as usize
 }
 
 /// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty.
@@ -91,8 +92,8 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Tile, stream: &Stream
     let blocks = tile.count(shape).min(stream.device().multiprocessors());
     let shared = gpu::shared_bytes(tile.cols(), tile.stages());
     let entry = tile.entries()[entry_index(gemm)];
-    // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and columns below
-    // out's width, and reads bias below n, as `Gemm::check` bound them. A block has at least one tile.
+    // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and
+    // columns below out's width, and reads bias below n, as `Gemm::check` bound them. A block has a tile at least.
     unsafe { stream.launch(entry, Launch::grid(blocks).shared(shared).dependent(), &args) }
 }
 

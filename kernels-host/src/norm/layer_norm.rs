@@ -9,9 +9,9 @@ use kernels_gpu::norm::layer_norm as gpu;
 pub struct LayerNorm<'a> {
     /// [tokens, width], bf16 or f16; width a multiple of 8 up to 16384.
     pub x: View<'a>,
-    /// [width].
+    /// [1, width].
     pub weight: View<'a>,
-    /// [width].
+    /// [1, width].
     pub bias: View<'a>,
     /// Added to the variance.
     pub eps: f32,
@@ -25,9 +25,9 @@ pub struct AddLayerNorm<'a> {
     pub x: View<'a>,
     /// [tokens, width], read and written.
     pub residual: ViewMut<'a>,
-    /// [width].
+    /// [1, width].
     pub weight: View<'a>,
-    /// [width].
+    /// [1, width].
     pub bias: View<'a>,
     /// Added to the variance.
     pub eps: f32,

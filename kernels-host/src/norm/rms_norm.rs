@@ -10,7 +10,7 @@ use kernels_gpu::tile::reduce::SCRATCH_BYTES;
 pub struct RmsNorm<'a> {
     /// [tokens, width], bf16 or f16; width a multiple of 8 up to 16384.
     pub x: View<'a>,
-    /// [width].
+    /// [1, width].
     pub weight: View<'a>,
     /// Added to the mean square.
     pub eps: f32,
@@ -24,7 +24,7 @@ pub struct AddRmsNorm<'a> {
     pub x: View<'a>,
     /// [tokens, width], read and written.
     pub residual: ViewMut<'a>,
-    /// [width].
+    /// [1, width].
     pub weight: View<'a>,
     /// Added to the mean square.
     pub eps: f32,

@@ -1,4 +1,4 @@
-//! Launcher and reference of `kernels-gpu/src/rope/rope_kv.rs`; its cases are in [`cases`].
+//! Launcher and reference of `kernels-gpu/src/rope/rope_kv.rs`; its cases are in `cases`.
 mod cases;
 
 use crate::host::{for_each_row, row_f32};
@@ -18,9 +18,9 @@ pub(crate) use cases::kernel;
 pub struct RopeKv<'a> {
     /// [tokens, (heads + 2·kv_heads)·head_dim], bf16 or f16: q, k and v. q changes in place; k and v are only read.
     pub qkv: ViewMut<'a>,
-    /// [head_dim]: weight of q's norm.
+    /// [1, head_dim]: weight of q's norm.
     pub q_norm: Option<View<'a>>,
-    /// [head_dim]: weight of k's norm.
+    /// [1, head_dim]: weight of k's norm.
     pub k_norm: Option<View<'a>>,
     /// Added to the mean square in both norms.
     pub norm_eps: f32,
