@@ -167,8 +167,11 @@ fn closed_pipe() -> Result<()> {
 }
 
 fn chat_ask() -> Result<()> {
-    let ran = wootz(&["chat", "--device", "cpu", "--ask", "What is 12 plus 7?"])?.succeeded()?;
-    ensure!(ran.stdout == "19\n", "{ran:?}");
+    // Whatever there is, and the CPU.
+    for device in ["auto", "cpu"] {
+        let ran = wootz(&["chat", "--device", device, "--ask", "What is 12 plus 7?"])?.succeeded()?;
+        ensure!(ran.stdout == "19\n", "{ran:?}");
+    }
     let short = wootz(&["chat", "--device", "cpu", "--max-tokens", "1", "--ask", "What is 12 plus 7?"])?.succeeded()?;
     ensure!(short.stdout == "1\n", "digits are single tokens: {short:?}");
     let stopped = wootz(&["chat", "--device", "cpu", "--stop", "9", "--ask", "What is 12 plus 7?"])?.succeeded()?;
@@ -329,7 +332,7 @@ fn bench_latency() -> Result<()> {
         let number = |key: &str| value[key].as_f64().with_context(|| format!("{key} in {value}"));
         let whole = number("mean_ttft_ms")? + 3.0 * number("mean_tpot_ms")?;
         ensure!(whole > 0.0 && whole <= number("mean_latency_ms")? * 1.001, "{value}");
-        ensure!(number("mean_batch_ttft_ms")? >= number("mean_ttft_ms")?, "{value}");
+        ensure!(number("mean_batch_ttft_ms")? * 1.001 >= number("mean_ttft_ms")?, "{value}");
         ensure!(value["batch_size"] == 3 && value["load_format"] == extra, "{value}");
     }
     let args = ["bench", "latency", config, "--load-format", "dummy", "--input-len", "127", "--output-len", "2"];

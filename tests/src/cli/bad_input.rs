@@ -20,6 +20,8 @@ pub fn trials() -> Vec<Trial> {
     add("long_prompt", long_prompt);
     if Device::cuda_count() == 0 {
         add("no_gpu", no_gpu);
+    } else {
+        add("little_gpu_memory", little_gpu_memory);
     }
     trials
 }
@@ -166,4 +168,11 @@ fn no_gpu() -> Result<()> {
     }
     wootz(&["inspect", "--device", "cuda"])?.failed(&["--device cpu"])?;
     wootz(&["bench", "latency", "--device", "cuda", "--load-format", "dummy"])?.failed(&["--device cpu"])
+}
+
+fn little_gpu_memory() -> Result<()> {
+    let args = ["chat", "--device", "cuda", "--gpu-memory-utilization", "0.0001", "--ask", "hi"];
+    wootz(&args)?.failed(&["too little GPU memory", "--device cpu"])?;
+    let gpus = Device::cuda_count();
+    wootz(&["chat", "--device", &format!("cuda:{gpus}"), "--ask", "hi"])?.failed(&["does not exist", "nvidia-smi"])
 }
