@@ -6,7 +6,7 @@ mod session;
 use crate::device::DeviceArgs;
 use crate::model::{self, LimitArgs, ModelArgs, SamplingArgs};
 use crate::terminal::{Terminal, one_line};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use command::Line;
 use editor::{Prompt, Typed};
@@ -99,7 +99,7 @@ fn turns(session: &mut Session) -> Result<ExitCode> {
     let plain = Terminal { stdin: false, stdout: false, stderr: false, colour: false };
     let mut code = ExitCode::SUCCESS;
     for line in io::stdin().lock().split(b'\n') {
-        let line = line?;
+        let line = line.context("cannot read stdin")?;
         let line = String::from_utf8_lossy(&line);
         match Line::parse(&line) {
             Line::Message(text) => {

@@ -74,7 +74,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", terminal::one_line(&format!("{error:#}")));
+            // Every other file operation says in its context what it was about.
+            let what =
+                if error.is::<io::Error>() && error.chain().len() == 1 { "cannot write to stdout: " } else { "" };
+            let _ = writeln!(io::stderr(), "error: {what}{}", terminal::one_line(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

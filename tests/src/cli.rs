@@ -163,6 +163,12 @@ fn closed_pipe() -> Result<()> {
     let output = child.wait_with_output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(0) && stderr.is_empty(), "{}: {stderr}", output.status);
+
+    // A full disk is one.
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else { return Ok(()) };
+    let output = Command::new(std::env::current_exe()?).args(["wootz-cli", "inspect"]).stdout(full).output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && stderr.starts_with("error: cannot write to stdout: "), "{stderr}");
     Ok(())
 }
 
