@@ -1,0 +1,268 @@
+//! What the commands share: the model, its bounds, and how tokens are chosen.
+use crate::device::DeviceArgs;
+use crate::terminal::{Progress, Terminal};
+use crate::{parse, units};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use engine::config::ModelConfig;
+use engine::engine::{EngineConfig, compute_dtype};
+use engine::generation_config::GenerationConfig;
+use engine::llm::{GenerateOptions, Llm};
+use engine::runner::MemoryBudget;
+use engine::sampling::SamplingParams;
+use engine::scheduler::Limits;
+use engine::source::ModelSource;
+use kernels_host::Device;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The model.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// A Hugging Face model directory; by default tiny-chat, which is inside the binary.
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Where the files are. Only looks whether there is such a directory.
+    pub fn source(&self) -> Result<ModelSource> {
+        let Some(path) = &self.model else { return Ok(ModelSource::default()) };
+        let shown = path.display();
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => Ok(ModelSource::Dir(path.clone())),
+            Ok(_) => {
+                bail!("{shown} is a file; MODEL must be a directory with config.json, *.safetensors and tokenizer.json")
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
+                "{shown} does not exist; MODEL must be a directory with config.json, *.safetensors and tokenizer.json \
+                 (`hf download NAME --local-dir DIR` makes one)"
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot open {shown}")),
+        }
+    }
+
+    /// Name and config alone, which is all that `inspect` and random weights need: a path to a config.json will do.
+    pub fn config(&self) -> Result<(String, ModelConfig)> {
+        match &self.model {
+            Some(path) if path.is_file() => {
+                let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+                let config = ModelConfig::from_slice(&path.display().to_string(), &bytes)?;
+                let folder = path.canonicalize().ok().and_then(|path| Some(path.parent()?.file_name()?.to_owned()));
+                Ok((
+                    folder.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned()),
+                    config,
+                ))
+            }
+            _ => {
+                let source = self.source()?;
+                Ok((source.name(), source.config()?))
+            }
+        }
+    }
+}
+
+/// Bounds and memory; names and meanings are vLLM's.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct LimitArgs {
+    /// Longest sequence, prompt and answer together; 32K is 32·1024, 32k is 32·1000 [default: the model's]
+    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
+    pub max_model_len: Option<usize>,
+    /// Most sequences that run at once [default: 64]
+    #[arg(long, value_name = "N", value_parser = parse::count_in(1..=4096))]
+    pub max_num_seqs: Option<usize>,
+    /// Most tokens in a step: longer prompts are prefilled in pieces [default: 2048]
+    #[arg(long, value_name = "TOKENS", value_parser = batched_tokens)]
+    pub max_num_batched_tokens: Option<usize>,
+    /// Tokens that the KV cache holds [default: what GPU memory allows; on the CPU 4 full sequences]
+    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
+    pub kv_cache_tokens: Option<usize>,
+    /// Share of GPU memory for weights, activations and KV cache
+    #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = parse::share)]
+    pub gpu_memory_utilization: f32,
+}
+
+fn batched_tokens(text: &str) -> Result<usize, String> {
+    let tokens = parse::tokens(text)?;
+    if tokens <= 1 << 20 { Ok(tokens) } else { Err("must be from 1 to 1M".into()) }
+}
+
+impl LimitArgs {
+    /// The engine's configuration for `model`; refuses a context that it was not made for.
+    pub fn engine_config(&self, model: &ModelConfig) -> Result<EngineConfig> {
+        let most = model.max_position_embeddings;
+        if let Some(len) = self.max_model_len {
+            ensure!(
+                len <= most,
+                "--max-model-len {len} is above the model's {most} (max_position_embeddings in config.json)"
+            );
+            ensure!(len >= 2, "--max-model-len {len} leaves no room for a prompt and an answer: at least 2");
+        }
+        let default = EngineConfig::default();
+        Ok(EngineConfig {
+            max_model_len: self.max_model_len,
+            max_num_seqs: self.max_num_seqs.unwrap_or(default.max_num_seqs),
+            max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(default.max_num_batched_tokens),
+            kv_cache_tokens: self.kv_cache_tokens,
+            gpu_memory_utilization: self.gpu_memory_utilization,
+        })
+    }
+}
+
+/// The bounds that an engine with this configuration works in, before it looks at memory.
+pub fn limits(model: &ModelConfig, config: &EngineConfig) -> Limits {
+    Limits {
+        max_tokens: config.max_num_batched_tokens.max(config.max_num_seqs),
+        max_sequences: config.max_num_seqs,
+        max_model_len: config.max_model_len.unwrap_or(model.max_position_embeddings),
+    }
+}
+
+/// Refuses a model that the machine's memory cannot hold: on the CPU nobody else would, until the kernel
+/// kills the process.
+pub fn check_host_memory(device: &Device, model: &ModelConfig, config: &EngineConfig) -> Result<()> {
+    let (true, Some(total)) = (device.is_cpu(), host_memory()) else { return Ok(()) };
+    let budget = MemoryBudget::of(model, compute_dtype(model), &limits(model, config));
+    let pages = config.kv_cache_tokens.unwrap_or(0).div_ceil(engine::kv::PAGE_TOKENS);
+    let (fixed, cache) =
+        ((budget.weights + budget.activations) as u64, (pages as u64).saturating_mul(budget.page as u64));
+    ensure!(
+        fixed.saturating_add(cache) <= total,
+        "too little memory: weights and activations take {}, the KV cache {}, this machine has {}; use a smaller model, \
+         lower --kv-cache-tokens or run on a GPU",
+        units::bytes(fixed),
+        units::bytes(cache),
+        units::bytes(total)
+    );
+    Ok(())
+}
+
+/// Bytes of memory of this machine, where it tells.
+pub fn host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Loads a model, with a progress bar where it takes long.
+pub fn load(source: &ModelSource, device: &DeviceArgs, limits: &LimitArgs, terminal: &Terminal) -> Result<Llm> {
+    let model = source.config()?;
+    let config = limits.engine_config(&model)?;
+    let device = device.open()?;
+    check_host_memory(&device, &model, &config)?;
+    let progress = Progress::new(terminal, &format!("loading {}", source.name()));
+    Ok(Llm::load(source, &device, &config, &|done, total| progress.set(done, total))?)
+}
+
+/// How tokens are chosen, and when the answer ends.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Divides the logits; 0 is greedy
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Only the K most likely tokens; 0 is off
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = parse::top_k)]
+    pub top_k: Option<u32>,
+    /// Only the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Only tokens at least this fraction as likely as the most likely one
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Seed of the random numbers: the same seed gives the same answer [default: another one each time]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
+    pub max_tokens: Option<usize>,
+    /// A string that ends the answer and is not part of it (repeatable)
+    #[arg(long, value_name = "TEXT", value_parser = stop_string)]
+    pub stop: Vec<String>,
+}
+
+fn stop_string(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".into()) } else { Ok(text.to_owned()) }
+}
+
+impl SamplingArgs {
+    /// Refuses senseless values before a model is loaded.
+    pub fn validate(&self) -> Result<()> {
+        Ok(self.over(SamplingParams::default()).validate()?)
+    }
+
+    /// Greedy unless a flag asks for sampling.
+    pub fn greedy_unless_asked(&self, model: &GenerationConfig) -> GenerateOptions {
+        let asked = self.temperature.is_some()
+            || self.top_k.is_some()
+            || self.top_p.is_some()
+            || self.min_p.is_some()
+            || self.seed.is_some();
+        self.options(if asked { sampled(model) } else { SamplingParams::default() })
+    }
+
+    /// What the model's makers recommend, changed by the flags.
+    pub fn recommended(&self, model: &GenerationConfig) -> GenerateOptions {
+        let base = if model.do_sample { Some(sampled(model)) } else { None };
+        base.map_or_else(|| self.greedy_unless_asked(model), |base| self.options(base))
+    }
+
+    fn options(&self, base: SamplingParams) -> GenerateOptions {
+        let max_tokens = self.max_tokens;
+        GenerateOptions { max_tokens, sampling: self.over(base), stop: self.stop.clone(), ignore_eos: false }
+    }
+
+    fn over(&self, base: SamplingParams) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            seed: self.seed.unwrap_or(base.seed),
+        }
+    }
+}
+
+/// Sampling as the model's makers recommend it; temperature 1 where they say nothing.
+fn sampled(model: &GenerationConfig) -> SamplingParams {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    SamplingParams {
+        temperature: model.temperature.unwrap_or(1.0),
+        top_k: model.top_k.unwrap_or(0),
+        top_p: model.top_p.unwrap_or(1.0),
+        min_p: model.min_p.unwrap_or(0.0),
+        seed: now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_unless_a_flag_asks() {
+        let model =
+            GenerationConfig { do_sample: true, temperature: Some(0.6), top_p: Some(0.9), ..Default::default() };
+        let none = SamplingArgs::default();
+        assert_eq!(none.greedy_unless_asked(&model).sampling, SamplingParams::default());
+        assert_eq!(none.recommended(&model).sampling.temperature, 0.6);
+        let seeded = SamplingArgs { seed: Some(3), ..Default::default() }.greedy_unless_asked(&model).sampling;
+        assert_eq!((seeded.temperature, seeded.top_p, seeded.seed), (0.6, 0.9, 3));
+        let plain = GenerationConfig::default();
+        assert_eq!(none.recommended(&plain).sampling, SamplingParams::default());
+        let flag = SamplingArgs { top_k: Some(5), ..Default::default() }.recommended(&plain).sampling;
+        assert_eq!((flag.temperature, flag.top_k), (1.0, 5));
+    }
+
+    #[test]
+    fn senseless_sampling_is_refused() {
+        for args in [
+            SamplingArgs { temperature: Some(-1.0), ..Default::default() },
+            SamplingArgs { top_p: Some(0.0), ..Default::default() },
+            SamplingArgs { min_p: Some(2.0), ..Default::default() },
+        ] {
+            assert!(args.validate().is_err(), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,515 @@
+//! The command line as its users see it: this executable runs itself as `wootz`.
+//!
+//! Every run is checked for three things besides what its test asks: no panic, an exit code, and on failure
+//! one line on stderr that starts with "error: ".
+use anyhow::{Context, Result, ensure};
+use kernels_host::Device;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut add = |name: &str, run: fn() -> Result<()>| {
+        trials.push(Trial::test(format!("cli::{name}"), move || run().map_err(|e| format!("{e:#}").into())));
+    };
+    add("help", help);
+    add("usage", usage);
+    add("closed_pipe", closed_pipe);
+    add("chat_ask", chat_ask);
+    add("chat_ask_sampled", chat_ask_sampled);
+    add("chat_piped", chat_piped);
+    add("chat_full_context", chat_full_context);
+    add("chat_base_model", chat_base_model);
+    add("generate", generate);
+    add("generate_json", generate_json);
+    add("inspect", inspect);
+    add("inspect_config_alone", inspect_config_alone);
+    add("doctor", doctor);
+    add("bench_latency", bench_latency);
+    add("bench_kernels", bench_kernels);
+    add("completions", completions);
+    add("bad_flags", bad_flags);
+    add("no_model", no_model);
+    add("broken_config", broken_config);
+    add("broken_weights", broken_weights);
+    add("broken_tokenizer", broken_tokenizer);
+    add("broken_template", broken_template);
+    add("long_prompt", long_prompt);
+    if Device::cuda_count() == 0 {
+        add("no_gpu", no_gpu);
+    }
+    trials
+}
+
+/// What a run left.
+struct Ran {
+    line: String,
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs `wootz ARGS` with `input` on stdin, on the CPU where the command has a choice.
+fn wootz_with(args: &[&str], input: &str) -> Result<Ran> {
+    let home = tempfile::tempdir()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("wootz-cli")
+        .args(args)
+        .env("HOME", home.path())
+        .env_remove("XDG_STATE_HOME")
+        .env_remove("XDG_CACHE_HOME");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    let input = input.to_owned();
+    // A program that has failed does not read: not an error.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output()?;
+    let _ = writer.join();
+    let line = format!("wootz {}", args.join(" "));
+    let ran = Ran {
+        code: output.status.code().with_context(|| format!("{line} was killed: {}", output.status))?,
+        stdout: String::from_utf8(output.stdout).context("stdout")?,
+        stderr: String::from_utf8(output.stderr).context("stderr")?,
+        line,
+    };
+    ensure!(!ran.stderr.contains("panicked") && !ran.stdout.contains("panicked"), "{ran:?} panics");
+    Ok(ran)
+}
+
+fn wootz(args: &[&str]) -> Result<Ran> {
+    wootz_with(args, "")
+}
+
+impl std::fmt::Debug for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` (code {}): stdout {:?}, stderr {:?}", self.line, self.code, self.stdout, self.stderr)
+    }
+}
+
+impl Ran {
+    /// Code 0 and a silent stderr.
+    fn succeeded(self) -> Result<Self> {
+        ensure!(self.code == 0 && self.stderr.is_empty(), "{self:?}");
+        Ok(self)
+    }
+
+    /// Code 1, nothing on stdout, and one line on stderr with all of `parts`.
+    fn failed(self, parts: &[&str]) -> Result<()> {
+        ensure!(self.code == 1 && self.stdout.is_empty(), "{self:?}");
+        ensure!(self.stderr.starts_with("error: ") && self.stderr.lines().count() == 1, "{self:?}");
+        for part in parts {
+            ensure!(self.stderr.contains(part), "{self:?} does not say {part:?}");
+        }
+        Ok(())
+    }
+
+    /// Code 2, clap's words on stderr with `part`.
+    fn refused(self, part: &str) -> Result<()> {
+        ensure!(
+            self.code == 2 && self.stdout.is_empty() && self.stderr.contains(part),
+            "{self:?} does not say {part:?}"
+        );
+        Ok(())
+    }
+}
+
+const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":128,"intermediate_size":256,
+    "num_attention_heads":2,"num_hidden_layers":2,"num_key_value_heads":1,"vocab_size":512,"bos_token_id":1,
+    "eos_token_id":2,"torch_dtype":"bfloat16","max_position_embeddings":128}"#;
+
+/// A whole model directory of random weights, in several shards.
+fn model() -> Result<TempDir> {
+    let dir = tempfile::tempdir()?;
+    engine::dummy::write_dummy(CONFIG.as_bytes(), dir.path(), 200_000, 7)?;
+    Ok(dir)
+}
+
+fn path(dir: &TempDir) -> Result<&str> {
+    dir.path().to_str().context("temporary folder")
+}
+
+/// `wootz chat` of a model that `damage` has changed fails, naming `parts`.
+fn damaged(damage: impl FnOnce(&Path) -> Result<()>, parts: &[&str]) -> Result<()> {
+    let dir = model()?;
+    damage(dir.path())?;
+    let args = ["chat", path(&dir)?, "--device", "cpu", "--ask", "hi"];
+    wootz(&args)?.failed(parts).with_context(|| format!("{parts:?}"))
+}
+
+/// Changes a JSON file.
+fn edit(path: PathBuf, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let mut value = serde_json::from_slice(&fs::read(&path)?)?;
+    change(&mut value);
+    Ok(fs::write(path, value.to_string())?)
+}
+
+fn shard(dir: &Path, i: usize) -> Result<PathBuf> {
+    let mut shards: Vec<_> = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    shards.retain(|path| path.extension().is_some_and(|ext| ext == "safetensors"));
+    shards.sort();
+    ensure!(shards.len() > 1, "{shards:?}");
+    shards.get(i).cloned().context("a shard")
+}
+
+/// Replaces text of the same length in a file's first bytes: a safetensors header.
+fn patch(path: &Path, from: &str, to: &str) -> Result<()> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = fs::read(path)?;
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes());
+    let at = at.with_context(|| format!("{} has no {from:?}", path.display()))?;
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    Ok(fs::write(path, bytes)?)
+}
+
+fn help() -> Result<()> {
+    for command in
+        ["", "chat", "generate", "inspect", "doctor", "bench", "bench kernels", "bench latency", "completions"]
+    {
+        let mut args: Vec<&str> = command.split_whitespace().collect();
+        args.push("--help");
+        let ran = wootz(&args)?;
+        let (ran, usage) = (ran.succeeded()?, format!("Usage: wootz {command}"));
+        ensure!(ran.stdout.contains(usage.trim_end()), "{ran:?}");
+        ensure!(ran.stdout.contains("Example"), "{ran:?} has no examples");
+    }
+    let version = wootz(&["--version"])?.succeeded()?;
+    ensure!(version.stdout == format!("wootz {}\n", env!("CARGO_PKG_VERSION")), "{version:?}");
+    Ok(())
+}
+
+fn usage() -> Result<()> {
+    wootz(&[])?.refused("Usage: wootz")?;
+    wootz(&["cat"])?.refused("unrecognized subcommand 'cat'")?;
+    wootz(&["bench"])?.refused("Usage: wootz bench")?;
+    wootz(&["generate"])?.refused("--prompt")
+}
+
+/// A reader that leaves early is no failure.
+fn closed_pipe() -> Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["wootz-cli", "completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    drop(child.stdout.take());
+    let output = child.wait_with_output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(0) && stderr.is_empty(), "{}: {stderr}", output.status);
+    Ok(())
+}
+
+fn chat_ask() -> Result<()> {
+    let ran = wootz(&["chat", "--device", "cpu", "--ask", "What is 12 plus 7?"])?.succeeded()?;
+    ensure!(ran.stdout == "19\n", "{ran:?}");
+    let short = wootz(&["chat", "--device", "cpu", "--max-tokens", "1", "--ask", "What is 12 plus 7?"])?.succeeded()?;
+    ensure!(short.stdout == "1\n", "digits are single tokens: {short:?}");
+    let stopped = wootz(&["chat", "--device", "cpu", "--stop", "9", "--ask", "What is 12 plus 7?"])?.succeeded()?;
+    ensure!(stopped.stdout == "1\n", "{stopped:?}");
+    Ok(())
+}
+
+fn chat_ask_sampled() -> Result<()> {
+    let ask = |seed: &str| -> Result<String> {
+        let args =
+            ["chat", "--device", "cpu", "--temperature", "5", "--seed", seed, "--max-tokens", "24", "--ask", "Hello"];
+        Ok(wootz(&args)?.succeeded()?.stdout)
+    };
+    let (first, again, other) = (ask("1")?, ask("1")?, ask("2")?);
+    ensure!(first == again, "one seed, two answers: {first:?} {again:?}");
+    ensure!(first != other, "two seeds, one answer: {first:?}");
+    Ok(())
+}
+
+fn chat_piped() -> Result<()> {
+    let input = "What is 12 plus 7?\n\n/rset\n/system Be brief.\n/system\n/reset\nWhat is 30 minus 4?\n/stats\n/quit\nnot read\n";
+    let ran = wootz_with(&["chat", "--device", "cpu"], input)?.succeeded()?;
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let expected = [
+        "19",
+        "there is no /rset; did you mean /reset? /help lists the commands",
+        "(the system prompt is set; the conversation goes on)",
+        "Be brief.",
+        "(the conversation is forgotten)",
+        "26",
+    ];
+    ensure!(lines.starts_with(&expected), "{ran:?}");
+    ensure!(ran.stdout.contains("2 messages") && ran.stdout.contains("2 answers"), "{ran:?}");
+    ensure!(!ran.stdout.contains("not read") && !ran.stdout.contains('\x1b'), "{ran:?}");
+
+    // The second turn is about the first.
+    let ran = wootz_with(&["chat", "--device", "cpu"], "Spell cat.\nNow reverse it.\n/stats")?.succeeded()?;
+    let context = |text: &str| text.lines().find(|line| line.starts_with("context")).map(str::to_owned);
+    ensure!(context(&ran.stdout).is_some_and(|line| line.contains("4 messages")), "{ran:?}");
+    Ok(())
+}
+
+/// The conversation outgrows the context: a line that says so, and `/reset` helps.
+fn chat_full_context() -> Result<()> {
+    let long = "What is 1 plus 1? ".repeat(12);
+    let input = format!("{long}\nWhat is 12 plus 7?\n/reset\nWhat is 12 plus 7?\n");
+    let ran = wootz_with(&["chat", "--device", "cpu", "--max-model-len", "64"], &input)?;
+    ensure!(ran.code == 1 && ran.stdout.ends_with("19\n"), "{ran:?}");
+    ensure!(ran.stderr.contains("error: the conversation has") && ran.stderr.contains("/reset"), "{ran:?}");
+    Ok(())
+}
+
+fn chat_base_model() -> Result<()> {
+    let no_template = |dir: &Path| {
+        edit(dir.join("tokenizer_config.json"), |value| {
+            value.as_object_mut().map(|fields| fields.remove("chat_template"));
+        })
+    };
+    damaged(no_template, &["has no chat template", "generate"])?;
+    let dir = model()?;
+    no_template(dir.path())?;
+    let args = ["generate", path(&dir)?, "--device", "cpu", "--prompt", "hi", "--max-tokens", "3"];
+    wootz(&args)?.succeeded()?;
+    Ok(())
+}
+
+fn generate() -> Result<()> {
+    let dir = model()?;
+    let one = ["generate", path(&dir)?, "--device", "cpu", "--prompt-file", "-", "--max-tokens", "5"];
+    let first = wootz_with(&one, "hello wonderful world")?.succeeded()?;
+    ensure!(first.stdout.ends_with('\n') && first.stdout.len() > 1, "{first:?}");
+    let file = dir.path().join("prompt.txt");
+    fs::write(&file, "hello wonderful world\n")?;
+    let file = file.to_str().context("path")?;
+    let two = ["generate", path(&dir)?, "--device", "cpu", "-f", file, "-p", "x", "--max-tokens", "5"];
+    let both = wootz(&two)?.succeeded()?;
+    ensure!(both.stdout.contains("--- prompt 1") && both.stdout.contains("--- prompt 2"), "{both:?}");
+    ensure!(both.stdout.contains(first.stdout.trim_end()), "batched {both:?}, alone {first:?}");
+    wootz(&["generate", "--prompt-file", "/nowhere/x"])?.failed(&["/nowhere/x"])
+}
+
+fn generate_json() -> Result<()> {
+    let args = ["generate", "--device", "cpu", "--json", "-p", "Hello", "-p", "What", "--max-tokens", "6"];
+    let ran = wootz(&args)?.succeeded()?;
+    let value: Value = serde_json::from_str(&ran.stdout).with_context(|| format!("{ran:?}"))?;
+    ensure!(value["model"] == "tiny-chat", "{value}");
+    let results = value["results"].as_array().context("results")?;
+    ensure!(results.len() == 2 && results[0]["prompt"] == "Hello", "{value}");
+    for result in results {
+        let tokens = result["completion_tokens"].as_u64().context("completion_tokens")?;
+        ensure!(tokens <= 6 && result["prompt_tokens"].as_u64() > Some(0), "{value}");
+        let reason = &result["finish_reason"];
+        ensure!(reason == "stop" || (reason == "length" && tokens == 6), "{value}");
+        ensure!(result["ttft_ms"].as_f64() > Some(0.0) && result["text"].is_string(), "{value}");
+    }
+    Ok(())
+}
+
+fn inspect() -> Result<()> {
+    let text = wootz(&["inspect", "--device", "cpu"])?.succeeded()?;
+    for part in ["LlamaForCausalLM", "6.82 M", "GQA", "weights", "per token", "--gpu-memory"] {
+        ensure!(text.stdout.contains(part), "{text:?} lacks {part}");
+    }
+    let ran = wootz(&["inspect", "--json", "--gpu-memory", "1GB", "--max-model-len", "1K"])?.succeeded()?;
+    let value: Value = serde_json::from_str(&ran.stdout)?;
+    ensure!(value["max_model_len"] == 1024 && value["head_dim"] == 64, "{value}");
+    // 8 layers, 2 heads, 64 dimensions, K and V, 2 bytes.
+    let per_token = 8 * 2 * 64 * 2 * 2;
+    ensure!(value["memory"]["kv_bytes_per_token"] == per_token, "{value}");
+    let gpu = &value["gpu"];
+    let tokens = gpu["kv_cache_tokens"].as_u64().context("kv_cache_tokens")?;
+    let fixed = value["memory"]["weights_bytes"].as_u64().zip(value["memory"]["activations_bytes"].as_u64());
+    let (weights, activations) = fixed.context("memory")?;
+    let rest = 900_000_000 - weights - activations;
+    ensure!(gpu["fits"] == true && tokens == rest / (per_token * 64) * 64, "{value}");
+    ensure!(gpu["full_sequences"] == tokens / 1024, "{value}");
+    Ok(())
+}
+
+/// Neither weights nor tokenizer, by folder and by file; too large for the GPU.
+fn inspect_config_alone() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("config.json");
+    fs::write(
+        &config,
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":8192,"intermediate_size":28672,"num_attention_heads":64,
+        "num_hidden_layers":80,"num_key_value_heads":8,"vocab_size":128256,"max_position_embeddings":131072}"#,
+    )?;
+    for model in [path(&dir)?, config.to_str().context("path")?] {
+        let ran = wootz(&["inspect", model, "--gpu-memory", "80GB"])?.succeeded()?;
+        ensure!(ran.stdout.contains("70.6 B") && ran.stdout.contains("does not fit"), "{ran:?}");
+    }
+    Ok(())
+}
+
+fn doctor() -> Result<()> {
+    let ran = wootz(&["doctor"])?;
+    ensure!(ran.code == 0 && ran.stderr.is_empty(), "{ran:?}");
+    for part in ["model", "kernels", "driver", "CPU", "history", "cache", "rustc", "ptxas", "`wootz chat` works here"] {
+        ensure!(ran.stdout.contains(part), "{ran:?} lacks {part}");
+    }
+    Ok(())
+}
+
+fn bench_latency() -> Result<()> {
+    let dir = model()?;
+    let config = dir.path().join("config.json");
+    let config = config.to_str().context("path")?;
+    let out = dir.path().join("out.json");
+    let sizes = ["--device", "cpu", "--input-len", "12", "--output-len", "4", "--batch-size", "3", "--num-iters", "2"];
+    for (model, extra) in [(path(&dir)?, "auto"), (config, "dummy"), (config, "auto")] {
+        let mut args = vec!["bench", "latency", model, "--num-iters-warmup", "0", "--load-format", extra];
+        args.extend(sizes);
+        args.extend(["--json", out.to_str().context("path")?]);
+        let ran = wootz(&args)?.succeeded()?;
+        ensure!(ran.stdout.contains("TTFT (ms)") && ran.stdout.contains("TPOT (ms)"), "{ran:?}");
+        let value: Value = serde_json::from_slice(&fs::read(&out)?)?;
+        let number = |key: &str| value[key].as_f64().with_context(|| format!("{key} in {value}"));
+        let whole = number("mean_ttft_ms")? + 3.0 * number("mean_tpot_ms")?;
+        ensure!(whole > 0.0 && whole <= number("mean_latency_ms")? * 1.001, "{value}");
+        ensure!(number("mean_batch_ttft_ms")? >= number("mean_ttft_ms")?, "{value}");
+        ensure!(value["batch_size"] == 3 && value["load_format"] == extra, "{value}");
+    }
+    let args = ["bench", "latency", config, "--load-format", "dummy", "--input-len", "127", "--output-len", "2"];
+    wootz(&args)?.failed(&["--input-len 127", "context of 128"])
+}
+
+fn bench_kernels() -> Result<()> {
+    let ran = wootz(&["bench", "kernels", "--device", "cpu"])?.succeeded()?;
+    ensure!(ran.stdout.contains("NOT RUN"), "{ran:?}");
+    if Device::cuda_count() == 0 {
+        let ran = wootz(&["bench", "kernels"])?.succeeded()?;
+        ensure!(ran.stdout.contains("NOT RUN: "), "{ran:?}");
+    } else {
+        let ran = wootz(&["bench", "kernels", "norm/rms_norm"])?.succeeded()?;
+        ensure!(ran.stdout.contains("norm/rms_norm") && ran.stdout.contains("GB/s"), "{ran:?}");
+    }
+    Ok(())
+}
+
+fn completions() -> Result<()> {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ran = wootz(&["completions", shell])?.succeeded()?;
+        ensure!(ran.stdout.contains("max-model-len") && ran.stdout.contains("wootz"), "{shell}: {ran:?}");
+    }
+    wootz(&["completions", "tcsh"])?.refused("tcsh")
+}
+
+fn bad_flags() -> Result<()> {
+    for (flag, value, part) in [
+        ("--device", "gpu", "expected auto, cpu, cuda or cuda:N"),
+        ("--max-model-len", "7Q", "32K"),
+        ("--max-num-seqs", "0", "must be from 1"),
+        ("--max-num-batched-tokens", "2M", "must be from 1 to 1M"),
+        ("--gpu-memory-utilization", "1.5", "at most 1"),
+        ("--top-k", "-2", "0 is off"),
+        ("--max-tokens", "0", "must be from 1"),
+        ("--stop", "", "must not be empty"),
+        ("--seed", "x", "--seed"),
+    ] {
+        wootz(&["chat", "--ask", "hi", flag, value])?.refused(part)?;
+    }
+    for (flag, value, part) in [
+        ("--temperature", "-1", "temperature is -1"),
+        ("--temperature", "nan", "temperature is NaN"),
+        ("--top-p", "0", "top_p is 0"),
+        ("--min-p", "2", "min_p is 2"),
+        ("--max-model-len", "4K", "--max-model-len 4096 is above the model's 2048"),
+        ("--max-model-len", "1", "at least 2"),
+        ("--kv-cache-tokens", "2G", "too little memory"),
+    ] {
+        wootz(&["chat", "--device", "cpu", "--ask", "hi", flag, value])?.failed(&[part])?;
+    }
+    wootz(&["chat", "--device", "cpu", "--ask", ""])?.failed(&["--ask"])
+}
+
+fn no_model() -> Result<()> {
+    for command in [["chat", "--ask"], ["generate", "--prompt"]] {
+        wootz(&[command[0], "/nowhere/x", command[1], "hi"])?.failed(&["/nowhere/x does not exist", "config.json"])?;
+    }
+    wootz(&["inspect", "/nowhere/x"])?.failed(&["/nowhere/x does not exist"])?;
+    wootz(&["bench", "latency", "/nowhere/x"])?.failed(&["/nowhere/x does not exist"])?;
+    let empty = tempfile::tempdir()?;
+    let chat = |model: &str| wootz(&["chat", model, "--device", "cpu", "--ask", "hi"]);
+    chat(path(&empty)?)?.failed(&["config.json", "does not exist"])?;
+    let file = empty.path().join("model.gguf");
+    fs::write(&file, "x")?;
+    chat(file.to_str().context("path")?)?.failed(&["is a file", "directory"])
+}
+
+fn broken_config() -> Result<()> {
+    let config = |change: fn(&mut Value)| move |dir: &Path| edit(dir.join("config.json"), change);
+    damaged(
+        |dir| Ok(fs::write(dir.join("config.json"), "{\"architectures\": [")?),
+        &["config.json", "not valid JSON"],
+    )?;
+    damaged(|dir| Ok(fs::write(dir.join("config.json"), [0xff, 0xfe, 0])?), &["config.json"])?;
+    damaged(
+        config(|c| c["architectures"] = json!(["MambaForCausalLM"])),
+        &["MambaForCausalLM is not supported", "LlamaForCausalLM"],
+    )?;
+    damaged(config(|c| c["hidden_size"] = json!("wide")), &["hidden_size"])?;
+    damaged(config(|c| c["hidden_size"] = json!(u64::MAX)), &["hidden_size"])?;
+    damaged(config(|c| c["num_key_value_heads"] = json!(3)), &["num_key_value_heads"])?;
+    damaged(config(|c| c["quantization_config"] = json!({"bits": 4})), &["quantization_config"])?;
+    damaged(|dir| Ok(fs::write(dir.join("generation_config.json"), "[")?), &["generation_config.json"])
+}
+
+fn broken_weights() -> Result<()> {
+    damaged(|dir| Ok(fs::remove_file(shard(dir, 1)?)?), &["model-00002-of"])?;
+    let truncate =
+        |len: u64| move |dir: &Path| Ok(fs::OpenOptions::new().write(true).open(shard(dir, 1)?)?.set_len(len)?);
+    damaged(truncate(20_000), &["model-00002-of", "truncated"])?;
+    damaged(truncate(5), &["model-00002-of"])?;
+    damaged(truncate(0), &["model-00002-of"])?;
+    damaged(|dir| patch(&shard(dir, 0)?, "[512,128]", "[128,512]"), &["model.embed_tokens.weight", "[128, 512]"])?;
+    // F16 has BF16's size, I16 too, and nobody computes on it.
+    damaged(|dir| patch(&shard(dir, 0)?, "\"BF16\"", "\"I16\" "), &["model.embed_tokens.weight", "I16"])?;
+    damaged(|dir| patch(&shard(dir, 0)?, "model.embed_tokens", "model.embed_tokenz"), &["model.embed_tokens.weight"])?;
+    damaged(|dir| patch(&shard(dir, 0)?, "\"shape\"", "\"shapé"), &["model-00001-of"])?;
+    damaged(|dir| Ok(fs::remove_file(dir.join("model.safetensors.index.json"))?), &["model.safetensors.index.json"])?;
+    damaged(|dir| edit(dir.join("config.json"), |c| c["num_hidden_layers"] = json!(3)), &["model.layers.2."])?;
+    damaged(
+        |dir| {
+            for path in [shard(dir, 0)?, dir.join("model.safetensors.index.json")] {
+                fs::remove_file(path)?;
+            }
+            Ok(())
+        },
+        &["model.embed_tokens.weight"],
+    )
+}
+
+fn broken_tokenizer() -> Result<()> {
+    damaged(|dir| Ok(fs::remove_file(dir.join("tokenizer.json"))?), &["tokenizer.json", "does not exist"])?;
+    damaged(|dir| Ok(fs::write(dir.join("tokenizer.json"), "{}")?), &["tokenizer.json"])?;
+    damaged(|dir| Ok(fs::write(dir.join("tokenizer_config.json"), "{")?), &["tokenizer_config.json"])
+}
+
+fn broken_template() -> Result<()> {
+    let template = |text: &'static str| {
+        move |dir: &Path| edit(dir.join("tokenizer_config.json"), |value| value["chat_template"] = json!(text))
+    };
+    damaged(template("{% for m in messages %}"), &["chat template"])?;
+    damaged(template("{{ messages | nosuchfilter }}"), &["chat template"])?;
+    damaged(template("{{ raise_exception('only Latin') }}"), &["refuses this conversation", "only Latin"])?;
+    damaged(
+        template("{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}"),
+        &["chat template"],
+    )
+}
+
+fn long_prompt() -> Result<()> {
+    let text = "hello ".repeat(400);
+    let dir = model()?;
+    wootz(&["chat", path(&dir)?, "--device", "cpu", "--ask", &text])?.failed(&["the prompt has", "at most 127 fit"])?;
+    wootz(&["generate", path(&dir)?, "--device", "cpu", "--prompt", &text])?
+        .failed(&["the prompt has", "at most 127 fit"])
+}
+
+fn no_gpu() -> Result<()> {
+    for device in ["cuda", "cuda:1"] {
+        wootz(&["chat", "--device", device, "--ask", "hi"])?.failed(&["--device cpu"])?;
+    }
+    wootz(&["inspect", "--device", "cuda"])?.failed(&["--device cpu"])?;
+    wootz(&["bench", "latency", "--device", "cuda", "--load-format", "dummy"])?.failed(&["--device cpu"])
+}
