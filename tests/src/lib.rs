@@ -6,11 +6,8 @@ use libtest_mimic::{Arguments, Trial};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-<<<<<<< HEAD
 mod chat;
-=======
 mod cli;
->>>>>>> cli
 mod devices;
 mod engine;
 pub mod goldens;
@@ -30,10 +27,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
     trials.extend(engine::trials(&devices));
-<<<<<<< HEAD
     trials.extend(chat::trials(&devices));
-=======
     trials.extend(cli::trials());
->>>>>>> cli
     libtest_mimic::run(&arguments, trials).exit_code()
 }
