@@ -129,7 +129,7 @@ fn slash(command: Line<'_>, session: &mut Session, terminal: &Terminal) -> Resul
             say(&terminal.dim("(the conversation is forgotten)"))
         }
         Line::ShowSystem => say(&match session.system() {
-            Some(text) => format!("{text}"),
+            Some(text) => text.to_owned(),
             None => terminal.dim("(no system prompt; /system TEXT sets one)"),
         }),
         Line::ClearSystem => {
