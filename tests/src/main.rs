@@ -1,5 +1,5 @@
 //! The multi-call executable: integration and kernel tests by default, the `wootz` command line or the
-//! benches when called by those names (or with them as the first argument).
+//! benches when called as `wootz-cli` or `benches` (the former also with that as the first argument).
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -8,10 +8,8 @@ fn main() -> ExitCode {
         arg.map(std::path::PathBuf::from).and_then(|path| path.file_stem()?.to_str().map(str::to_owned))
     };
     let mut role = name(args.first()).unwrap_or_default();
-    if !["wootz-cli", "benches"].contains(&role.as_str())
-        && let Some(first @ ("wootz-cli" | "benches")) = args.get(1).and_then(|arg| arg.to_str())
-    {
-        role = first.to_owned();
+    if args.get(1).is_some_and(|arg| arg == "wootz-cli") {
+        role = "wootz-cli".to_owned();
         args.remove(1);
     }
     match role.as_str() {
