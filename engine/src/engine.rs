@@ -14,8 +14,8 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     /// Most sequences that run at once.
     pub max_num_seqs: usize,
-    /// Most tokens in a step.
-    pub max_num_batched_tokens: usize,
+    /// Most tokens in a step; `None`: [`GPU_STEP_TOKENS`] or [`CPU_STEP_TOKENS`].
+    pub max_num_batched_tokens: Option<usize>,
     /// Tokens that the KV cache holds; `None`: what GPU memory allows, on the CPU 4 sequences of full length.
     pub kv_cache_tokens: Option<usize>,
     /// Share of GPU memory that weights, activations and cache may take.
@@ -27,9 +27,28 @@ impl Default for EngineConfig {
         EngineConfig {
             max_model_len: None,
             max_num_seqs: 64,
-            max_num_batched_tokens: 2048,
+            max_num_batched_tokens: None,
             kv_cache_tokens: None,
             gpu_memory_utilization: 0.9,
+        }
+    }
+}
+
+/// Tokens in a step on a GPU: enough to make the matrix products compute-bound several times over.
+pub const GPU_STEP_TOKENS: usize = 2048;
+/// Tokens in a step on the CPU: tiny-chat takes about half a second for so many on two cores, and a step is what a
+/// caller waits for who cancels.
+pub const CPU_STEP_TOKENS: usize = 256;
+
+impl EngineConfig {
+    /// The bounds of steps and sequences that this means for a model on the CPU or on a GPU.
+    pub fn limits(&self, on_cpu: bool, model: &ModelConfig) -> Limits {
+        let step = if on_cpu { CPU_STEP_TOKENS } else { GPU_STEP_TOKENS };
+        let max_sequences = self.max_num_seqs.max(1);
+        Limits {
+            max_tokens: self.max_num_batched_tokens.unwrap_or(step).max(max_sequences),
+            max_sequences,
+            max_model_len: self.max_model_len.unwrap_or(usize::MAX).min(model.max_position_embeddings).max(2),
         }
     }
 }
@@ -50,16 +69,8 @@ impl Engine {
         progress: &LoadProgress<'_>,
     ) -> Result<Self> {
         let dtype = compute_dtype(model);
-        let mut limits = Limits {
-            max_tokens: config.max_num_batched_tokens.max(config.max_num_seqs).max(1),
-            max_sequences: config.max_num_seqs.max(1),
-            max_model_len: config
-                .max_model_len
-                .unwrap_or(model.max_position_embeddings)
-                .min(model.max_position_embeddings)
-                .max(2),
-        };
-        let pages = plan_pages(device, model, dtype, config, &mut limits)?;
+        let mut limits = config.limits(device.is_cpu(), model);
+        let pages = plan_pages(device.memory()?, model, dtype, config, &mut limits)?;
         let stream = device.stream()?;
         let model = Model::load(&stream, model, source, progress)?;
         let runner = Runner::new(stream, model, &limits, pages)?;
@@ -157,9 +168,10 @@ pub fn compute_dtype(model: &ModelConfig) -> DType {
     }
 }
 
-/// Pages of the KV cache; shortens `max_model_len` where it was not asked for and does not fit.
+/// Pages of the KV cache; shortens `max_model_len` where it was not asked for and does not fit. `memory`: free and
+/// total bytes of the GPU, `None` on the CPU.
 fn plan_pages(
-    device: &Device,
+    memory: Option<(usize, usize)>,
     model: &ModelConfig,
     dtype: DType,
     config: &EngineConfig,
@@ -170,7 +182,7 @@ fn plan_pages(
     if let Some(tokens) = config.kv_cache_tokens {
         return Ok(needed(tokens).max(1));
     }
-    let Some((free, total)) = device.memory()? else {
+    let Some((free, total)) = memory else {
         // On the CPU memory is committed when it is touched, so this costs nothing until it is used.
         return Ok(needed(limits.max_model_len.min(32 * 1024)) * limits.max_sequences.min(4));
     };
@@ -193,4 +205,50 @@ fn plan_pages(
     }
     // More than every sequence at full length is of no use.
     Ok(pages.min(needed(limits.max_model_len) * limits.max_sequences))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: usize = 1_000_000_000;
+
+    /// Llama-3.1-8B: 16.06 GB of weights, 131,072 bytes of cache a token.
+    fn model() -> ModelConfig {
+        let json = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":4096,"intermediate_size":14336,"dtype":"bfloat16",
+            "num_attention_heads":32,"num_hidden_layers":32,"num_key_value_heads":8,"vocab_size":128256,
+            "max_position_embeddings":131072}"#;
+        ModelConfig::from_slice("config.json", json.as_bytes()).unwrap()
+    }
+
+    fn plan(memory: Option<(usize, usize)>, config: EngineConfig) -> Result<(usize, Limits)> {
+        let mut limits = config.limits(false, &model());
+        let pages = plan_pages(memory, &model(), DType::Bf16, &config, &mut limits)?;
+        Ok((pages, limits))
+    }
+
+    #[test]
+    fn the_cache_takes_what_is_left_and_the_context_follows() {
+        let (pages, limits) = plan(Some((24 * GB, 24 * GB)), EngineConfig::default()).unwrap();
+        let tokens = pages * PAGE_TOKENS;
+        assert!((35_000..45_000).contains(&tokens), "{tokens}");
+        assert_eq!(limits.max_model_len, tokens, "a sequence must fit");
+        let (_, limits) = plan(Some((140 * GB, 140 * GB)), EngineConfig::default()).unwrap();
+        assert_eq!(limits.max_model_len, 131_072);
+        let asked = EngineConfig { kv_cache_tokens: Some(1000), ..EngineConfig::default() };
+        assert_eq!(plan(Some((24 * GB, 24 * GB)), asked).unwrap().0, 16);
+    }
+
+    #[test]
+    fn too_little_memory_is_one_line_with_sizes() {
+        for (memory, config) in [
+            ((16 * GB, 16 * GB), EngineConfig::default()),
+            ((10 * GB, 80 * GB), EngineConfig::default()),
+            ((24 * GB, 24 * GB), EngineConfig { max_model_len: Some(131_072), ..EngineConfig::default() }),
+        ] {
+            let message = plan(Some(memory), config).unwrap_err().to_string();
+            assert!(message.starts_with("too little GPU memory: weights 16.1 GB"), "{message}");
+            assert_eq!(message.lines().count(), 1);
+        }
+    }
 }

@@ -12,6 +12,8 @@ use crate::stop::StopStrings;
 use crate::tokenizer::Tokenizer;
 use kernels_host::Device;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a generation may do.
@@ -25,6 +27,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Go on after end-of-sequence tokens.
     pub ignore_eos: bool,
+    /// Looked at before every step, a long prompt's too: once it is true, all answers end as they are.
+    pub cancel: Option<Arc<AtomicBool>>,
 }
 
 /// One finished answer.
@@ -147,6 +151,10 @@ impl Llm {
             }
         }
         while self.engine.has_work() {
+            if options.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                answers.iter().for_each(|answer| self.engine.cancel(answer.id));
+                break;
+            }
             for progress in self.engine.step()? {
                 let Some(at) = answers.iter().position(|answer| answer.id == progress.id) else { continue };
                 let answer = &mut answers[at];

@@ -1,6 +1,6 @@
 //! `wootz inspect`: everything here follows from `config.json`.
 use crate::device::{DeviceArgs, DeviceChoice};
-use crate::model::{LimitArgs, ModelArgs, limits};
+use crate::model::{LimitArgs, ModelArgs};
 use crate::units::{bytes, count, grouped, plural};
 use crate::{device, parse};
 use anyhow::Result;
@@ -53,7 +53,7 @@ struct Fit {
 pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     let (name, config) = args.model.config()?;
     let engine = args.limits.engine_config(&config)?;
-    let limits = limits(&config, &engine);
+    let limits = engine.limits(false, &config);
     let budget = MemoryBudget::of(&config, compute_dtype(&config), &limits);
     let fit = memory(args)?.map(|(gpu, free, total)| {
         let usable = ((total as f64 * f64::from(engine.gpu_memory_utilization)) as u64).min(free);

@@ -10,7 +10,6 @@ use engine::generation_config::GenerationConfig;
 use engine::llm::{GenerateOptions, Llm};
 use engine::runner::MemoryBudget;
 use engine::sampling::SamplingParams;
-use engine::scheduler::Limits;
 use engine::source::ModelSource;
 use kernels_host::Device;
 use std::path::PathBuf;
@@ -72,7 +71,7 @@ pub struct LimitArgs {
     /// Most sequences that run at once [default: 64]
     #[arg(long, value_name = "N", value_parser = parse::count_in(1..=4096))]
     pub max_num_seqs: Option<usize>,
-    /// Most tokens in a step: longer prompts are prefilled in pieces [default: 2048]
+    /// Most tokens in a step: longer prompts are prefilled in pieces [default: 2048, on the CPU 256]
     #[arg(long, value_name = "TOKENS", value_parser = batched_tokens)]
     pub max_num_batched_tokens: Option<usize>,
     /// Tokens that the KV cache holds [default: what GPU memory allows; on the CPU 4 full sequences]
@@ -103,19 +102,10 @@ impl LimitArgs {
         Ok(EngineConfig {
             max_model_len: self.max_model_len,
             max_num_seqs: self.max_num_seqs.unwrap_or(default.max_num_seqs),
-            max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(default.max_num_batched_tokens),
+            max_num_batched_tokens: self.max_num_batched_tokens,
             kv_cache_tokens: self.kv_cache_tokens,
             gpu_memory_utilization: self.gpu_memory_utilization,
         })
-    }
-}
-
-/// The bounds that an engine with this configuration works in, before it looks at memory.
-pub fn limits(model: &ModelConfig, config: &EngineConfig) -> Limits {
-    Limits {
-        max_tokens: config.max_num_batched_tokens.max(config.max_num_seqs),
-        max_sequences: config.max_num_seqs,
-        max_model_len: config.max_model_len.unwrap_or(model.max_position_embeddings),
     }
 }
 
@@ -123,7 +113,7 @@ pub fn limits(model: &ModelConfig, config: &EngineConfig) -> Limits {
 /// kills the process.
 pub fn check_host_memory(device: &Device, model: &ModelConfig, config: &EngineConfig) -> Result<()> {
     let (true, Some(total)) = (device.is_cpu(), host_memory()) else { return Ok(()) };
-    let budget = MemoryBudget::of(model, compute_dtype(model), &limits(model, config));
+    let budget = MemoryBudget::of(model, compute_dtype(model), &config.limits(device.is_cpu(), model));
     let pages = config.kv_cache_tokens.unwrap_or(0).div_ceil(engine::kv::PAGE_TOKENS);
     let (fixed, cache) =
         ((budget.weights + budget.activations) as u64, (pages as u64).saturating_mul(budget.page as u64));
@@ -210,7 +200,7 @@ impl SamplingArgs {
 
     fn options(&self, base: SamplingParams) -> GenerateOptions {
         let max_tokens = self.max_tokens;
-        GenerateOptions { max_tokens, sampling: self.over(base), stop: self.stop.clone(), ignore_eos: false }
+        GenerateOptions { max_tokens, sampling: self.over(base), stop: self.stop.clone(), ..GenerateOptions::default() }
     }
 
     fn over(&self, base: SamplingParams) -> SamplingParams {

@@ -49,7 +49,7 @@ fn load(golden: &Golden, device: &Device, step: usize) -> Result<Engine> {
     let checkpoint = Checkpoint::open(&golden.dir)?;
     let limits = EngineConfig {
         max_num_seqs: 8,
-        max_num_batched_tokens: step,
+        max_num_batched_tokens: Some(step),
         kv_cache_tokens: Some(4096),
         ..EngineConfig::default()
     };

@@ -88,12 +88,16 @@ pub(crate) fn driver_version() -> Result<String, Error> {
     raw_driver_version().map(version_text)
 }
 
+fn check_driver(version: i32) -> Result<(), Error> {
+    if version >= OLDEST_DRIVER {
+        return Ok(());
+    }
+    Err(Error::DriverTooOld { found: version_text(version), needed: version_text(OLDEST_DRIVER) })
+}
+
 impl Gpu {
     pub fn open(ordinal: usize, target: Option<Target>) -> Result<Self, Error> {
-        let found = raw_driver_version()?;
-        if found < OLDEST_DRIVER {
-            return Err(Error::DriverTooOld { found: version_text(found), needed: version_text(OLDEST_DRIVER) });
-        }
+        check_driver(raw_driver_version()?)?;
         let count = count()?;
         if ordinal >= count {
             return Err(Error::NoDevice { ordinal, count });
@@ -245,5 +249,17 @@ impl Drop for DeviceMemory {
             // SAFETY: allocated by `alloc`, freed once.
             let _ = unsafe { sys::cuMemFree_v2(self.ptr.0) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_driver_is_refused_by_its_version() {
+        assert!(check_driver(12_000).is_ok() && check_driver(13_000).is_ok());
+        let message = check_driver(11_080).unwrap_err().to_string();
+        assert_eq!(message, "the NVIDIA driver supports CUDA 11.8, Wootz needs 12.0 or newer: update the driver");
     }
 }

@@ -82,13 +82,11 @@ impl Session {
 
         self.interrupted.store(false, Ordering::Relaxed);
         let (mut out, mut written) = (io::stdout(), Ok(()));
-        let (interrupted, on_terminal) = (&self.interrupted, self.on_terminal);
+        options.cancel = Some(Arc::clone(&self.interrupted));
+        let on_terminal = self.on_terminal;
         let done = self.llm.generate(&[prompt], &options, |_, piece| {
             written = out.write_all(harmless(piece, on_terminal).as_bytes()).and_then(|()| out.flush());
-            if written.is_err() || interrupted.load(Ordering::Relaxed) {
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         written?;
         writeln!(out)?;
