@@ -5,6 +5,7 @@ use crate::{Device, Error, View, ViewMut};
 use bytemuck::Pod;
 use cudarc::driver::sys;
 use kernels_gpu::prim::{Entry, KernelArgs};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// A queue of work on a device. On the CPU everything happens at once.
@@ -185,8 +186,9 @@ impl Stream {
         check(unsafe { sys::cuStreamSynchronize(self.handle) }, "cuStreamSynchronize")
     }
 
-    /// Records what `work` launches into a graph instead of running it. GPU only.
-    pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<Graph, Error> {
+    /// Records what `work` launches into a graph instead of running it. The buffers that `work` borrows stay borrowed
+    /// while the graph lives, because it runs on their addresses. GPU only.
+    pub fn capture<'a>(&self, work: impl FnOnce(&Stream) -> Result<(), Error> + 'a) -> Result<Graph<'a>, Error> {
         let gpu = self.gpu();
         gpu.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -204,7 +206,7 @@ impl Stream {
             let _ = sys::cuGraphDestroy(graph);
             result?;
         }
-        Ok(Graph { exec, gpu: gpu.clone() })
+        Ok(Graph { exec, gpu: gpu.clone(), buffers: PhantomData })
     }
 }
 
@@ -219,16 +221,17 @@ impl Drop for Stream {
     }
 }
 
-/// A recorded sequence of launches. The buffers it names must outlive its use.
-pub struct Graph {
+/// A recorded sequence of launches over buffers that live at least for `'a`.
+pub struct Graph<'a> {
     exec: sys::CUgraphExec,
     gpu: Arc<Gpu>,
+    buffers: PhantomData<&'a mut ()>,
 }
 
 // SAFETY: as for streams.
-unsafe impl Send for Graph {}
+unsafe impl Send for Graph<'_> {}
 
-impl Graph {
+impl Graph<'_> {
     /// Queues the whole graph.
     pub fn launch(&self, stream: &Stream) -> Result<(), Error> {
         self.gpu.enter()?;
@@ -237,7 +240,7 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
+impl Drop for Graph<'_> {
     fn drop(&mut self) {
         if self.gpu.enter().is_ok() {
             // SAFETY: instantiated by `capture`, destroyed once.
