@@ -23,3 +23,4 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use kernels_host::Device;

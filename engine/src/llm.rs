@@ -1,4 +1,19 @@
 //! A model with its tokenizer and chat template: text in, text out.
+//!
+//! ```
+//! use engine::Device;
+//! use engine::chat_template::message;
+//! use engine::engine::EngineConfig;
+//! use engine::llm::{GenerateOptions, Llm};
+//! use engine::source::ModelSource;
+//! use std::ops::ControlFlow;
+//!
+//! let mut llm = Llm::load(&ModelSource::default(), &Device::cpu(), &EngineConfig::default(), &|_, _| ())?;
+//! let prompt = llm.chat_prompt(&[message("user", "What is 12 plus 7?")])?;
+//! let answers = llm.generate(&[prompt], &GenerateOptions::default(), |_, _| ControlFlow::Continue(()))?;
+//! assert_eq!(answers[0].text, "19");
+//! # engine::Result::Ok(())
+//! ```
 use crate::chat_template::{ChatInput, ChatTemplate};
 use crate::detokenize::Detokenizer;
 use crate::engine::{Engine, EngineConfig};
