@@ -17,8 +17,8 @@
 //! the blocks forth and back, so that each gets about as many keys. The producer runs ahead into the next item.
 //!
 //! Shared memory at D = 128: Q 32 KiB (which the output takes over in the end), K and V 2 · 32 KiB each. Slots past
-//! kv_len hold garbage: scores there are masked, and the consumers zero those rows of V (0 · NaN is NaN). A last
-//! page without a neighbour comes twice; the copy is treated alike.
+//! kv_len hold garbage: scores there are masked, and the consumers zero those rows of V (0 · NaN is NaN) and all after
+//! them. A last page without a neighbour comes twice; the copy is masked like keys to come.
 //!
 //! Bound by the tensor cores: 4 · D flops per (row, key) against one exp2, which takes half the time of the products
 //! at D = 128 and as long as they at D = 64.
@@ -179,12 +179,10 @@ impl Item {
         (self.first_page + tile * PAGES) * PAGE_KEYS
     }
 
-    /// Keys of the last tile that are there: written, and no copy.
+    /// Whether the last page that the item sees has slots past kv_len.
     #[inline(always)]
-    fn valid(&self) -> u32 {
-        let end = self.end_page * PAGE_KEYS;
-        let end = if end < self.kv_len { end } else { self.kv_len };
-        end - self.start(self.tiles() - 1)
+    fn is_ragged(&self) -> bool {
+        self.kv_len < self.end_page * PAGE_KEYS
     }
 }
 
@@ -400,9 +398,9 @@ impl<const D: u32> Consumer<D> {
         wgmma::fence();
         self.multiply_keys::<E>(&mut scores, queries);
         wgmma::commit();
-        self.values.ring.wait_full();
-        if item.valid() < KEYS {
-            self.zero_values(item.valid());
+        if item.is_ragged() {
+            self.values.ring.wait_full();
+            self.zero_values(item.kv_len - item.start(tile));
             tma::fence_shared();
             barrier_sync(BOTH, both);
         }
@@ -412,6 +410,7 @@ impl<const D: u32> Consumer<D> {
         mask(&mut scores, item.start(tile), own, self.window);
         running.probabilities(scores.as_chunks_mut().0, self.scale_log2);
         let mut p = pack::<E>(&scores);
+        self.values.ring.wait_full();
 
         while tile > 0 {
             tile -= 1;
