@@ -67,6 +67,16 @@ pub fn pack_probabilities<E: Elem>(low: [f32; 4], high: [f32; 4]) -> [u32; 4] {
     [E::pack(low[0], low[1]), E::pack(low[2], low[3]), E::pack(high[0], high[1]), E::pack(high[2], high[3])]
 }
 
+/// Multiplies the rows of the accumulators by their factors.
+#[inline(always)]
+pub fn rescale(out: &mut [[f32; 4]], factors: [f32; 2]) {
+    for column in out {
+        for i in 0..4 {
+            column[i] *= factors[i / 2];
+        }
+    }
+}
+
 /// Softmax state of a lane's two rows: the greatest score, and this lane's share of the sum of
 /// exponentials relative to it.
 #[derive(Clone, Copy)]
@@ -90,6 +100,14 @@ impl Running {
         out: &mut Output,
         scale_log2: f32,
     ) {
+        let corrections = self.probabilities(scores, scale_log2);
+        rescale(&mut out[..COLUMNS], corrections);
+    }
+
+    /// As [`Self::step`], but leaves the rescaling to the caller: returns each row's factor.
+    #[inline(always)]
+    pub fn probabilities(&mut self, scores: &mut [[f32; 4]], scale_log2: f32) -> [f32; 2] {
+        let mut corrections = [0.0; 2];
         for half in 0..2 {
             let (a, b) = (2 * half, 2 * half + 1);
             let mut max = self.max[half];
@@ -101,7 +119,7 @@ impl Running {
             max = max.max(shuffle_xor(max, 2));
             // While all is masked: -inf - -inf would be NaN.
             let base = if max == f32::NEG_INFINITY { 0.0 } else { max * scale_log2 };
-            let correction = exp2(fma(self.max[half], scale_log2, -base));
+            corrections[half] = exp2(fma(self.max[half], scale_log2, -base));
             self.max[half] = max;
             let mut sum = 0.0;
             for score in scores.iter_mut() {
@@ -109,12 +127,9 @@ impl Running {
                 score[b] = exp2(fma(score[b], scale_log2, -base));
                 sum += score[a] + score[b];
             }
-            self.sum[half] = fma(self.sum[half], correction, sum);
-            for column in 0..COLUMNS {
-                out[column][a] *= correction;
-                out[column][b] *= correction;
-            }
+            self.sum[half] = fma(self.sum[half], corrections[half], sum);
         }
+        corrections
     }
 
     /// The rows' whole sums.

@@ -3,3 +3,5 @@ pub mod decode;
 pub mod decode_merge;
 mod fragment;
 pub mod prefill;
+pub mod prefill_wgmma;
+mod rows;

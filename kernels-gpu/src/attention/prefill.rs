@@ -16,21 +16,17 @@
 //! Slots past kv_len hold garbage: their scores are masked and their K and V zero-filled (0 · NaN is NaN).
 //! Bound by the tensor cores and exp2: 4 · head_dim flops per (row, key).
 use super::fragment::{Lanes, MAX_DIM, Output, Queries, Running, pack_probabilities};
+use super::rows::{Rows, TILE, first_key};
 use crate::prim::{
     async_copy,
-    math::rcp,
-    memory::store_v4,
     memory_scalar::load_u32,
     shared,
     thread::{
         block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
     },
-    warp::{lane_id, sync_warp, warp_id},
+    warp::{lane_id, warp_id},
 };
-use crate::tile::{
-    Bf16, Elem, F16,
-    kv::{PAGE, swizzle_chunk},
-};
+use crate::tile::{Bf16, Elem, F16, kv::PAGE};
 
 /// Threads per block.
 pub const THREADS: u32 = 128;
@@ -38,8 +34,6 @@ pub const THREADS: u32 = 128;
 pub const ROWS: u32 = 64;
 /// Keys per step: a page.
 const KEYS: u32 = PAGE as u32;
-/// Bytes of 64 swizzled rows of 64 elements.
-const TILE: u32 = 64 * 128;
 /// Stages of the K and V ring. Two take 80 KiB with Q at head_dim 128: two blocks on an A100 or H200, one on
 /// an sm_86.
 const STAGES: u32 = 2;
@@ -115,7 +109,9 @@ unsafe fn prefill<E: Elem, const D: u32>(
     let first_page = first_key(first_position, window) / KEYS;
     let last_page = last_position / KEYS;
 
-    copy_queries::<D>(q, q_stride, &rows);
+    // The warp's 16 rows, staged in shared memory before and after.
+    let (first_row, staged) = (rows.first + warp_id() * 16, shared::base() + warp_id() * 16 * 128);
+    rows.load::<D>(q, q_stride, first_row, staged);
     pages.copy(first_page, load_u32(pages.table.add(first_page as usize)), 0);
     async_copy::commit();
     let mut next = 0;
@@ -128,10 +124,10 @@ unsafe fn prefill<E: Elem, const D: u32>(
     let lanes = Lanes::new();
     let mut fragments: Queries = [[0; 4]; MAX_DIM / 16];
     for c in 0..D / 16 {
-        fragments[c as usize] = lanes.queries(shared::base() + c / 4 * TILE + warp_id() * 16 * 128, c % 4);
+        fragments[c as usize] = lanes.queries(staged + c / 4 * TILE, c % 4);
     }
     // This lane's rows are g and g + 8 of the warp's 16; those past the end repeat the last one.
-    let row = rows.first + warp_id() * 16 + lane_id() / 4;
+    let row = first_row + lane_id() / 4;
     let own = [row, row + 8].map(|row| position(if row < rows.end { row } else { rows.end - 1 }));
 
     let mut output: Output = [[0.0; 4]; MAX_DIM / 8];
@@ -167,49 +163,7 @@ unsafe fn prefill<E: Elem, const D: u32>(
         stage ^= 1;
         page += 1;
     }
-    store_output::<E, D>(out, out_stride, &rows, &output, running.total());
-}
-
-/// The first key that a query at `position` sees.
-#[inline(always)]
-fn first_key(position: u32, window: u32) -> u32 {
-    if position >= window { position + 1 - window } else { 0 }
-}
-
-/// Packed rows of one (sequence, KV head).
-struct Rows {
-    /// The block's first.
-    first: u32,
-    /// The sequence's end.
-    end: u32,
-    group: u32,
-    kv_head: u32,
-    /// Row of the matrices that holds the sequence's first query.
-    token: u32,
-}
-
-impl Rows {
-    /// Element offset of a packed row in a matrix of [tokens, heads · D].
-    #[inline(always)]
-    fn offset<const D: u32>(&self, row: u32, stride: u32) -> usize {
-        let (query, head) = (row / self.group, self.kv_head * self.group + row % self.group);
-        (self.token + query) as usize * stride as usize + (head * D) as usize
-    }
-}
-
-/// Starts copying the block's queries to the start of shared memory: [D / 64][64 rows][64], swizzled; rows
-/// past the sequence's end are zero.
-#[inline(always)]
-unsafe fn copy_queries<const D: u32>(q: *const u16, stride: u32, rows: &Rows) {
-    for i in 0..D / 16 {
-        // Eight neighbouring threads copy the 128 bytes of one row of one tile.
-        let index = thread_idx_x() + i * THREADS;
-        let (tile, row, chunk) = (index / 512, index / 8 % 64, index % 8);
-        let at = rows.first + row;
-        let (at, bytes) = if at < rows.end { (at, 16) } else { (rows.end - 1, 0) };
-        let from = q.add(rows.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize);
-        async_copy::copy_16(shared::base() + tile * TILE + swizzle_chunk(row, chunk) * 16, from.cast(), bytes);
-    }
+    rows.store::<E, D>(out, out_stride, first_row, staged, &output, running.total());
 }
 
 /// The pages of one (sequence, KV head), and their ring in shared memory.
@@ -298,40 +252,6 @@ unsafe fn accumulate<E: Elem, const D: u32>(lanes: Lanes, p: &[[f32; 4]; 8], v: 
                 E::mma(&mut output[n], a, [b[0], b[1]]);
                 E::mma(&mut output[n + 1], a, [b[2], b[3]]);
             }
-        }
-    }
-}
-
-/// Divides by the sums, rounds, and stores the warp's rows in 16-byte vectors, through the shared memory that
-/// its own 16 rows of queries took.
-#[inline(always)]
-unsafe fn store_output<E: Elem, const D: u32>(
-    out: *mut u16,
-    stride: u32,
-    rows: &Rows,
-    output: &Output,
-    sums: [f32; 2],
-) {
-    let (g, t) = (lane_id() / 4, lane_id() % 4);
-    let own = shared::base() + warp_id() * 16 * 128;
-    let inverse = sums.map(rcp);
-    sync_warp();
-    for n in 0..D / 8 {
-        for half in 0..2 {
-            let o = &output[n as usize];
-            let bits = E::pack(o[2 * half] * inverse[half], o[2 * half + 1] * inverse[half]);
-            let row = g + 8 * half as u32;
-            shared::store_u32(own + n / 8 * TILE + swizzle_chunk(row, n % 8) * 16 + t * 4, bits);
-        }
-    }
-    sync_warp();
-    for i in 0..D / 16 {
-        let index = lane_id() + i * 32;
-        let (tile, row, chunk) = (index / 128, index / 8 % 16, index % 8);
-        let at = rows.first + warp_id() * 16 + row;
-        if at < rows.end {
-            let bits = shared::load_v4(own + tile * TILE + swizzle_chunk(row, chunk) * 16);
-            store_v4(out.add(rows.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize).cast(), bits);
         }
     }
 }

@@ -19,3 +19,18 @@ pub unsafe fn load_2d(shared: u32, map: *const TensorMap, column: u32, row: u32,
             in(reg32) shared, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier, options(nostack))
     }
 }
+/// Starts to copy `bytes` contiguous bytes (a multiple of 16; both addresses 16-byte aligned) to shared memory at
+/// `shared`. The barrier at `barrier` gets them counted when they are there.
+#[inline(always)]
+pub unsafe fn load(shared: u32, global: *const u8, bytes: u32, barrier: u32) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}], {2}, [{3}];",
+            in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, options(nostack))
+    }
+}
+/// Orders what this thread has written to shared memory before what `wgmma` and TMA do after the next barrier.
+#[inline(always)]
+pub fn fence_shared() {
+    device! { core::arch::asm!("fence.proxy.async.shared::cta;", options(nostack)) }
+}

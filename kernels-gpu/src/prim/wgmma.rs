@@ -1,7 +1,7 @@
 //! Matrix instructions of a warpgroup (four consecutive warps), sm_90a: `wgmma`.
 //!
-//! Both operands lie in shared memory, described by [`descriptor`]s, and the f32 accumulators in the
-//! warpgroup's registers. The instructions run asynchronously: [`fence`] before the first one that uses
+//! Both operands lie in shared memory, described by [`descriptor`]s, or the first one in the warpgroup's registers,
+//! where the f32 accumulators are. The instructions run asynchronously: [`fence`] before the first one that uses
 //! registers written otherwise, [`commit`] closes a group of them, [`wait`] and then [`pin`] come before the
 //! accumulators are read. Until then the operands in shared memory must not be overwritten.
 //!
@@ -65,6 +65,23 @@ pub fn descriptor(address: u32) -> u64 {
 /// What 16 elements of K (32 bytes) add to a [`descriptor`].
 pub const K_STEP: u64 = 32 >> 4;
 
+/// Describes an operand at `address` (1024-byte aligned) whose rows are elements of K: 64 16-bit elements of N, 128
+/// bytes apart, under the 128-byte swizzle. The next 64 of N are `columns` bytes further, the next 16 elements of K
+/// at [`ROWS_STEP`].
+#[inline(always)]
+pub fn descriptor_transposed(address: u32, columns: u32) -> u64 {
+    // The first stride is now the one between groups of 64 columns, the second still between groups of 8 rows.
+    descriptor(address) & !(0x3fff << 16) | ((columns >> 4) as u64) << 16
+}
+/// What 16 elements of K (rows of 128 bytes) add to a [`descriptor_transposed`].
+pub const ROWS_STEP: u64 = (16 * 128) >> 4;
+
+/// `$next!($args [1 2 … 31])`: the registers of 32 after the first.
+macro_rules! with_31 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    ] } };
+}
 /// `$next!($args [1 2 … 63])`: the registers of 64 after the first.
 macro_rules! with_63 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
@@ -103,3 +120,41 @@ with_63!(mma_async!(mma_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async!(mma_n128_f16, "128", 64, "f16",));
 with_127!(mma_async!(mma_n256_bf16, "256", 128, "bf16",));
 with_127!(mma_async!(mma_n256_f16, "256", 128, "f16",));
+macro_rules! mma_async_registers {
+    ($name:ident, $n:literal, $len:literal, $type:literal, [$($i:literal)*]) => {
+        #[doc = concat!("`wgmma.mma_async.m64n", $n, "k16`, ", $type, ": d += a · b, `a [64, 16]` in registers, ",
+                        "`b [16, ", $n, "]` by [`descriptor_transposed`]. Thread t (w = t / 32, l = t % 32) holds of ",
+                        "`a` rows 16w + l/4 and 8 further (elements 0 and 1), columns 2(l%4) and +1, then the same ",
+                        "8 columns further (2 and 3): packed accumulators of 16 columns, in order.")]
+        #[inline(always)]
+        pub unsafe fn $name(d: &mut [f32; $len], a: [u32; 4], b: u64) {
+            device! {
+                // Registers of its own for `a`: ptxas before 13.3 may reuse those that are still being read.
+                core::arch::asm!(
+                    "{{ .reg .b32 a0, a1, a2, a3;",
+                    "mov.b32 a0, {a0}; mov.b32 a1, {a1}; mov.b32 a2, {a2}; mov.b32 a3, {a3};",
+                    concat!("wgmma.mma_async.sync.aligned.m64n", $n, "k16.f32.", $type, ".", $type,
+                        " {{{0}", $(", {", $i, "}",)* "}}, {{a0, a1, a2, a3}}, {b}, 1, 1, 1, 1; }}"),
+                    inout(reg32) d[0], $(inout(reg32) d[$i],)*
+                    a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+                    b = in(reg64) b, options(nostack))
+            }
+        }
+    };
+}
+with_31!(mma_async_registers!(mma_registers_n64_bf16, "64", 32, "bf16",));
+with_31!(mma_async_registers!(mma_registers_n64_f16, "64", 32, "f16",));
+with_63!(mma_async_registers!(mma_registers_n128_bf16, "128", 64, "bf16",));
+with_63!(mma_async_registers!(mma_registers_n128_f16, "128", 64, "f16",));
+
+#[cfg(test)]
+mod tests {
+    use super::{descriptor, descriptor_transposed};
+
+    #[test]
+    fn fields_lie_where_the_manual_says() {
+        let fields = |d: u64| (d & 0x3fff, d >> 16 & 0x3fff, d >> 32 & 0x3fff, d >> 62);
+        assert_eq!(fields(descriptor(0x1_2400)), (0x1240, 1, 64, 1));
+        assert_eq!(fields(descriptor_transposed(0x3_8400, 16384)), (0x3840, 1024, 64, 1));
+    }
+}

@@ -9,4 +9,4 @@ mod warpgroup;
 
 pub use elem::*;
 pub use ring::Ring;
-pub use warpgroup::WarpgroupMma;
+pub use warpgroup::{WarpgroupMma, WarpgroupMmaRegisters};

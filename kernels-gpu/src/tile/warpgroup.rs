@@ -25,3 +25,26 @@ warpgroup_mma! {
     F16 64 mma_n128_f16;
     F16 128 mma_n256_f16;
 }
+
+/// As [`WarpgroupMma`], with the first operand in registers and the second one's rows along K.
+pub trait WarpgroupMmaRegisters<const REGS: usize>: Elem {
+    /// d += a · b, one step of 16 rows of b; a as packed accumulators.
+    unsafe fn mma_registers(d: &mut [f32; REGS], a: [u32; 4], b: u64);
+}
+
+macro_rules! warpgroup_mma_registers {
+    ($($elem:ident $regs:literal $mma:ident;)*) => {
+        $(impl WarpgroupMmaRegisters<$regs> for $elem {
+            #[inline(always)]
+            unsafe fn mma_registers(d: &mut [f32; $regs], a: [u32; 4], b: u64) {
+                wgmma::$mma(d, a, b)
+            }
+        })*
+    };
+}
+warpgroup_mma_registers! {
+    Bf16 32 mma_registers_n64_bf16;
+    Bf16 64 mma_registers_n128_bf16;
+    F16 32 mma_registers_n64_f16;
+    F16 64 mma_registers_n128_f16;
+}

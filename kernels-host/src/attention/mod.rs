@@ -5,6 +5,7 @@
 //! have been written there before.
 mod decode;
 mod prefill;
+mod prefill_wgmma;
 #[cfg(feature = "proptest")]
 mod random;
 mod reference;
@@ -17,7 +18,7 @@ use crate::{Check, DType, Error, View};
 use kernels_gpu::tile::kv::{PAGE, page_elems};
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![prefill::kernel(), decode::kernel()]
+    vec![prefill::kernel(), prefill_wgmma::kernel(), decode::kernel()]
 }
 
 /// Keys and values of a batch of sequences: pools of pages (layout: `kernels_gpu::tile::kv`) and who owns

@@ -1,8 +1,8 @@
-//! Launcher and cases of `kernels-gpu/src/attention/prefill.rs`.
+//! Prefill attention: its launcher, the launch of `kernels-gpu/src/attention/prefill.rs`, and the cases of all its kernels.
 use super::testing::{Cache, Problem, Rows, Scores};
-use super::{Geometry, PagedKv, reference};
+use super::{Geometry, PagedKv, prefill_wgmma, reference};
 use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
-use crate::{Check, DType, Error, Launch, Stream, View, ViewMut};
+use crate::{Check, DType, Error, Launch, Stream, Target, View, ViewMut};
 use kernels_gpu::attention::prefill as gpu;
 use std::f32::consts::LOG2_E;
 
@@ -34,10 +34,39 @@ pub struct PrefillAttention<'a> {
     pub out: ViewMut<'a>,
 }
 
+/// The kernels that compute it on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    /// Any GPU.
+    Mma,
+    /// Hopper.
+    Wgmma,
+}
+
 impl PrefillAttention<'_> {
-    /// Queues the kernel.
-    pub fn launch(mut self, stream: &Stream) -> Result<(), Error> {
-        let Self { heads, kv_heads, head_dim, scale, window, .. } = self;
+    /// Queues the kernel that fits the problem and the GPU.
+    pub fn launch(self, stream: &Stream) -> Result<(), Error> {
+        self.launch_with(stream, None)
+    }
+
+    /// As [`PrefillAttention::launch`]; on a GPU by `path` if it is given.
+    pub(super) fn launch_with(mut self, stream: &Stream, path: Option<Path>) -> Result<(), Error> {
+        let geometry = self.check()?;
+        let Some(target) = stream.device().target() else {
+            let starts = self.query_starts.row::<u32>(0);
+            let queries: Vec<_> = starts.windows(2).map(|pair| pair[0] as usize..pair[1] as usize).collect();
+            reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
+            return Ok(());
+        };
+        let wgmma = target == Target::Sm90a && self.max_query * geometry.group() >= prefill_wgmma::FEWEST_ROWS;
+        match path.unwrap_or(if wgmma { Path::Wgmma } else { Path::Mma }) {
+            Path::Mma => self.launch_mma(&geometry, stream),
+            Path::Wgmma => prefill_wgmma::launch(&self, &geometry, stream),
+        }
+    }
+
+    fn check(&self) -> Result<Geometry, Error> {
+        let Self { heads, kv_heads, head_dim, scale, window, .. } = *self;
         let geometry = Geometry { heads, kv_heads, head_dim, scale, window };
         let mut check = Check::new("prefill_attention");
         geometry.check(&mut check, &self.q, &self.kv, &self.out.as_view())?;
@@ -50,17 +79,15 @@ impl PrefillAttention<'_> {
                 sequences + 1
             )
         })?;
-        if stream.is_cpu() {
-            let starts = self.query_starts.row::<u32>(0);
-            let queries: Vec<_> = starts.windows(2).map(|pair| pair[0] as usize..pair[1] as usize).collect();
-            reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
-            return Ok(());
-        }
-        let group = geometry.group();
-        let row_blocks = (self.max_query * group).div_ceil(gpu::ROWS as usize);
-        check.require(u32::try_from(self.max_query * group).is_ok(), || {
+        check.require(u32::try_from(self.max_query * geometry.group()).is_ok(), || {
             format!("{} queries of {heads} heads overflow 32 bits", self.max_query)
         })?;
+        Ok(geometry)
+    }
+
+    fn launch_mma(&self, geometry: &Geometry, stream: &Stream) -> Result<(), Error> {
+        let (group, head_dim) = (geometry.group(), self.head_dim);
+        let row_blocks = (self.max_query * group).div_ceil(gpu::ROWS as usize);
         let entry = match (self.q.dtype(), head_dim) {
             (DType::F16, 64) => gpu::prefill_attention_f16_64,
             (DType::F16, _) => gpu::prefill_attention_f16_128,
@@ -78,12 +105,13 @@ impl PrefillAttention<'_> {
             q_stride: self.q.stride() as u32,
             out_stride: self.out.stride() as u32,
             table_stride: self.kv.block_tables.stride() as u32,
-            kv_heads: kv_heads as u32,
+            kv_heads: self.kv_heads as u32,
             group: group as u32,
-            scale_log2: scale * LOG2_E,
+            scale_log2: self.scale * LOG2_E,
             window: geometry.device_window(),
         };
-        let launch = Launch::grid3(row_blocks * kv_heads, sequences, 1).shared(gpu::shared_bytes(head_dim as u32));
+        let sequences = self.kv.block_tables.rows();
+        let launch = Launch::grid3(row_blocks * self.kv_heads, sequences, 1).shared(gpu::shared_bytes(head_dim as u32));
         // SAFETY: blocks touch rows query_starts[s] .. query_starts[s + 1] of q and out and the pages that
         // the tables name for kv_lens[s] tokens; that those lie within the checked views is what the fields
         // ask of the caller.
@@ -91,18 +119,19 @@ impl PrefillAttention<'_> {
     }
 }
 
-/// Tests and benches.
-pub(crate) fn kernel() -> Kernel {
+/// Tests and benches that force this kernel.
+pub(super) fn kernel() -> Kernel {
     Kernel {
         name: "attention/prefill",
         entries: gpu::ENTRIES.to_vec(),
-        pinned,
+        pinned: || pinned(Path::Mma),
         #[cfg(feature = "proptest")]
-        random: super::random::prefill,
+        random: || super::random::prefill(Path::Mma),
     }
 }
 
-fn pinned() -> Vec<Box<dyn Case>> {
+/// The cases of both kernels.
+pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
     let base = Problem::new(DType::Bf16, 32, 8, 128);
     let mut cases = vec![Problem { bench: true, ..base.clone() }.sequences(&[(2048, 2048)])];
     for dtype in [DType::Bf16, DType::F16] {
@@ -126,35 +155,42 @@ fn pinned() -> Vec<Box<dyn Case>> {
         }
         cases.push(Problem::new(dtype, 14, 2, 128).sequences(&[(40, 70)]));
     }
-    cases.into_iter().map(|problem| Box::new(Prefill(problem)) as Box<dyn Case>).collect()
+    cases.into_iter().map(|problem| Box::new(Prefill { problem, path }) as Box<dyn Case>).collect()
 }
 
-/// A problem for this kernel.
+/// A problem for one of the kernels.
 #[derive(Debug)]
-pub(super) struct Prefill(pub Problem);
+pub(super) struct Prefill {
+    pub problem: Problem,
+    pub path: Path,
+}
 
 impl Case for Prefill {
     fn id(&self) -> String {
-        self.0.id("prefill")
+        self.problem.id(match self.path {
+            Path::Mma => "prefill",
+            Path::Wgmma => "prefill_wgmma",
+        })
     }
 
     fn work(&self) -> Work {
-        self.0.work()
+        self.problem.work()
     }
 
     fn bench(&self) -> bool {
-        self.0.bench
+        self.problem.bench
     }
 
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
-        let mut cache = Cache::new(&self.0, stream, seed)?;
-        let rows = Rows::new(&self.0, stream, cache.rng())?;
-        Ok(Box::new(Data { problem: self.0.clone(), cache, rows }))
+        let mut cache = Cache::new(&self.problem, stream, seed)?;
+        let rows = Rows::new(&self.problem, stream, cache.rng())?;
+        Ok(Box::new(Data { problem: self.problem.clone(), path: self.path, cache, rows }))
     }
 }
 
 struct Data {
     problem: Problem,
+    path: Path,
     cache: Cache,
     rows: Rows,
 }
@@ -174,7 +210,7 @@ impl Prepared for Data {
             max_query: self.problem.sequences.iter().map(|&(queries, _)| queries).max().unwrap_or(0),
             out,
         }
-        .launch(stream)
+        .launch_with(stream, Some(self.path))
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

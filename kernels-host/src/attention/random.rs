@@ -1,6 +1,6 @@
 //! Random problems.
 use super::decode::Decode;
-use super::prefill::Prefill;
+use super::prefill::{Path, Prefill};
 use super::testing::{Problem, Scores};
 use crate::DType;
 use crate::case::Case;
@@ -19,14 +19,14 @@ fn problem(max_group: usize) -> impl Strategy<Value = Problem> {
 }
 
 /// Batches with and without cached prefixes, some sequences without queries.
-pub(super) fn prefill() -> BoxedStrategy<Box<dyn Case>> {
+pub(super) fn prefill(path: Path) -> BoxedStrategy<Box<dyn Case>> {
     let prefix = prop_oneof![Just(0usize), 1usize..200];
     let sequences = prop::collection::vec((0usize..100, prefix), 1..5);
     (problem(9), sequences)
-        .prop_map(|(problem, sequences)| {
+        .prop_map(move |(problem, sequences)| {
             let sequences: Vec<_> =
                 sequences.into_iter().map(|(queries, prefix)| (queries, prefix + queries)).collect();
-            Box::new(Prefill(problem.sequences(&sequences))) as Box<dyn Case>
+            Box::new(Prefill { problem: problem.sequences(&sequences), path }) as Box<dyn Case>
         })
         .boxed()
 }
