@@ -21,7 +21,7 @@
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
 //! 64s + 16w + l/4 for tokens 8j + 2(l%4) and + 1, then row 8 further for the same.
 use crate::prim::{
-    TensorMap, cluster, mbarrier,
+    TensorMap, cluster, mbarrier, opaque,
     memory::{load_v4, load_v4_streaming, store_v4},
     shared,
     thread::{
@@ -293,20 +293,24 @@ unsafe fn store_sums<const REGS: usize>(d: &[f32; REGS], slab: u32, layout: &Lay
     let pitch = sums_pitch(layout.rows);
     let row = slab * SLAB + thread / LANES * 16 + thread % LANES / 4;
     let token = thread % 4 * 2;
-    for half in 0..2 {
-        let row = row + 8 * half as u32;
-        // The rows of a tile are a multiple of 8: the same for all of the warp.
-        if row >= layout.rows {
-            return;
-        }
-        let at = layout.sums + (token * pitch + row) * 4;
-        for j in 0..REGS / 4 {
-            if (8 * j as u32) < m {
-                let at = at + 8 * j as u32 * pitch * 4;
-                shared::store_f32(at, d[4 * j + 2 * half]);
-                shared::store_f32(at + pitch * 4, d[4 * j + 2 * half + 1]);
+    // The rows of a tile are a multiple of 8: both conditions are the same for all of the warp.
+    if row >= layout.rows {
+        return;
+    }
+    let both = row + 8 < layout.rows;
+    let mut at = layout.sums + (token * pitch + row) * 4;
+    for j in 0..REGS / 4 {
+        if (8 * j as u32) < m {
+            let next = at + pitch * 4;
+            shared::store_f32(at, d[4 * j]);
+            shared::store_f32(next, d[4 * j + 1]);
+            if both {
+                shared::store_f32(at + 32, d[4 * j + 2]);
+                shared::store_f32(next + 32, d[4 * j + 3]);
             }
         }
+        // Else the compiler computes all multiples of the pitch first, and spills.
+        at = opaque((at + pitch * 32) as i32) as u32;
     }
 }
 
