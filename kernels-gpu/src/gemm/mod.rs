@@ -2,5 +2,6 @@
 pub mod gemv;
 pub mod mma;
 pub mod skinny;
+pub mod stream;
 mod tile;
 pub mod wgmma;

@@ -8,6 +8,10 @@ unsafe extern "C" {
     pub fn barrier_sync(id: u32, threads: u32);
     #[link_name = "llvm.nvvm.barrier.cta.arrive.aligned.count"]
     pub fn barrier_arrive(id: u32, threads: u32);
+    #[link_name = "llvm.nvvm.barrier.cluster.arrive"]
+    pub fn barrier_cluster_arrive();
+    #[link_name = "llvm.nvvm.barrier.cluster.wait"]
+    pub fn barrier_cluster_wait();
     #[link_name = "llvm.nvvm.bar.warp.sync"]
     pub fn bar_warp_sync(mask: u32);
     #[link_name = "llvm.nvvm.shfl.sync.bfly.f32"]

@@ -25,6 +25,7 @@ macro_rules! device {
 mod entry;
 pub mod async_copy;
 pub mod atomic;
+pub mod cluster;
 pub mod convert;
 mod intrinsics;
 pub mod math;

@@ -34,3 +34,25 @@ pub unsafe fn load(shared: u32, global: *const u8, bytes: u32, barrier: u32) {
 pub fn fence_shared() {
     device! { core::arch::asm!("fence.proxy.async.shared::cta;", options(nostack)) }
 }
+/// As [`load_2d`], for data that is read once: the L2 cache evicts it before other data. `policy` from
+/// [`evict_first`].
+#[inline(always)]
+pub unsafe fn load_2d_policy(shared: u32, map: *const TensorMap, column: u32, row: u32, barrier: u32, policy: u64) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint",
+            "[{0}], [{1}, {{{2}, {3}}}], [{4}], {5};",
+            in(reg32) shared, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier, in(reg64) policy,
+            options(nostack))
+    }
+}
+/// The L2 policy of data that is not read again.
+#[inline(always)]
+pub fn evict_first() -> u64 {
+    device! {
+        let policy: u64;
+        core::arch::asm!("createpolicy.fractional.L2::evict_first.b64 {0}, 1.0;", out(reg64) policy,
+            options(pure, nomem, nostack));
+        policy
+    }
+}

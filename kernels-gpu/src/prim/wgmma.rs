@@ -76,7 +76,15 @@ pub fn descriptor_transposed(address: u32, columns: u32) -> u64 {
 /// What 16 elements of K (rows of 128 bytes) add to a [`descriptor_transposed`].
 pub const ROWS_STEP: u64 = (16 * 128) >> 4;
 
-/// `$next!($args [1 2 … 31])`: the registers of 32 after the first.
+/// `$next!($args [1 2 … 7])`: the registers of 8 after the first.
+macro_rules! with_7 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [1 2 3 4 5 6 7] } };
+}
+/// As `with_7`, of 16 registers.
+macro_rules! with_15 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] } };
+}
+/// As `with_7`, of 32 registers.
 macro_rules! with_31 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
@@ -116,6 +124,12 @@ macro_rules! mma_async {
         }
     };
 }
+with_7!(mma_async!(mma_n16_bf16, "16", 8, "bf16",));
+with_7!(mma_async!(mma_n16_f16, "16", 8, "f16",));
+with_15!(mma_async!(mma_n32_bf16, "32", 16, "bf16",));
+with_15!(mma_async!(mma_n32_f16, "32", 16, "f16",));
+with_31!(mma_async!(mma_n64_bf16, "64", 32, "bf16",));
+with_31!(mma_async!(mma_n64_f16, "64", 32, "f16",));
 with_63!(mma_async!(mma_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async!(mma_n128_f16, "128", 64, "f16",));
 with_127!(mma_async!(mma_n256_bf16, "256", 128, "bf16",));

@@ -8,5 +8,5 @@ mod ring;
 mod warpgroup;
 
 pub use elem::*;
-pub use ring::Ring;
+pub use ring::{DeepRing, Ring};
 pub use warpgroup::{WarpgroupMma, WarpgroupMmaRegisters};

@@ -68,9 +68,84 @@ impl<const STAGES: u32> Ring<STAGES> {
     }
 }
 
+/// As [`Ring`], with as many stages as the launcher found room for.
+#[derive(Clone)]
+pub struct DeepRing {
+    barriers: u32,
+    stages: u32,
+    stage: u32,
+    /// Parity of the number of times around.
+    lap: u32,
+}
+
+impl DeepRing {
+    /// At the first of `stages` stages, with the barriers at `barriers` (8-byte aligned, 16 bytes a stage).
+    #[inline(always)]
+    pub fn new(barriers: u32, stages: u32) -> Self {
+        DeepRing { barriers, stages, stage: 0, lap: 0 }
+    }
+    /// Initialises the barriers for one producer and `consumers` arrivals a stage. One thread, before a block
+    /// barrier.
+    #[inline(always)]
+    pub unsafe fn init(&self, consumers: u32) {
+        let mut at = self.clone();
+        while at.lap == 0 {
+            mbarrier::init(at.full(), 1);
+            mbarrier::init(at.empty(), consumers);
+            at.advance();
+        }
+        mbarrier::fence_init();
+    }
+    /// The stage's number.
+    #[inline(always)]
+    pub fn stage(&self) -> u32 {
+        self.stage
+    }
+    /// The stage's full barrier.
+    #[inline(always)]
+    pub fn full(&self) -> u32 {
+        self.barriers + 2 * self.stage * mbarrier::BYTES
+    }
+    /// The stage's empty barrier.
+    #[inline(always)]
+    pub fn empty(&self) -> u32 {
+        self.full() + mbarrier::BYTES
+    }
+    /// A consumer waits for the stage's data.
+    #[inline(always)]
+    pub unsafe fn wait_full(&self) {
+        mbarrier::wait(self.full(), self.lap)
+    }
+    /// The producer waits until all consumers have read what it put there a lap ago, as [`Ring::wait_empty`].
+    #[inline(always)]
+    pub unsafe fn wait_empty(&self) {
+        mbarrier::wait(self.empty(), self.lap ^ 1)
+    }
+    /// On to the next stage.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.stage += 1;
+        if self.stage == self.stages {
+            self.stage = 0;
+            self.lap ^= 1;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Ring;
+    use super::{DeepRing, Ring};
+
+    #[test]
+    fn a_deep_ring_visits_what_a_ring_does() {
+        let (mut ring, mut deep) = (Ring::<5>::new(64), DeepRing::new(64, 5));
+        for _ in 0..23 {
+            assert_eq!((ring.stage(), ring.lap), (deep.stage(), deep.lap));
+            assert_eq!((deep.full(), deep.empty()), (64 + 16 * deep.stage(), 72 + 16 * deep.stage()));
+            ring.advance();
+            deep.advance();
+        }
+    }
 
     #[test]
     fn parity_flips_once_a_lap() {

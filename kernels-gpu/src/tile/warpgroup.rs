@@ -20,8 +20,14 @@ macro_rules! warpgroup_mma {
     };
 }
 warpgroup_mma! {
+    Bf16 8 mma_n16_bf16;
+    Bf16 16 mma_n32_bf16;
+    Bf16 32 mma_n64_bf16;
     Bf16 64 mma_n128_bf16;
     Bf16 128 mma_n256_bf16;
+    F16 8 mma_n16_f16;
+    F16 16 mma_n32_f16;
+    F16 32 mma_n64_f16;
     F16 64 mma_n128_f16;
     F16 128 mma_n256_f16;
 }

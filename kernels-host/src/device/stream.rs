@@ -29,16 +29,18 @@ pub struct Launch {
     /// Whether the grid may start before its predecessor in the stream has ended (programmatic dependent
     /// launch); the kernel then calls `grid_dependency_wait` before it touches what others write.
     pub dependent: bool,
+    /// Blocks of a cluster, consecutive along x; 1 for none. For entries that do not fix it themselves.
+    pub cluster: u32,
 }
 
 impl Launch {
     /// A one-dimensional grid.
     pub fn grid(blocks: usize) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false }
+        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1 }
     }
     /// A three-dimensional grid.
     pub fn grid3(x: usize, y: usize, z: usize) -> Self {
-        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false }
+        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1 }
     }
     /// With dynamic shared memory.
     pub fn shared(self, bytes: u32) -> Self {
@@ -47,6 +49,10 @@ impl Launch {
     /// With programmatic dependent launch.
     pub fn dependent(self) -> Self {
         Launch { dependent: true, ..self }
+    }
+    /// In clusters of `blocks` blocks, of which the grid has a whole number.
+    pub fn cluster(self, blocks: u32) -> Self {
+        Launch { cluster: blocks, ..self }
     }
 }
 
@@ -92,11 +98,18 @@ impl Stream {
         let gpu = self.gpu();
         let function = gpu.function(entry.name, launch.shared)?;
         gpu.enter()?;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        use sys::CUlaunchAttributeID as Id;
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let dependent = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let dependent = attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, dependent);
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
+        let cluster = sys::CUlaunchAttributeValue { clusterDim: cluster };
+        let cluster = attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
+        let mut attributes = [dependent, cluster];
+        // The ones that the launch has are next to each other.
+        let first = usize::from(!(launch.dependent && function.waits));
+        let last = 1 + usize::from(launch.cluster > 1);
+        let attributes = &mut attributes[first..last];
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -106,8 +119,8 @@ impl Stream {
             blockDimZ: 1,
             sharedMemBytes: launch.shared,
             hStream: self.handle,
-            attrs: &mut attribute,
-            numAttrs: u32::from(launch.dependent && function.waits),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the parameter pointers match the entry's declaration (one macro makes both); the rest is the
         // caller's promise.

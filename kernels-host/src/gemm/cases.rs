@@ -24,6 +24,33 @@ pub(super) fn real(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
     cases
 }
 
+/// The head of Llama-3.1-8B, with f32 logits.
+pub(super) fn head(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
+    let head = Problem { path, n: 128_256, k: 4096, f32_out: true, real: true, ..Problem::default() };
+    tokens.iter().map(|&m| Box::new(Problem { m, ..head }) as Box<dyn Case>).collect()
+}
+
+/// Up to 128 rows by one shape per edge of a tile of `rows` weight rows: many tiles, tails of k, strided rows.
+pub(super) fn striped(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<Box<dyn Case>> {
+    let mut problems = Vec::new();
+    for (turn, &m) in tokens.iter().enumerate() {
+        let dtype = if turn % 2 == 0 { DType::Bf16 } else { DType::F16 };
+        let base = Problem { path, dtype, m, n: 3 * rows, k: 1024, ..Problem::default() };
+        problems.push(base);
+        problems.push(Problem { n: 2 * rows + 5, k: 648, bias: true, accumulate: true, gap: true, ..base });
+        problems.push(Problem { n: rows - 3, k: 4096, f32_out: true, bias: true, ..base });
+        problems.push(Problem { n: rows + 6, k: 72, f32_out: true, ..base });
+        let gated = Problem { n: (2 * rows).next_multiple_of(16) + 16, activation: Activation::SwiGlu, ..base };
+        problems.push(Problem { k: 520, bias: true, ..gated });
+        if rows <= 64 {
+            // More tiles than multiprocessors.
+            let many = Problem { n: 150 * rows + 1, k: 136, bias: true, ..base };
+            problems.push(Problem { activation: Activation::GeluTanh, ..many });
+        }
+    }
+    problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
+}
+
 /// The awkward shapes with `tokens` rows: odd widths, tails of k, every activation, both types.
 pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
     let mut problems = Vec::new();
@@ -179,6 +206,9 @@ impl Case for Problem {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
         if let Some(Path::Wgmma(tile)) = self.path {
             id += &format!(" tile={tile:?}");
+        }
+        if let Some(Path::Stream(Some(cut))) = self.path {
+            id += &format!(" rows={} split={}", cut.rows, cut.split);
         }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);

@@ -4,6 +4,7 @@ mod gemv;
 mod mma;
 mod reference;
 mod skinny;
+mod stream;
 mod wgmma;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
@@ -75,6 +76,8 @@ pub(crate) struct Shape {
 pub(crate) enum Path {
     /// Up to four rows, two weight rows a warp.
     Gemv,
+    /// Up to 128 rows on Hopper, weights streamed past `wgmma`, cut as stated or as fits.
+    Stream(Option<stream::Cut>),
     /// Up to 64 rows, weights streamed past `mma.sync`.
     Skinny,
     /// Any shape, 128 × 128 tiles on `mma.sync`.
@@ -87,6 +90,7 @@ impl Path {
     fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
+            Path::Stream(cut) => stream::supports(shape, cut, target),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
             Path::Wgmma(_) => wgmma::supports(shape, target),
@@ -96,6 +100,7 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
+            Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
             Path::Wgmma(tile) => wgmma::launch(gemm, shape, tile, stream),
@@ -106,7 +111,9 @@ impl Path {
 /// The kernel for a shape: the first of the list, best first, that can do it.
 fn pick(shape: &Shape, target: Target, device: &Device) -> Option<Path> {
     let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
-    [Path::Gemv, Path::Skinny, wgmma, Path::Mma].into_iter().find(|path| path.supports(shape, target))
+    [Path::Gemv, Path::Stream(None), Path::Skinny, wgmma, Path::Mma]
+        .into_iter()
+        .find(|path| path.supports(shape, target))
 }
 
 /// Position of a kernel's entry in its table: bf16 and f16, plain, then gated, then with f32 output.
@@ -223,7 +230,7 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![picked(), gemv::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
 }
 
 /// The cases through whatever kernel is picked.
@@ -232,7 +239,7 @@ fn picked() -> crate::case::Kernel {
         name: "gemm/gemm",
         entries: Vec::new(),
         pinned: || {
-            let mut cases = cases::real(None, &[1, 32, 2048]);
+            let mut cases = cases::real(None, &[1, 8, 16, 32, 64, 128, 2048]);
             cases.extend(cases::awkward(None, TOKENS));
             cases
         },

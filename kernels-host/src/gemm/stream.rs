@@ -1,0 +1,257 @@
+//! Launcher and cases of `kernels-gpu/src/gemm/stream.rs`.
+use super::{Gemm, Path, Shape, cases, entry_index};
+use crate::case::{Case, Kernel};
+use crate::{Error, Launch, Stream, Target};
+use kernels_gpu::gemm::stream as gpu;
+use kernels_gpu::prim::{DevicePtr, Entry};
+
+/// Most rows of a.
+const MAX_TOKENS: usize = 128;
+/// Shared memory that leaves room for a second block on a multiprocessor: the next kernel's, which then fetches its
+/// first weights while this one ends.
+const HALF_SHARED: u32 = 113 << 10;
+/// Shared memory that a block can have.
+const ALL_SHARED: u32 = 227 << 10;
+/// Stages from which on half of the shared memory is enough: 80 KiB of weights in tiles of 128 rows.
+const ENOUGH_STAGES: u32 = 5;
+
+/// How a product is cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Weight rows of a tile: a multiple of 8, of 16 for gated products.
+    pub rows: u32,
+    /// Blocks that share a tile's K: 1, 2 or 4.
+    pub split: u32,
+}
+
+impl Cut {
+    fn tiles(self, shape: &Shape) -> usize {
+        shape.n.div_ceil(self.rows as usize)
+    }
+
+    /// Clusters that run at once. Clusters do not reach across the GPU's groups of 16 or 18 multiprocessors, so
+    /// those of 4 cannot use all of the 132.
+    fn clusters(self, multiprocessors: usize) -> usize {
+        match self.split {
+            1 | 2 => multiprocessors / self.split as usize,
+            split => (multiprocessors / 16 * 16 / split as usize).max(1),
+        }
+    }
+
+    /// Time, in rows of 128 bytes that a multiprocessor streams in (about 4 ns each). A row of activations counts half,
+    /// because it comes from L2. A tile's end costs about half a microsecond, the cluster's meeting as much again.
+    fn time(self, shape: &Shape, multiprocessors: usize) -> usize {
+        let rounds = self.tiles(shape).div_ceil(self.clusters(multiprocessors));
+        let steps = shape.k.div_ceil(gpu::TILE_K as usize).div_ceil(self.split as usize);
+        let meeting = if self.split > 1 { 128 } else { 0 };
+        let sums = self.rows as usize * tokens(shape) as usize / 64;
+        rounds * (steps * (self.rows as usize + tokens(shape) as usize / 2) + 128 + sums) + meeting
+    }
+
+    /// Whether the kernel can do it: a cluster has one tile, and the sums of a block that has several need room
+    /// beside the stages.
+    fn fits(self, shape: &Shape, multiprocessors: usize) -> bool {
+        (self.split == 1 || self.tiles(shape) <= self.clusters(multiprocessors))
+            && Plan::new(self, shape, multiprocessors).stages >= 3.min(steps(shape))
+    }
+
+    /// The fastest cut by [`Cut::time`].
+    fn fitting(shape: &Shape, gated: bool, multiprocessors: usize) -> Cut {
+        let step = if gated { 16 } else { 8 };
+        let most = gpu::most_rows(4) as usize;
+        [1, 2, 4]
+            .into_iter()
+            .flat_map(|split| (step..=most).step_by(step).map(move |rows| Cut { rows: rows as u32, split }))
+            .filter(|cut| cut.fits(shape, multiprocessors))
+            .min_by_key(|cut| (cut.time(shape, multiprocessors), cut.split))
+            // Few rows always fit.
+            .unwrap_or(Cut { rows: step as u32, split: 1 })
+    }
+}
+
+fn steps(shape: &Shape) -> u32 {
+    shape.k.div_ceil(gpu::TILE_K as usize) as u32
+}
+
+/// Rows of a in a stage.
+fn tokens(shape: &Shape) -> u32 {
+    shape.m.next_multiple_of(8) as u32
+}
+
+/// Columns of the matrix instruction.
+fn columns(shape: &Shape) -> u32 {
+    shape.m.next_power_of_two().max(16) as u32
+}
+
+/// What a [`Cut`] makes of a block.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Whether the block has four consumer warpgroups instead of two.
+    wide: bool,
+    stages: u32,
+    /// Where the sums start in shared memory.
+    sums: u32,
+    shared: u32,
+    blocks: usize,
+}
+
+impl Plan {
+    fn new(cut: Cut, shape: &Shape, multiprocessors: usize) -> Plan {
+        let tokens = tokens(shape);
+        let stage = gpu::stage_bytes(cut.rows, tokens);
+        // What the last slab and the last token tile read behind the last stage.
+        let beyond =
+            (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens).max(columns(shape) - tokens);
+        let slack = beyond * gpu::ROW_BYTES;
+        let sums = gpu::sums_pitch(cut.rows) * tokens * 4;
+        let resident = cut.clusters(multiprocessors) * cut.split as usize;
+        let persistent = cut.tiles(shape) * cut.split as usize > resident;
+        let beside = if persistent { sums } else { 0 };
+        // A tile's steps are all that a block of one tile can use.
+        let most = gpu::MAX_STAGES.min(if persistent { gpu::MAX_STAGES } else { steps(shape).div_ceil(cut.split) });
+        let stages = |budget: u32| (budget.saturating_sub(gpu::STAGES_AT + slack + beside) / stage).min(most);
+        let half = stages(HALF_SHARED);
+        let stages = if half >= ENOUGH_STAGES.min(most) { half } else { stages(ALL_SHARED) };
+        let ring = gpu::STAGES_AT + stages * stage;
+        let (at, end) = if persistent { (ring, ring + slack.max(sums)) } else { (gpu::STAGES_AT, ring + slack) };
+        let blocks = if persistent { multiprocessors } else { cut.tiles(shape) * cut.split as usize };
+        Plan { wide: cut.rows > gpu::most_rows(2), stages, sums: at, shared: end.max(at + sums), blocks }
+    }
+}
+
+/// Whether the kernel can do it: TMA and `wgmma` are Hopper's, and a tensor map of nothing is an error.
+pub(super) fn supports(shape: &Shape, cut: Option<Cut>, target: Target) -> bool {
+    let fits = cut.is_none_or(|cut| cut.rows.is_multiple_of(8) && (8..=gpu::most_rows(4)).contains(&cut.rows));
+    target == Target::Sm90a && (1..=MAX_TOKENS).contains(&shape.m) && shape.k > 0 && fits
+}
+
+/// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty.
+pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &Stream) -> Result<(), Error> {
+    let multiprocessors = stream.device().multiprocessors();
+    let gated = gemm.activation.is_gated();
+    let cut = match cut {
+        // A forced split is dropped where clusters would have to be persistent.
+        Some(cut) if !cut.fits(shape, multiprocessors) => Cut { split: 1, ..cut },
+        Some(cut) => cut,
+        None => Cut::fitting(shape, gated, multiprocessors),
+    };
+    let plan = Plan::new(cut, shape, multiprocessors);
+    let args = gpu::GemmStream {
+        a: stream.tensor_map_2d(&gemm.a, tokens(shape), gpu::TILE_K)?,
+        w: stream.tensor_map_2d(&gemm.w, cut.rows, gpu::TILE_K)?,
+        bias: gemm.bias.as_ref().map_or(DevicePtr::default(), |bias| bias.ptr()),
+        out: gemm.out.ptr(),
+        out_stride: gemm.out.stride() as u32,
+        m: shape.m as u32,
+        n: shape.n as u32,
+        k: shape.k as u32,
+        kind: entry_index(gemm) as u32 / 2,
+        activation: gemm.activation.code(),
+        accumulate: u32::from(gemm.accumulate),
+        rows: cut.rows,
+        tokens: tokens(shape),
+        stages: plan.stages,
+        split: cut.split,
+        sums: plan.sums,
+    };
+    let launch = Launch::grid(plan.blocks).shared(plan.shared).cluster(cut.split).dependent();
+    let entry = entry(columns(shape), plan.wide, entry_index(gemm) % 2);
+    // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and columns
+    // below out's width, and reads bias below n, as `Gemm::check` bound them. Shared memory holds what `Plan` counts.
+    unsafe { stream.launch(entry, launch, &args) }
+}
+
+/// The entry for `columns` tokens; `f16` is 0 or 1.
+fn entry(columns: u32, wide: bool, f16: usize) -> Entry<gpu::GemmStream> {
+    let entries = match (columns, wide) {
+        (16, false) => [gpu::gemm_stream_t16_bf16, gpu::gemm_stream_t16_f16],
+        (16, true) => [gpu::gemm_stream_t16_wide_bf16, gpu::gemm_stream_t16_wide_f16],
+        (32, false) => [gpu::gemm_stream_t32_bf16, gpu::gemm_stream_t32_f16],
+        (32, true) => [gpu::gemm_stream_t32_wide_bf16, gpu::gemm_stream_t32_wide_f16],
+        (64, false) => [gpu::gemm_stream_t64_bf16, gpu::gemm_stream_t64_f16],
+        (64, true) => [gpu::gemm_stream_t64_wide_bf16, gpu::gemm_stream_t64_wide_f16],
+        (_, false) => [gpu::gemm_stream_t128_bf16, gpu::gemm_stream_t128_f16],
+        _ => [gpu::gemm_stream_t128_wide_bf16, gpu::gemm_stream_t128_wide_f16],
+    };
+    entries[f16]
+}
+
+/// Tests and benches that force this kernel, also with cuts that no small shape would be given.
+pub(super) fn kernel() -> Kernel {
+    Kernel {
+        name: "gemm/stream",
+        entries: gpu::ENTRIES.to_vec(),
+        pinned: || {
+            let fitting = Some(Path::Stream(None));
+            let mut pinned: Vec<Box<dyn Case>> = cases::real(fitting, &[8, 16, 32, 64, 128]);
+            pinned.extend(cases::head(fitting, &[1, 32]));
+            pinned.extend(cases::awkward(fitting, &[1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 127, 128]));
+            // The picked cuts' rivals, to see the cost model right or wrong.
+            for (rows, split) in RIVALS {
+                pinned.extend(cases::real(Some(Path::Stream(Some(Cut { rows, split }))), &[32]));
+            }
+            for (rows, split) in CUTS {
+                let path = Some(Path::Stream(Some(Cut { rows, split })));
+                pinned.extend(cases::striped(path, rows as usize, &[1, 16, 31, 57, 128]));
+            }
+            pinned
+        },
+        #[cfg(feature = "proptest")]
+        random: || cases::random(Some(Path::Stream(None)), MAX_TOKENS),
+    }
+}
+
+/// Cuts that are benched beside the picked ones; where a cluster does not fit, its K is not split.
+const RIVALS: [(u32, u32); 6] = [(32, 1), (48, 1), (64, 2), (96, 2), (128, 4), (112, 1)];
+/// Cuts of the tests: one slab, two, three, four; each split.
+const CUTS: [(u32, u32); 7] = [(16, 1), (64, 1), (112, 1), (64, 2), (128, 4), (208, 2), (256, 4)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPES: [(usize, usize, bool); 9] = [
+        (6144, 4096, false),
+        (4096, 4096, false),
+        (28672, 4096, true),
+        (4096, 14336, false),
+        (128_256, 4096, false),
+        (1, 8, false),
+        (37, 2048, false),
+        (272, 576, true),
+        (1_000_000, 64, false),
+    ];
+
+    #[test]
+    fn plans_fit_the_shared_memory() {
+        for (n, k, gated) in SHAPES {
+            for m in 1..=MAX_TOKENS {
+                let shape = Shape { m, n, k };
+                let fitting = Cut::fitting(&shape, gated, 132);
+                let forced = CUTS.map(|(rows, split)| Cut { rows, split });
+                for cut in forced.into_iter().filter(|cut| cut.fits(&shape, 132)).chain([fitting]) {
+                    let plan = Plan::new(cut, &shape, 132);
+                    assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
+                    assert!(!gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
+                    let stage = gpu::stage_bytes(cut.rows, tokens(&shape));
+                    let ring = gpu::STAGES_AT + plan.stages * stage;
+                    let slab_rows = cut.rows.next_multiple_of(gpu::SLAB);
+                    assert!(ring - stage + slab_rows * gpu::ROW_BYTES <= plan.shared, "{shape:?} {cut:?} {plan:?}");
+                    assert!(ring - stage + (cut.rows + columns(&shape)) * gpu::ROW_BYTES <= plan.shared);
+                    assert!(cut.split == 1 || plan.sums == gpu::STAGES_AT);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn llamas_products_fill_an_h200_in_one_round() {
+        for (n, k, gated) in &SHAPES[..4] {
+            for m in [8, 16, 32, 64, 128] {
+                let cut = Cut::fitting(&Shape { m, n: *n, k: *k }, *gated, 132);
+                let blocks = cut.tiles(&Shape { m, n: *n, k: *k }) * cut.split as usize;
+                assert!((120..=132).contains(&blocks), "m = {m}, n = {n}: {cut:?}");
+            }
+        }
+    }
+}
