@@ -135,7 +135,9 @@ fn run(task: Task) -> Result<()> {
             for line in new_kernel::create(&root, &kernel)? {
                 println!("{line}");
             }
-            println!("next: write the formula in both files, then `cargo test -p wootz-tests --test wootz -- {kernel}`");
+            println!(
+                "next: write the formula in both files, then `cargo test -p wootz-tests --test wootz -- {kernel}`"
+            );
             Ok(())
         }
     }
