@@ -1,4 +1,4 @@
-//! Writes the embedded PTX: `cargo run -p kernels-host --example ptx -- DIR` makes `DIR/<target>/<entry>.ptx`.
+//! Writes the embedded PTX: `cargo xtask ptx --out DIR` makes `DIR/<target>/<entry>.ptx`.
 use std::path::PathBuf;
 use std::process::ExitCode;
 

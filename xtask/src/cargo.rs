@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ptx_build::toolchain::workspace_root;
 
 use crate::process;
@@ -93,11 +93,15 @@ fn cargo_run() -> Command {
     command
 }
 
-/// Builds and runs an example of a workspace package.
-pub fn example<S: AsRef<OsStr>>(package: &str, name: &str, args: &[S]) -> Result<()> {
-    let mut command = cargo_run();
-    command.args(["--package", package, "--example", name, "--"]).args(args);
-    process::become_program(&mut command)
+/// Builds and runs an example of the workspace, in the user's own working directory. Built as `test` builds: one
+/// package alone has other features, and its dependencies would be compiled a second time.
+pub fn example<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Result<()> {
+    let mut build = cargo("build");
+    build.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
+    process::run(build.args(["--workspace", "--example", name]))?;
+    // xtask itself is in the profile's folder, and the examples are beside it.
+    let own = env::current_exe().context("cannot find xtask's own executable")?;
+    process::become_program(process::tool(own.with_file_name("examples").join(name)).args(args))
 }
 
 #[cfg(test)]

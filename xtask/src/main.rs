@@ -71,7 +71,7 @@ enum Task {
     },
 
     /// Write exactly the PTX that is embedded, one file per entry and target.
-    #[command(after_help = "Example: cargo xtask ptx --out ptx")]
+    #[command(after_help = "Example: cargo xtask ptx --out target/entries")]
     Ptx {
         /// The folder to write to.
         #[arg(long, value_name = "DIR")]
@@ -124,18 +124,20 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Ptx { out } => {
             setup::setup()?;
-            cargo::example("kernels-host", "ptx", &[out.as_path()])
+            cargo::example("ptx", &[out.as_path()])
         }
         Task::DummyCheckpoint { config, dir } => {
             setup::setup()?;
-            cargo::example("engine", "dummy_checkpoint", &[&config, &dir])
+            cargo::example("dummy_checkpoint", &[&config, &dir])
         }
         Task::NewKernel { kernel } => {
             let root = ptx_build::toolchain::workspace_root();
             for line in new_kernel::create(&root, &kernel)? {
                 println!("{line}");
             }
-            println!("next: write the formula in both files, then `cargo xtask test {kernel}`");
+            println!(
+                "next: write the formula in both files, then `cargo test -p wootz-tests --test wootz -- {kernel}`"
+            );
             Ok(())
         }
     }
