@@ -117,7 +117,7 @@ struct Items {
 /// odd ones.
 #[inline(always)]
 fn dealt(turn: u32, block: u32, blocks: u32) -> u32 {
-    turn * blocks + if turn % 2 == 0 { block } else { blocks - 1 - block }
+    turn * blocks + if turn.is_multiple_of(2) { block } else { blocks - 1 - block }
 }
 
 /// One row block of one (sequence, KV head) and the pages that it sees.
