@@ -16,9 +16,10 @@
 //! Persistent grid. Items (row block, sequence, KV head) are sorted by row block, longest first, and dealt out to
 //! the blocks forth and back, so that each gets about as many keys. The producer runs ahead into the next item.
 //!
-//! Shared memory at D = 128: Q 32 KiB (which the output takes over in the end), K and V 2 · 32 KiB each. Slots past
-//! kv_len hold garbage: scores there are masked, and the consumers zero those rows of V (0 · NaN is NaN) and all after
-//! them. A last page without a neighbour comes twice; the copy is masked like keys to come.
+//! Shared memory at D = 128: Q 2 · 32 KiB (the next item's comes in under the first product; the output takes over
+//! this one's in the end), K and V 2 · 32 KiB each. Slots past kv_len hold garbage: scores there are masked, and the
+//! consumers zero those rows of V (0 · NaN is NaN) and all after them. A last page without a neighbour comes twice;
+//! the copy is masked like keys to come.
 //!
 //! Bound by the tensor cores: 4 · D flops per (row, key) against one exp2, which takes half the time of the products
 //! at D = 128 and as long as they at D = 64.
@@ -57,6 +58,8 @@ const SCORES: usize = KEYS as usize / 2;
 /// Bytes of 64 dims of a tile of K or V.
 const COLUMN: u32 = PAGES * TILE;
 const STAGES: u32 = 2;
+/// This item's queries and the next one's.
+const QUERY_STAGES: u32 = 2;
 /// 40 · 128 + 232 · 256 = 64,512 of 65,536 registers; the launch gives 168 a thread.
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
@@ -75,9 +78,9 @@ const fn query_bytes(head_dim: u32) -> u32 {
 const fn stage_bytes(head_dim: u32) -> u32 {
     head_dim / 64 * COLUMN
 }
-/// Bytes of shared memory: Q as [consumer][head_dim / 64][64 rows][64], the stages of K, of V, their barriers.
+/// Bytes of shared memory: twice Q as [consumer][head_dim / 64][64 rows][64], the stages of K, of V, their barriers.
 pub const fn shared_bytes(head_dim: u32) -> u32 {
-    query_bytes(head_dim) + 2 * STAGES * stage_bytes(head_dim) + 2 * Ring::<STAGES>::BYTES
+    QUERY_STAGES * query_bytes(head_dim) + 2 * STAGES * stage_bytes(head_dim) + 2 * Ring::<STAGES>::BYTES
 }
 
 entry! {
@@ -114,7 +117,7 @@ struct Items {
 /// odd ones.
 #[inline(always)]
 fn dealt(turn: u32, block: u32, blocks: u32) -> u32 {
-    turn * blocks + if turn % 2 == 0 { block } else { blocks - 1 - block }
+    turn * blocks + if turn.is_multiple_of(2) { block } else { blocks - 1 - block }
 }
 
 /// One row block of one (sequence, KV head) and the pages that it sees.
@@ -155,6 +158,23 @@ impl Items {
         item.first_page = first_key(item.position(first), self.window) / PAGE_KEYS;
         item.end_page = item.position(first + ROWS - 1) / PAGE_KEYS + 1;
         Some(item)
+    }
+}
+
+impl Items {
+    /// The block's next item, from turn `turn` on, and its number.
+    #[inline(always)]
+    unsafe fn next(&self, turn: &mut u32, same: impl Fn(u32) -> u32 + Copy) -> Option<(u32, Item)> {
+        while *turn * grid_dim_x() < self.count() {
+            let index = dealt(*turn, block_idx_x(), grid_dim_x());
+            *turn += 1;
+            if index < self.count()
+                && let Some(item) = self.get(index, same)
+            {
+                return Some((index, item));
+            }
+        }
+        None
     }
 }
 
@@ -209,7 +229,7 @@ unsafe fn prefill<
     scale_log2: f32,
     window: u32,
 ) {
-    let stages = shared::base() + query_bytes(D);
+    let stages = shared::base() + QUERY_STAGES * query_bytes(D);
     let barriers = stages + 2 * STAGES * stage_bytes(D);
     let keys = Tiles::<D> { ring: Ring::new(barriers), buffers: stages };
     let values = Tiles::<D> {
@@ -292,13 +312,7 @@ unsafe fn produce<const D: u32>(
     mut values: Tiles<D>,
 ) {
     let mut turn = 0;
-    while turn * grid_dim_x() < items.count() {
-        let index = dealt(turn, block_idx_x(), grid_dim_x());
-        turn += 1;
-        if index >= items.count() {
-            continue;
-        }
-        let Some(item) = items.get(index, |same| same) else { continue };
+    while let Some((_, item)) = items.next(&mut turn, |length| length) {
         let table = block_tables.add(item.sequence as usize * table_stride as usize);
         // Shares of tile `tile`. Entries past the end of what the block sees are not read: the last page may come
         // twice, its copy masked.
@@ -341,41 +355,53 @@ impl<const D: u32> Consumer<D> {
         out: *mut u16,
         out_stride: u32,
     ) {
-        let queries = shared::base() + self.share * (D / 64 * TILE);
         let warp = thread_idx_x() % wgmma::THREADS / LANES;
-        // The warp's 16 rows, staged in shared memory before and after.
-        let staged = queries + warp * 16 * 128;
+        let share = self.share;
+        let first_row = |item: &Item| item.rows.first + share * SHARE + warp * 16;
+        // The warp's 16 rows lie in the consumer's 64.
+        let own = warp * 16 * 128;
         if self.share == 1 {
             // The first turn is consumer 0's.
             barrier_arrive(TURN, CONSUMERS * wgmma::THREADS);
         }
+        let mut queries = shared::base() + self.share * (D / 64 * TILE);
+        let mut other = queries + query_bytes(D);
+        // By shuffle, so that the compiler knows the loops' bounds for one value per warp.
+        let uniform = |length| shuffle_u32(length, 0);
         let mut turn = 0;
-        while turn * grid_dim_x() < items.count() {
-            let index = dealt(turn, block_idx_x(), grid_dim_x());
-            turn += 1;
-            if index >= items.count() {
-                continue;
-            }
-            // By shuffle, so that the compiler knows the loops' bounds for one value per warp.
-            let Some(item) = items.get(index, |length| shuffle_u32(length, 0)) else { continue };
-            let first_row = item.rows.first + self.share * SHARE + warp * 16;
-            // Nobody reads the rows any more: the warp itself has stored its output from there.
-            sync_warp();
-            item.rows.load::<D>(q, q_stride, first_row, staged);
+        let mut current = None;
+        if let Some((index, item)) = items.next(&mut turn, uniform) {
+            current = Some(index);
+            item.rows.load::<D>(q, q_stride, first_row(&item), queries + own);
             async_copy::commit();
+        }
+        // Looked up again, from L1: the registers are needed.
+        while let Some(index) = current
+            && let Some(item) = items.get(index, uniform)
+        {
+            current = None;
             async_copy::wait::<0>();
             tma::fence_shared();
             barrier_sync(QUERIES + self.share, wgmma::THREADS);
-
             let mut output = [0.0; COLUMNS];
-            let sums = self.attend::<E, COLUMNS>(&item, queries, first_row, &mut output);
+            let sums = self.attend::<E, COLUMNS>(&item, queries, first_row(&item), &mut output, || {
+                // The next item's queries; what was there the warp itself has read.
+                if let Some((index, item)) = items.next(&mut turn, uniform) {
+                    current = Some(index);
+                    item.rows.load::<D>(q, q_stride, first_row(&item), other + own);
+                    async_copy::commit();
+                }
+            });
             // The other warps' products may still read this warp's queries until here.
             barrier_sync(QUERIES + self.share, wgmma::THREADS);
-            item.rows.store::<E, D>(out, out_stride, first_row, staged, output.as_chunks().0, sums);
+            item.rows.store::<E, D>(out, out_stride, first_row(&item), queries + own, output.as_chunks().0, sums);
+            sync_warp();
+            (queries, other) = (other, queries);
         }
     }
 
-    /// The warpgroup's 64 rows over all tiles; returns the sums by which to divide `output`.
+    /// The warpgroup's 64 rows over all tiles; returns the sums by which to divide `output`. Does
+    /// `meanwhile` under the first product.
     #[inline(always)]
     unsafe fn attend<E: WarpgroupMma<SCORES> + WarpgroupMmaRegisters<COLUMNS>, const COLUMNS: usize>(
         &mut self,
@@ -383,6 +409,7 @@ impl<const D: u32> Consumer<D> {
         queries: u32,
         first_row: u32,
         output: &mut [f32; COLUMNS],
+        meanwhile: impl FnOnce(),
     ) -> [f32; 2] {
         let both = CONSUMERS * wgmma::THREADS;
         let row = first_row + lane_id() / 4;
@@ -398,6 +425,7 @@ impl<const D: u32> Consumer<D> {
         wgmma::fence();
         self.multiply_keys::<E>(&mut scores, queries);
         wgmma::commit();
+        meanwhile();
         if item.is_ragged() {
             self.values.ring.wait_full();
             self.zero_values(item.kv_len - item.start(tile));

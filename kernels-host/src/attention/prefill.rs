@@ -132,8 +132,8 @@ pub(super) fn kernel() -> Kernel {
 
 /// The cases of both kernels.
 pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
-    let base = Problem::new(DType::Bf16, 32, 8, 128);
-    let mut cases = vec![Problem { bench: true, ..base.clone() }.sequences(&[(2048, 2048)])];
+    let bench = Problem { bench: true, ..Problem::new(DType::Bf16, 32, 8, 128) };
+    let mut cases: Vec<_> = [2048, 8192, 16384].map(|tokens| bench.clone().sequences(&[(tokens, tokens)])).into();
     for dtype in [DType::Bf16, DType::F16] {
         for head_dim in [64, 128] {
             let small = Problem::new(dtype, 4, 2, head_dim);
@@ -154,6 +154,11 @@ pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
             cases.push(Problem::new(dtype, heads, kv_heads, 64).sequences(&[(37, 90), (1, 64)]));
         }
         cases.push(Problem::new(dtype, 14, 2, 128).sequences(&[(40, 70)]));
+        // More blocks of rows than a GPU runs at once, some of them empty.
+        for head_dim in [64, 128] {
+            let mixed = [(100, 150), (7, 500), (300, 310), (0, 9), (129, 129)];
+            cases.push(Problem::new(dtype, 16, 8, head_dim).sequences(&mixed.repeat(4)));
+        }
     }
     cases.into_iter().map(|problem| Box::new(Prefill { problem, path }) as Box<dyn Case>).collect()
 }
@@ -179,6 +184,10 @@ impl Case for Prefill {
 
     fn bench(&self) -> bool {
         self.problem.bench
+    }
+
+    fn checked_on_cpu(&self) -> bool {
+        self.problem.work().flops < 100_000_000_000
     }
 
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
