@@ -20,6 +20,8 @@ pub(crate) struct Gpu {
     multiprocessors: usize,
     target: Target,
     functions: Mutex<HashMap<&'static str, Function>>,
+    /// Answers of [`Gpu::clusters`].
+    clusters: Mutex<HashMap<(&'static str, u32, u32), usize>>,
 }
 
 #[derive(Clone, Copy)]
@@ -129,7 +131,16 @@ impl Gpu {
         let best = if capability == (9, 0) { Target::Sm90a } else { Target::Sm80 };
         let target = target.unwrap_or(best).min(best);
         let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        Ok(Gpu { context, device, name, capability, multiprocessors, target, functions: Mutex::default() })
+        Ok(Gpu {
+            context,
+            device,
+            name,
+            capability,
+            multiprocessors,
+            target,
+            functions: Mutex::default(),
+            clusters: Mutex::default(),
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -188,6 +199,40 @@ impl Gpu {
         let function = Function { shared: function.shared.max(shared), ..function };
         functions.insert(entry, function);
         Ok(function)
+    }
+
+    /// How many clusters of `cluster` blocks of the entry, each block of `threads` threads and `shared` bytes of dynamic
+    /// shared memory, run at once. Asked of the driver once.
+    pub fn clusters(&self, entry: &'static str, threads: u32, cluster: u32, shared: u32) -> Result<usize, Error> {
+        let mut known = self.clusters.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(&count) = known.get(&(entry, cluster, shared)) {
+            return Ok(count);
+        }
+        let function = self.function(entry, shared)?;
+        self.enter()?;
+        let value = sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+        };
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: cluster,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: std::ptr::null_mut(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        let mut count = 0;
+        // SAFETY: writes one int; the configuration and its one attribute live through the call.
+        let result = unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function.handle, &config) };
+        check(result, &format!("cuOccupancyMaxActiveClusters of {entry} in clusters of {cluster}"))?;
+        known.insert((entry, cluster, shared), count as usize);
+        Ok(count as usize)
     }
 
     fn load(&self, entry: &str) -> Result<Function, Error> {

@@ -130,6 +130,15 @@ impl Stream {
         if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(result, &format!("launching {}", entry.name)) }
     }
 
+    /// How many clusters of `cluster` blocks of an entry run at once, each block with `shared` bytes of dynamic shared
+    /// memory.
+    ///
+    /// # Panics
+    /// On the CPU device.
+    pub fn clusters_at_once<A>(&self, entry: Entry<A>, cluster: u32, shared: u32) -> Result<usize, Error> {
+        self.gpu().clusters(entry.name, entry.threads, cluster, shared)
+    }
+
     /// Copies host data to the device. `data` may be reused when this returns.
     ///
     /// # Panics

@@ -15,6 +15,23 @@ const ALL_SHARED: u32 = 227 << 10;
 /// Stages from which on half of the shared memory is enough: 80 KiB of weights in tiles of 128 rows.
 const ENOUGH_STAGES: u32 = 5;
 
+/// Where blocks run, one on a multiprocessor.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    multiprocessors: usize,
+    /// Clusters of four at once: fewer than a quarter, as they do not reach across the groups of 16 or 18 that
+    /// multiprocessors come in.
+    fours: usize,
+}
+
+impl Room {
+    fn of(stream: &Stream) -> Result<Room, Error> {
+        let multiprocessors = stream.device().multiprocessors();
+        let fours = stream.clusters_at_once(gpu::gemm_stream_t16_bf16, gpu::MAX_SPLIT, ALL_SHARED)?;
+        Ok(Room { multiprocessors, fours })
+    }
+}
+
 /// How a product is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
@@ -29,19 +46,18 @@ impl Cut {
         shape.n.div_ceil(self.rows as usize)
     }
 
-    /// Clusters that run at once. Clusters do not reach across the GPU's groups of 16 or 18 multiprocessors, so
-    /// those of 4 cannot use all of the 132.
-    fn clusters(self, multiprocessors: usize) -> usize {
+    /// Clusters that run at once.
+    fn clusters(self, room: Room) -> usize {
         match self.split {
-            1 | 2 => multiprocessors / self.split as usize,
-            split => (multiprocessors / 16 * 16 / split as usize).max(1),
+            1 | 2 => room.multiprocessors / self.split as usize,
+            _ => room.fours.max(1),
         }
     }
 
     /// Time, in rows of 128 bytes that a multiprocessor streams in (about 4 ns each). A row of activations counts half,
     /// because it comes from L2. A tile's end costs about half a microsecond, the cluster's meeting as much again.
-    fn time(self, shape: &Shape, multiprocessors: usize) -> usize {
-        let rounds = self.tiles(shape).div_ceil(self.clusters(multiprocessors));
+    fn time(self, shape: &Shape, room: Room) -> usize {
+        let rounds = self.tiles(shape).div_ceil(self.clusters(room));
         let steps = shape.k.div_ceil(gpu::TILE_K as usize).div_ceil(self.split as usize);
         let meeting = if self.split > 1 { 128 } else { 0 };
         let sums = self.rows as usize * tokens(shape) as usize / 64;
@@ -50,20 +66,20 @@ impl Cut {
 
     /// Whether the kernel can do it: a cluster has one tile, and the sums of a block that has several need room
     /// beside the stages.
-    fn fits(self, shape: &Shape, multiprocessors: usize) -> bool {
-        (self.split == 1 || self.tiles(shape) <= self.clusters(multiprocessors))
-            && Plan::new(self, shape, multiprocessors).stages >= 3.min(steps(shape))
+    fn fits(self, shape: &Shape, room: Room) -> bool {
+        (self.split == 1 || self.tiles(shape) <= self.clusters(room))
+            && Plan::new(self, shape, room).stages >= 3.min(steps(shape))
     }
 
     /// The fastest cut by [`Cut::time`].
-    fn fitting(shape: &Shape, gated: bool, multiprocessors: usize) -> Cut {
+    fn fitting(shape: &Shape, gated: bool, room: Room) -> Cut {
         let step = if gated { 16 } else { 8 };
         let most = gpu::most_rows(4) as usize;
         [1, 2, 4]
             .into_iter()
             .flat_map(|split| (step..=most).step_by(step).map(move |rows| Cut { rows: rows as u32, split }))
-            .filter(|cut| cut.fits(shape, multiprocessors))
-            .min_by_key(|cut| (cut.time(shape, multiprocessors), cut.split))
+            .filter(|cut| cut.fits(shape, room))
+            .min_by_key(|cut| (cut.time(shape, room), cut.split))
             // Few rows always fit.
             .unwrap_or(Cut { rows: step as u32, split: 1 })
     }
@@ -96,7 +112,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(cut: Cut, shape: &Shape, multiprocessors: usize) -> Plan {
+    fn new(cut: Cut, shape: &Shape, room: Room) -> Plan {
         let tokens = tokens(shape);
         let stage = gpu::stage_bytes(cut.rows, tokens);
         // What the last slab and the last token tile read behind the last stage.
@@ -104,7 +120,7 @@ impl Plan {
             (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens).max(columns(shape) - tokens);
         let slack = beyond * gpu::ROW_BYTES;
         let sums = gpu::sums_pitch(cut.rows) * tokens * 4;
-        let resident = cut.clusters(multiprocessors) * cut.split as usize;
+        let resident = cut.clusters(room) * cut.split as usize;
         let persistent = cut.tiles(shape) * cut.split as usize > resident;
         let beside = if persistent { sums } else { 0 };
         // A tile's steps are all that a block of one tile can use.
@@ -114,7 +130,7 @@ impl Plan {
         let stages = if half >= ENOUGH_STAGES.min(most) { half } else { stages(ALL_SHARED) };
         let ring = gpu::STAGES_AT + stages * stage;
         let (at, end) = if persistent { (ring, ring + slack.max(sums)) } else { (gpu::STAGES_AT, ring + slack) };
-        let blocks = if persistent { multiprocessors } else { cut.tiles(shape) * cut.split as usize };
+        let blocks = if persistent { room.multiprocessors } else { cut.tiles(shape) * cut.split as usize };
         Plan { wide: cut.rows > gpu::most_rows(2), stages, sums: at, shared: end.max(at + sums), blocks }
     }
 }
@@ -127,15 +143,15 @@ pub(super) fn supports(shape: &Shape, cut: Option<Cut>, target: Target) -> bool 
 
 /// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty.
 pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &Stream) -> Result<(), Error> {
-    let multiprocessors = stream.device().multiprocessors();
+    let room = Room::of(stream)?;
     let gated = gemm.activation.is_gated();
     let cut = match cut {
         // A forced split is dropped where clusters would have to be persistent.
-        Some(cut) if !cut.fits(shape, multiprocessors) => Cut { split: 1, ..cut },
+        Some(cut) if !cut.fits(shape, room) => Cut { split: 1, ..cut },
         Some(cut) => cut,
-        None => Cut::fitting(shape, gated, multiprocessors),
+        None => Cut::fitting(shape, gated, room),
     };
-    let plan = Plan::new(cut, shape, multiprocessors);
+    let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
         a: stream.tensor_map_2d(&gemm.a, tokens(shape), gpu::TILE_K)?,
         w: stream.tensor_map_2d(&gemm.w, cut.rows, gpu::TILE_K)?,
@@ -210,6 +226,7 @@ const CUTS: [(u32, u32); 7] = [(16, 1), (64, 1), (112, 1), (64, 2), (128, 4), (2
 mod tests {
     use super::*;
 
+    const H200: Room = Room { multiprocessors: 132, fours: 32 };
     const SHAPES: [(usize, usize, bool); 9] = [
         (6144, 4096, false),
         (4096, 4096, false),
@@ -227,10 +244,10 @@ mod tests {
         for (n, k, gated) in SHAPES {
             for m in 1..=MAX_TOKENS {
                 let shape = Shape { m, n, k };
-                let fitting = Cut::fitting(&shape, gated, 132);
+                let fitting = Cut::fitting(&shape, gated, H200);
                 let forced = CUTS.map(|(rows, split)| Cut { rows, split });
-                for cut in forced.into_iter().filter(|cut| cut.fits(&shape, 132)).chain([fitting]) {
-                    let plan = Plan::new(cut, &shape, 132);
+                for cut in forced.into_iter().filter(|cut| cut.fits(&shape, H200)).chain([fitting]) {
+                    let plan = Plan::new(cut, &shape, H200);
                     assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
                     assert!(!gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
                     let stage = gpu::stage_bytes(cut.rows, tokens(&shape));
@@ -248,7 +265,7 @@ mod tests {
     fn llamas_products_fill_an_h200_in_one_round() {
         for (n, k, gated) in &SHAPES[..4] {
             for m in [8, 16, 32, 64, 128] {
-                let cut = Cut::fitting(&Shape { m, n: *n, k: *k }, *gated, 132);
+                let cut = Cut::fitting(&Shape { m, n: *n, k: *k }, *gated, H200);
                 let blocks = cut.tiles(&Shape { m, n: *n, k: *k }) * cut.split as usize;
                 assert!((120..=132).contains(&blocks), "m = {m}, n = {n}: {cut:?}");
             }
