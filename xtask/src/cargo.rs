@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -50,9 +51,8 @@ fn is_true(value: Option<OsString>) -> bool {
 
 /// `wootz chat ARGS…`. Cargo talks on stderr, so stdout is the program's alone.
 pub fn chat(args: &[OsString]) -> Result<()> {
-    let mut command = cargo_run();
-    command.args(["--package", "serve-cli", "--bin", "wootz", "--", "chat"]).args(args);
-    process::become_program(&mut command)
+    let wootz = built("--bin", "wootz")?;
+    process::become_program(process::tool(wootz).arg("chat").args(args))
 }
 
 /// `cargo test` over the workspace.
@@ -86,22 +86,22 @@ fn test_args(args: &[OsString]) -> Vec<OsString> {
     all
 }
 
-/// `cargo run` in the user's own working directory, so that relative paths mean what they say.
-fn cargo_run() -> Command {
-    let mut command = cargo("run");
-    command.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
-    command
+/// Builds and runs an example of the workspace, in the user's own working directory.
+pub fn example<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Result<()> {
+    let program = built("--example", name)?;
+    process::become_program(process::tool(program).args(args))
 }
 
-/// Builds and runs an example of the workspace, in the user's own working directory. Built as `test` builds: one
-/// package alone has other features, and its dependencies would be compiled a second time.
-pub fn example<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Result<()> {
+/// Builds a program of the workspace and returns its path. Built as `test` builds: one package alone has other
+/// features, and its dependencies would be compiled a second time.
+fn built(kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo("build");
     build.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
-    process::run(build.args(["--workspace", "--example", name]))?;
-    // xtask itself is in the profile's folder, and the examples are beside it.
+    process::run(build.args(["--workspace", kind, name]))?;
+    // xtask itself is in the profile's folder, examples in a folder beside it.
     let own = env::current_exe().context("cannot find xtask's own executable")?;
-    process::become_program(process::tool(own.with_file_name("examples").join(name)).args(args))
+    let folder = if kind == "--example" { own.with_file_name("examples") } else { own.with_file_name("") };
+    Ok(folder.join(name))
 }
 
 #[cfg(test)]
