@@ -163,8 +163,8 @@ impl Wgmma {
     /// The form with `n` columns: multiples of 8 to 256; of 8-bit integers 8, 24 and multiples of 16.
     pub fn new(n: usize, a: Element, b: Element) -> Result<Wgmma, MatrixError> {
         let fits = match a.is_integer() {
-            true => n == 8 || n == 24 || n % 16 == 0,
-            false => n % 8 == 0,
+            true => n == 8 || n == 24 || n.is_multiple_of(16),
+            false => n.is_multiple_of(8),
         };
         if !a.multiplies(b) || !fits || !(8..=256).contains(&n) {
             let k = K_BYTES / a.bytes();
