@@ -8,7 +8,8 @@
 //! - [`fragment`]: `mma.sync`. [`ldmatrix`]: `ldmatrix`, `stmatrix`. [`wgmma`]: matrix descriptors, `wgmma.mma_async`.
 //! - [`swizzle`]: the permutation of shared memory that TMA and `wgmma` share.
 //! - [`reduce`]: elements reduced into memory.
-//! - [`tensor_map`] and [`tma`]: tensor maps and what a copy through one moves. [`mbarrier`]: the barriers that count it.
+//! - [`tensor_map`] and [`tma`]: tensor maps and what a copy through one moves. [`mbarrier`]: the barriers that
+//!   count it.
 //!
 //! # What is known of the hardware, and what is assumed
 //!

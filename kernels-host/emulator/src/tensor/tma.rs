@@ -288,7 +288,8 @@ mod tests {
                     elements.push((piece.shared + byte, piece.global.map(|global| global + byte as u64)));
                 }
             }
-            let counts: Vec<u32> = (0..rank).map(|i| if i == 0 { box_dims[0] } else { box_dims[i].div_ceil(steps[i]) }).collect();
+            let step = |axis: usize| if axis == 0 { 1 } else { steps[axis] };
+            let counts: Vec<u32> = (0..rank).map(|axis| box_dims[axis].div_ceil(step(axis))).collect();
             let total: u32 = counts.iter().product();
             prop_assert_eq!(map.box_bytes(), total * size);
             prop_assert_eq!(elements.len(), total as usize);
@@ -296,8 +297,7 @@ mod tests {
             for (n, &(shared, global)) in elements.iter().enumerate() {
                 let (mut rest, mut address, mut inside) = (n as u32, BASE, true);
                 for axis in 0..rank {
-                    let step = if axis == 0 { 1 } else { steps[axis] };
-                    let coordinate = at[axis] as i64 + (rest % counts[axis] * step) as i64;
+                    let coordinate = at[axis] as i64 + (rest % counts[axis] * step(axis)) as i64;
                     rest /= counts[axis];
                     inside &= (0..dims[axis] as i64).contains(&coordinate);
                     let stride = if axis == 0 { size as u64 } else { strides[axis - 1] };
