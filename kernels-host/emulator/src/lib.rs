@@ -1,0 +1,56 @@
+//! Executes PTX on the CPU, warp by warp, with the checks of a sanitizer.
+//!
+//! What runs is the text that the compiler emits, so what is tested is what ships: the
+//! compiler's own mistakes show as well. A launch is single-threaded and deterministic from the
+//! device's seed, which picks the order of warps and the moments at which asynchronous copies
+//! land; another seed explores another interleaving.
+//!
+//! ```
+//! use ptx_emulator::{Device, Grid, Module, Param};
+//!
+//! let module = Module::parse(
+//!     ".version 8.0 .target sm_80 .address_size 64
+//!     .visible .entry double(.param .u64 p, .param .u32 n) {
+//!         .reg .pred %p<2>; .reg .b32 %r<4>; .reg .b64 %rd<3>;
+//!         ld.param.b64 %rd1, [p];
+//!         ld.param.b32 %r1, [n];
+//!         mov.u32 %r2, %tid.x;
+//!         setp.ge.u32 %p1, %r2, %r1;
+//!         @%p1 ret;
+//!         mad.wide.u32 %rd2, %r2, 4, %rd1;
+//!         ld.global.b32 %r3, [%rd2];
+//!         shl.b32 %r3, %r3, 1;
+//!         st.global.b32 [%rd2], %r3;
+//!         ret;
+//!     }",
+//! )?;
+//! let mut device = Device::new(7);
+//! let numbers = device.alloc("numbers", 12);
+//! device.write(numbers, bytes_of(&[1, 2, 3]))?;
+//! let params = [Param::U64(numbers), Param::U32(3)];
+//! let report = device.launch(&module, "double", Grid::linear(1, 32), &params, 0)?;
+//! assert_eq!(device.read(numbers, 12)?, bytes_of(&[2, 4, 6]));
+//! assert_eq!(report.instructions["shl.b32"], 1); // one warp, three of its lanes
+//! # fn bytes_of(numbers: &[u32]) -> &'static [u8] {
+//! #     numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>().leak()
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Limits
+//! `mma`, `ldmatrix`, `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached
+//! ([`FaultKind::Unsupported`]). Clusters, functions (`.func`), local memory and textures are
+//! not known. A register holds zero until it is written.
+
+mod decode;
+mod device;
+mod exec;
+mod fault;
+mod instruction;
+mod memory;
+mod module;
+mod syntax;
+
+pub use device::{Device, Grid, Param, Report};
+pub use fault::{Access, Fault, FaultKind, ParseError, Site};
+pub use module::Module;
