@@ -7,12 +7,14 @@
 //! - [`element`]: types of matrix elements. [`accumulate`]: how products are added up.
 //! - [`fragment`]: `mma.sync`. [`ldmatrix`]: `ldmatrix`, `stmatrix`. [`wgmma`]: matrix descriptors, `wgmma.mma_async`.
 //! - [`swizzle`]: the permutation of shared memory that TMA and `wgmma` share.
+//! - [`reduce`]: elements reduced into memory.
 //! - [`tensor_map`] and [`tma`]: tensor maps and what a copy through one moves. [`mbarrier`]: the barriers that count it.
 pub mod accumulate;
 pub mod element;
 pub mod fragment;
 pub mod ldmatrix;
 pub mod mbarrier;
+pub mod reduce;
 pub mod swizzle;
 pub mod tensor_map;
 pub mod tma;
@@ -66,3 +68,4 @@ pub enum MatrixError {
 fn check_registers(operand: char, expected: usize, found: usize) -> Result<(), MatrixError> {
     if expected == found { Ok(()) } else { Err(MatrixError::Registers { operand, expected, found }) }
 }
+#[cfg(test)]
