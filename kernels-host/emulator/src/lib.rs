@@ -42,14 +42,18 @@
 //! ([`FaultKind::Unsupported`]). Clusters, functions (`.func`), local memory and textures are
 //! not known. A register holds zero until it is written.
 
+#![forbid(unsafe_code)]
+
 mod decode;
 mod device;
 mod exec;
 mod fault;
+pub mod formats;
 mod instruction;
 mod memory;
 mod module;
 mod syntax;
+pub mod tensor;
 
 pub use device::{Device, Grid, Param, Report};
 pub use fault::{Access, Fault, FaultKind, ParseError, Site};

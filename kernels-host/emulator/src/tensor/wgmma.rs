@@ -1,0 +1,463 @@
+//! `wgmma.mma_async`: matrix products of a warpgroup, with operands in shared memory.
+//!
+//! The product is in parts, because the instruction is asynchronous: [`Wgmma::load_a`] and [`Wgmma::load_b`] read
+//! operands (once at issue and once at the wait, say, to see whether someone wrote in between), [`Wgmma::a_from_registers`]
+//! takes a from a fragment, [`Wgmma::multiply`] updates the accumulators.
+//!
+//! Shapes are m64nNk(32 bytes). Warp w of the four has rows 16w to 16w + 16 as `mma.sync` lays them out (see
+//! [`super::fragment`]): register 4j + r holds what register r of an m16n8 accumulator does, of columns 8j on.
+//!
+//! Not here: accumulators of f16, `.sp` (sparse a), `.b1`.
+use super::accumulate::{Accumulate, multiply_add};
+use super::element::{Element, Matrix};
+use super::fragment::{for_accumulators, unpack_a};
+use super::swizzle::Swizzle;
+use super::{MatrixError, Register, check_registers};
+
+/// Rows of a and d.
+pub const M: usize = 64;
+/// Bytes of K that one instruction multiplies.
+pub const K_BYTES: usize = 32;
+/// Shared memory that a descriptor can reach: 18 bits of address.
+const ADDRESS_MASK: u32 = 0x3_ffff;
+
+/// Which way an operand lies in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Major {
+    /// Elements of K next to each other: `imm-trans` 0.
+    K,
+    /// Elements of M or N next to each other: `imm-trans` 1, of 16-bit types only.
+    Mn,
+}
+
+/// A shared-memory matrix descriptor, taken apart.
+///
+/// Memory is made of core matrices: 8 rows of 16 bytes, rows along M or N (K-major) or along K (MN-major). A
+/// swizzle puts 2, 4 or 8 of them side by side, so that rows are [`Swizzle::width`] apart; without one, rows
+/// follow each other directly. The strides lead to the next core matrices:
+///
+/// | | next 16 bytes | next group of 8 rows |
+/// |---|---|---|
+/// | K-major, no swizzle | of K: leading | of M, N: stride |
+/// | K-major, swizzled | of K: adjacent | of M, N: stride |
+/// | MN-major, no swizzle | of M, N: stride | of K: leading |
+/// | MN-major, swizzled | of M, N: adjacent, then leading | of K: stride |
+///
+/// The swizzle permutes absolute addresses, after the offset is added, which is why advancing the start by 32
+/// bytes inside of a swizzled row addresses the next 16 elements of K.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Shared address of the first element, bits 0 to 13 of the descriptor times 16.
+    pub start: u32,
+    /// Leading dimension byte offset, bits 16 to 29 times 16.
+    pub leading: u32,
+    /// Stride dimension byte offset, bits 32 to 45 times 16.
+    pub stride: u32,
+    /// Bits 49 to 51: the 128-byte line, of 8, on which the swizzle's pattern starts; 0 where the tile is aligned to
+    /// the swizzle's period. The manual defines the field but not the arithmetic: taken here as subtracted from
+    /// the line number.
+    pub base_offset: u32,
+    /// Bits 62, 63: 0 none, 1 of 128 bytes, 2 of 64, 3 of 32.
+    pub swizzle: Swizzle,
+}
+
+impl Descriptor {
+    /// Takes `bits` apart. All patterns are descriptors; unused bits are ignored, as by the hardware.
+    pub fn decode(bits: u64) -> Descriptor {
+        let field = |shift: u32| ((bits >> shift) as u32 & 0x3fff) << 4;
+        let swizzle = match bits >> 62 {
+            0 => Swizzle::None,
+            1 => Swizzle::B128,
+            2 => Swizzle::B64,
+            _ => Swizzle::B32,
+        };
+        let base_offset = (bits >> 49) as u32 & 7;
+        Descriptor { start: field(0), leading: field(16), stride: field(32), base_offset, swizzle }
+    }
+    /// The bits that [`Descriptor::decode`] takes apart.
+    pub fn encode(&self) -> u64 {
+        let field = |bytes: u32| (bytes as u64 & ADDRESS_MASK as u64) >> 4;
+        let swizzle = match self.swizzle {
+            Swizzle::None => 0,
+            Swizzle::B128 => 1,
+            Swizzle::B64 => 2,
+            Swizzle::B32 => 3u64,
+        };
+        field(self.start)
+            | field(self.leading) << 16
+            | field(self.stride) << 32
+            | (self.base_offset as u64 & 7) << 49
+            | swizzle << 62
+    }
+
+    /// Shared address of the 16 bytes that start with element (`row`, byte `k_byte` of K) of a K-major operand.
+    /// `k_byte` is a multiple of 16.
+    pub fn k_major(&self, row: u32, k_byte: u32) -> u32 {
+        let (group, row) = (row / 8, row % 8);
+        let along_k = if self.swizzle == Swizzle::None { k_byte / 16 * self.leading } else { k_byte };
+        self.locate(row * self.swizzle.width() + group * self.stride + along_k)
+    }
+    /// Shared address of the 16 bytes that start with element (`mn`, `k`) of an MN-major operand of 16-bit elements.
+    /// `mn` is a multiple of 8.
+    pub fn mn_major(&self, mn: u32, k: u32) -> u32 {
+        let (chunk, group, row) = (mn / 8, k / 8, k % 8);
+        let per_row = self.swizzle.width() / 16;
+        let offset = if self.swizzle == Swizzle::None {
+            chunk * self.stride + group * self.leading
+        } else {
+            chunk % per_row * 16 + chunk / per_row * self.leading + group * self.stride
+        };
+        self.locate(offset + row * self.swizzle.width())
+    }
+    fn locate(&self, offset: u32) -> u32 {
+        self.swizzle.apply_from((self.start + offset) & ADDRESS_MASK, self.base_offset)
+    }
+
+    /// Reads `rows` of the operand, [`K_BYTES`] of each. `read` gets the address of each 16 bytes once.
+    fn load<E>(
+        &self,
+        element: Element,
+        rows: usize,
+        major: Major,
+        read: &mut impl FnMut(u32) -> Result<[u8; 16], E>,
+    ) -> Result<Matrix, E> {
+        let (bytes, per_chunk) = (element.bytes(), 16 / element.bytes());
+        let mut matrix = Matrix::zeros(element, rows, K_BYTES / bytes);
+        let k_length = matrix.k;
+        let (outer, inner) = match major {
+            Major::K => (rows, k_length / per_chunk),
+            Major::Mn => (k_length, rows / per_chunk),
+        };
+        for (line, chunk) in (0..outer).flat_map(|line| (0..inner).map(move |chunk| (line, chunk))) {
+            let along = chunk * per_chunk;
+            let (address, first, step) = match major {
+                Major::K => (self.k_major(line as u32, chunk as u32 * 16), line * k_length + along, 1),
+                Major::Mn => (self.mn_major(along as u32, line as u32), along * k_length + line, k_length),
+            };
+            let chunk = read(address)?;
+            for (i, packed) in chunk.chunks(bytes).enumerate() {
+                let mut word = [0; 4];
+                word[..bytes].copy_from_slice(packed);
+                matrix.codes[first + i * step] = element.extract(u32::from_le_bytes(word), 0);
+            }
+        }
+        Ok(matrix)
+    }
+}
+
+/// One form of `wgmma.mma_async.sync.aligned.m64nNk*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wgmma {
+    n: usize,
+    a: Element,
+    b: Element,
+    major_a: Major,
+    major_b: Major,
+    negate_a: bool,
+    negate_b: bool,
+    accumulate: Accumulate,
+    saturate: bool,
+}
+
+impl Wgmma {
+    /// The form with `n` columns: multiples of 8 to 256; of 8-bit integers 8, 24 and multiples of 16.
+    pub fn new(n: usize, a: Element, b: Element) -> Result<Wgmma, MatrixError> {
+        let fits = match a.is_integer() {
+            true => n == 8 || n == 24 || n % 16 == 0,
+            false => n % 8 == 0,
+        };
+        if !a.multiplies(b) || !fits || !(8..=256).contains(&n) {
+            let k = K_BYTES / a.bytes();
+            return Err(MatrixError::Shape { instruction: "wgmma", m: M, n, k, a, b });
+        }
+        Ok(Wgmma {
+            n,
+            a,
+            b,
+            major_a: Major::K,
+            major_b: Major::K,
+            negate_a: false,
+            negate_b: false,
+            accumulate: Accumulate::default(),
+            saturate: false,
+        })
+    }
+    /// The same with operands in shared memory lying as `a` and `b` say (`imm-trans-a`, `imm-trans-b`).
+    pub fn majors(self, a: Major, b: Major) -> Result<Wgmma, MatrixError> {
+        for (operand, element, major) in [('a', self.a, a), ('b', self.b, b)] {
+            if major == Major::Mn && element.bytes() != 2 {
+                return Err(MatrixError::Transposed { operand, element });
+            }
+        }
+        Ok(Wgmma { major_a: a, major_b: b, ..self })
+    }
+    /// The same with signs flipped (`imm-scale-a`, `imm-scale-b` of -1), floating point only.
+    pub fn negate(self, a: bool, b: bool) -> Wgmma {
+        Wgmma { negate_a: a, negate_b: b, ..self }
+    }
+    /// The same, adding up as `accumulate` says.
+    pub fn accumulate(self, accumulate: Accumulate) -> Wgmma {
+        Wgmma { accumulate, ..self }
+    }
+    /// The same with `.satfinite`: s32 sums stop at the ends of their range.
+    pub fn saturate(self) -> Wgmma {
+        Wgmma { saturate: true, ..self }
+    }
+    /// Accumulator registers of each thread: n / 2.
+    pub fn d_registers(&self) -> usize {
+        self.n / 2
+    }
+
+    /// Reads a from shared memory.
+    pub fn load_a<E>(
+        &self,
+        descriptor: Descriptor,
+        mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
+    ) -> Result<Matrix, E> {
+        let mut a = descriptor.load(self.a, M, self.major_a, &mut read)?;
+        if self.negate_a {
+            a.negate();
+        }
+        Ok(a)
+    }
+    /// Reads b from shared memory.
+    pub fn load_b<E>(
+        &self,
+        descriptor: Descriptor,
+        mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
+    ) -> Result<Matrix, E> {
+        let mut b = descriptor.load(self.b, self.n, self.major_b, &mut read)?;
+        if self.negate_b {
+            b.negate();
+        }
+        Ok(b)
+    }
+    /// Takes a from the four warps' registers.
+    pub fn a_from_registers(&self, warps: &[[Register; 4]; 4]) -> Matrix {
+        let mut a = Matrix::zeros(self.a, M, K_BYTES / self.a.bytes());
+        for (w, registers) in warps.iter().enumerate() {
+            unpack_a(registers, &mut a, 16 * w);
+        }
+        if self.negate_a {
+            a.negate();
+        }
+        a
+    }
+
+    /// d = a · b + d, or a · b where `keep` (`scale-d`) is false, of the four warps' registers.
+    ///
+    /// # Panics
+    /// If `a` or `b` come from a form of other types or shape.
+    pub fn multiply(
+        &self,
+        d: &mut [&mut [Register]; 4],
+        a: &Matrix,
+        b: &Matrix,
+        keep: bool,
+    ) -> Result<(), MatrixError> {
+        for registers in d.iter() {
+            check_registers('d', self.d_registers(), registers.len())?;
+        }
+        assert!(a.element == self.a && b.element == self.b && a.rows() == M && b.rows() == self.n);
+        let mut sums = vec![0; M * self.n];
+        if keep {
+            self.for_accumulators(|w, lane, r, at| sums[at] = d[w][r][lane]);
+        }
+        multiply_add(&mut sums, a, b, self.accumulate, self.saturate);
+        self.for_accumulators(|w, lane, r, at| d[w][r][lane] = sums[at]);
+        Ok(())
+    }
+    /// Calls `f` with warp, lane, register and place in d of each accumulator.
+    fn for_accumulators(&self, mut f: impl FnMut(usize, usize, usize, usize)) {
+        for (w, j) in (0..4).flat_map(|w| (0..self.n / 8).map(move |j| (w, j))) {
+            for_accumulators(|lane, r, row, column| f(w, lane, 4 * j + r, (16 * w + row) * self.n + 8 * j + column));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::Narrowing;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+
+    /// Small whole numbers as patterns of `element`, as many bytes as it has.
+    fn bytes(element: Element, x: i32) -> Vec<u8> {
+        let code = match element.format() {
+            Some(format) => format.from_f32(x as f32, Narrowing::RN) << if element == Element::Tf32 { 13 } else { 0 },
+            None => x as u8 as u32,
+        };
+        code.to_le_bytes()[..element.bytes()].to_vec()
+    }
+    fn reader(memory: &[u8]) -> impl FnMut(u32) -> Result<[u8; 16], Infallible> + '_ {
+        |address| Ok(std::array::from_fn(|i| memory[address as usize + i]))
+    }
+
+    /// A tile of `rows` × `width` bytes, rows next to each other, under `swizzle`: what TMA writes.
+    fn write_rows(memory: &mut [u8], start: u32, rows: &[Vec<u8>], swizzle: Swizzle) {
+        for (r, row) in rows.iter().enumerate() {
+            for (i, &byte) in row.iter().enumerate() {
+                memory[swizzle.apply(start + (r * row.len() + i) as u32) as usize] = byte;
+            }
+        }
+    }
+
+    fn value(element: Element, bits: u32) -> i32 {
+        if element.is_integer() { bits as i32 } else { f32::from_bits(bits) as i32 }
+    }
+    fn check(op: &Wgmma, d: &[Vec<Register>], expected: impl Fn(usize, usize) -> i32) {
+        for (row, column) in (0..M).flat_map(|row| (0..op.n).map(move |column| (row, column))) {
+            // The layout as kernels-gpu/src/prim/wgmma.rs words it.
+            let (w, lane) = (row / 16, row % 8 * 4 + column % 8 / 2);
+            let register = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+            assert_eq!(value(op.a, d[w][register][lane]), expected(row, column), "({row}, {column})");
+        }
+    }
+    fn multiply(op: &Wgmma, d: &mut [Vec<Register>], a: &Matrix, b: &Matrix, keep: bool) {
+        let mut parts = d.iter_mut().map(|d| d.as_mut_slice());
+        let mut warps: [&mut [Register]; 4] = std::array::from_fn(|_| parts.next().unwrap());
+        op.multiply(&mut warps, a, b, keep).unwrap();
+    }
+
+    /// As the GEMM kernels go: boxes of 128 bytes of K under the 128-byte swizzle, the descriptor advanced by 2.
+    #[test]
+    fn steps_of_k_inside_of_a_swizzled_row() {
+        let (a, b) =
+            (|r: usize, k: usize| (r * 5 + k * 3) as i32 % 7 - 3, |c: usize, k: usize| (c + k * 11) as i32 % 5 - 2);
+        for (element, n) in
+            [(Element::Bf16, 256), (Element::F16, 128), (Element::E4m3, 128), (Element::S8, 64), (Element::Tf32, 8)]
+        {
+            let per_row = 128 / element.bytes();
+            let tile = |rows: usize, f: &dyn Fn(usize, usize) -> i32| -> Vec<Vec<u8>> {
+                (0..rows).map(|r| (0..per_row).flat_map(|k| bytes(element, f(r, k))).collect()).collect()
+            };
+            let (a_start, b_start) = (0x400, 0x2c00);
+            let mut memory = vec![0; 0x10000];
+            write_rows(&mut memory, a_start, &tile(64, &a), Swizzle::B128);
+            write_rows(&mut memory, b_start, &tile(n, &b), Swizzle::B128);
+            // Bit for bit as kernels-gpu/src/prim/wgmma.rs builds it.
+            let descriptor = |address: u64| ((address & 0x3_ffff) >> 4) | 1 << 16 | (1024 >> 4) << 32 | 1 << 62;
+            let op = Wgmma::new(n, element, element).unwrap();
+            let mut d = vec![vec![[0x7fc0_0000u32; 32]; n / 2]; 4];
+            for step in 0..4 {
+                let a = Descriptor::decode(descriptor(a_start as u64) + step * 2);
+                let b = Descriptor::decode(descriptor(b_start as u64) + step * 2);
+                let a = op.load_a(a, reader(&memory)).unwrap();
+                let b = op.load_b(b, reader(&memory)).unwrap();
+                multiply(&op, &mut d, &a, &b, step > 0);
+            }
+            check(&op, &d, |row, column| (0..per_row).map(|k| a(row, k) * b(column, k)).sum());
+        }
+    }
+
+    fn numbers(rows: usize, k: usize, seed: usize) -> Vec<Vec<i32>> {
+        (0..rows).map(|r| (0..k).map(|k| (r * 31 + k * 17 + r * k * seed) as i32 % 9 - 4).collect()).collect()
+    }
+
+    /// Lays `rows` [m or n][k] of 16-bit elements down by the canonical layouts of CUTLASS, in units of elements.
+    fn lay_down(memory: &mut [u8], d: &Descriptor, rows: &[Vec<i32>], major: Major, element: Element) {
+        let t = 16 / element.bytes();
+        let (w, leading, stride) = (d.swizzle.width() as usize / 16, d.leading as usize, d.stride as usize);
+        for (r, k) in (0..rows.len()).flat_map(|r| (0..rows[r].len()).map(move |k| (r, k))) {
+            let offset = match (major, d.swizzle) {
+                // ((8, m), (T, 2)) : ((1T, SBO), (1, LBO))
+                (Major::K, Swizzle::None) => r % 8 * 16 + r / 8 * stride + k / t * leading,
+                // ((8, m), (T, 2)) : ((wT, SBO), (1, T))
+                (Major::K, _) => r % 8 * w * 16 + r / 8 * stride + k / t * 16,
+                // ((T, 1, m), (8, k)) : ((1, T, SBO), (1T, LBO))
+                (Major::Mn, Swizzle::None) => r / t * stride + k % 8 * 16 + k / 8 * leading,
+                // ((T, w, m), (8, k)) : ((1, T, LBO), (wT, SBO))
+                (Major::Mn, _) => r / t % w * 16 + r / t / w * leading + k % 8 * w * 16 + k / 8 * stride,
+            };
+            let within = if major == Major::K { k % t } else { r % t } * element.bytes();
+            let at = d.swizzle.apply(d.start + (offset + within) as u32) as usize;
+            memory[at..at + element.bytes()].copy_from_slice(&bytes(element, rows[r][k]));
+        }
+    }
+    /// Strides with which no two core matrices of an operand of `rows` share memory.
+    fn described(start: u32, rows: usize, swizzle: Swizzle, major: Major) -> Descriptor {
+        let width = swizzle.width();
+        let (leading, stride) = match (major, swizzle) {
+            (Major::K, Swizzle::None) => (128 * rows as u32 / 8 + 128, 128),
+            (Major::K, _) => (16, swizzle.period()),
+            (Major::Mn, Swizzle::None) => (128, 256),
+            (Major::Mn, _) => (2 * swizzle.period(), 8 * width),
+        };
+        Descriptor { start, leading, stride, base_offset: 0, swizzle }
+    }
+
+    fn any_swizzle() -> impl Strategy<Value = Swizzle> {
+        prop::sample::select(vec![Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128])
+    }
+    fn any_major() -> impl Strategy<Value = Major> {
+        prop::sample::select(vec![Major::K, Major::Mn])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn operands_by_descriptor_multiply(
+            swizzles in (any_swizzle(), any_swizzle()),
+            majors in (any_major(), any_major()),
+            n in (1usize..=32).prop_map(|n| n * 8),
+            seed in 0usize..9,
+            negate in any::<(bool, bool)>(),
+            keep in any::<bool>(),
+            from_registers in any::<bool>(),
+        ) {
+            let element = Element::Bf16;
+            let (a, b) = (numbers(64, 16, seed), numbers(n, 16, seed + 1));
+            let a_at = described(0x1000, 64, swizzles.0, majors.0);
+            let b_at = described(0x8000, n, swizzles.1, majors.1);
+            let mut memory = vec![0; 0x20000];
+            lay_down(&mut memory, &a_at, &a, majors.0, element);
+            lay_down(&mut memory, &b_at, &b, majors.1, element);
+            let op = Wgmma::new(n, element, element).unwrap().majors(majors.0, majors.1).unwrap();
+            let op = op.negate(negate.0, negate.1).accumulate(Accumulate::of_wgmma(element));
+            prop_assert_eq!(Descriptor::decode(a_at.encode()), a_at);
+            let a_matrix = if from_registers {
+                let pair = |row: usize, k: usize| {
+                    let [x, y] = [0, 1].map(|i| bytes(element, a[row][k + i]));
+                    u32::from_le_bytes([x[0], x[1], y[0], y[1]])
+                };
+                op.a_from_registers(&std::array::from_fn(|w| std::array::from_fn(|r| std::array::from_fn(|lane| {
+                    pair(16 * w + lane / 4 + r % 2 * 8, lane % 4 * 2 + r / 2 * 8)
+                }))))
+            } else {
+                op.load_a(a_at, reader(&memory)).unwrap()
+            };
+            let b_matrix = op.load_b(b_at, reader(&memory)).unwrap();
+            let mut d = vec![vec![[100f32.to_bits(); 32]; n / 2]; 4];
+            multiply(&op, &mut d, &a_matrix, &b_matrix, keep);
+            let sign = if negate.0 == negate.1 { 1 } else { -1 };
+            check(&op, &d, |row, column| {
+                let dot: i32 = a[row].iter().zip(&b[column]).map(|(x, y)| x * y).sum();
+                sign * dot + if keep { 100 } else { 0 }
+            });
+        }
+    }
+
+    #[test]
+    fn a_tile_off_its_period_is_found_by_its_base_offset() {
+        // A pattern that starts on line 3 of eight: row r has its chunks xored with r, not with r + 3.
+        let d = Descriptor { start: 0x180, leading: 16, stride: 1024, base_offset: 3, swizzle: Swizzle::B128 };
+        for row in 0..8 {
+            assert_eq!(d.k_major(row, 16), 0x180 + row * 128 + (1 ^ row) * 16);
+        }
+    }
+
+    #[test]
+    fn forms_that_do_not_exist_are_errors() {
+        assert!(Wgmma::new(12, Element::F16, Element::F16).is_err());
+        assert!(Wgmma::new(264, Element::F16, Element::F16).is_err());
+        assert!(Wgmma::new(40, Element::S8, Element::S8).is_err());
+        assert!(Wgmma::new(24, Element::S8, Element::U8).is_ok());
+        let fp8 = Wgmma::new(128, Element::E4m3, Element::E5m2).unwrap();
+        let error = fp8.majors(Major::K, Major::Mn).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "operand b of e5m2 cannot be MN-major: only 16-bit types can, so lay it out K-major"
+        );
+    }
+}
