@@ -21,10 +21,6 @@ impl Shared {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     fn bounds(&self, access: Access, address: u64, bytes: usize) -> Result<usize, FaultKind> {
         let offset = address as usize;
         if offset.saturating_add(bytes) <= self.bytes.len() {

@@ -155,12 +155,6 @@ impl<'a> Parser<'_, 'a> {
         found
     }
 
-    fn word_is(&mut self, word: &str) -> bool {
-        let found = self.peek() == Some(Token::Word(word));
-        self.at += usize::from(found);
-        found
-    }
-
     fn expected<T>(&self, what: &str) -> Result<T, ParseError> {
         let found = match self.peek() {
             Some(Token::Word(word) | Token::Number(word)) => format!("`{word}`"),
