@@ -159,7 +159,7 @@ mod tests {
             ("add.u32 %r1, %r2, 1, 2;", "too many"),
             ("add.u32 %r1, %r2;", "operand 3 is missing"),
             ("add.u64 %rd1, %r2, 1;", "has 32 bits"),
-            ("mov.b32 %r9, 0;", "`%r9` is neither"),
+            ("mov.b32 %r9, 0;", "`%r9` is not a register"),
             ("bra nowhere;", "label `nowhere`"),
         ] {
             let message = Module::parse(&entry(body)).unwrap_err().to_string();
