@@ -13,8 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         if path.extension().is_none_or(|extension| extension != "ptx") {
             continue;
         }
-        let module = Module::parse(&fs::read_to_string(&path)?)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let module =
+            Module::parse(&fs::read_to_string(&path)?).map_err(|error| format!("{}: {error}", path.display()))?;
         println!("{}: {} entries", path.display(), module.entries().count());
     }
     Ok(())

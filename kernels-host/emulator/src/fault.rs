@@ -39,7 +39,7 @@ pub struct Fault {
     /// What happened.
     pub kind: FaultKind,
     /// The instruction; `None` for faults of the host or of the whole launch.
-    pub site: Option<Site>,
+    pub site: Option<Box<Site>>,
 }
 
 /// The instruction and thread of a fault.

@@ -1,6 +1,8 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+use crate::tensor::fragment::Mma;
+
 /// One decoded instruction.
 #[derive(Clone, Debug)]
 pub(crate) struct Instruction {
@@ -315,49 +317,160 @@ pub(crate) enum Collective {
     },
 }
 
-/// Families that are decoded but not executed yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    LoadMatrix,
-    Mma,
-    Mbarrier,
-    Bulk,
-    Wgmma,
+/// Where the rows of `ldmatrix` and `stmatrix` lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MatrixRows {
+    pub address: Address,
+    pub transpose: bool,
+}
+
+/// `mma.sync`: d = a · b + c.
+#[derive(Clone, Debug)]
+pub(crate) struct MmaOp {
+    pub form: Mma,
+    pub d: Vec<Reg>,
+    pub a: Vec<Operand>,
+    pub b: Vec<Operand>,
+    pub c: Vec<Operand>,
 }
 
 /// Operations; names follow the PTX manual.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Unary { op: Unary, ty: Type, flags: FloatFlags, dst: Reg, a: Operand },
-    Binary { op: Binary, ty: Type, flags: FloatFlags, dst: Reg, a: Operand, b: Operand },
-    Ternary { op: Ternary, ty: Type, flags: FloatFlags, dst: Reg, args: [Operand; 3] },
+    Unary {
+        op: Unary,
+        ty: Type,
+        flags: FloatFlags,
+        dst: Reg,
+        a: Operand,
+    },
+    Binary {
+        op: Binary,
+        ty: Type,
+        flags: FloatFlags,
+        dst: Reg,
+        a: Operand,
+        b: Operand,
+    },
+    Ternary {
+        op: Ternary,
+        ty: Type,
+        flags: FloatFlags,
+        dst: Reg,
+        args: [Operand; 3],
+    },
     /// `bfi`: insert `length` bits of `a` into `b` at `start`.
-    Bfi { ty: Type, dst: Reg, a: Operand, b: Operand, start: Operand, length: Operand },
+    Bfi {
+        ty: Type,
+        dst: Reg,
+        a: Operand,
+        b: Operand,
+        start: Operand,
+        length: Operand,
+    },
     Setp(Setp),
-    Selp { ty: Type, dst: Reg, a: Operand, b: Operand, pred: Guard },
-    PredBinary { op: BoolOp, dst: Reg, a: Guard, b: Guard },
-    PredMov { dst: Reg, a: PredSource },
-    Mov { ty: Type, dst: Reg, a: Operand },
-    Pack { ty: Type, dst: Reg, parts: Vec<Operand> },
-    Unpack { ty: Type, parts: Vec<Option<Reg>>, a: Operand },
+    Selp {
+        ty: Type,
+        dst: Reg,
+        a: Operand,
+        b: Operand,
+        pred: Guard,
+    },
+    PredBinary {
+        op: BoolOp,
+        dst: Reg,
+        a: Guard,
+        b: Guard,
+    },
+    PredMov {
+        dst: Reg,
+        a: PredSource,
+    },
+    Mov {
+        ty: Type,
+        dst: Reg,
+        a: Operand,
+    },
+    Pack {
+        ty: Type,
+        dst: Reg,
+        parts: Vec<Operand>,
+    },
+    Unpack {
+        ty: Type,
+        parts: Vec<Option<Reg>>,
+        a: Operand,
+    },
     Cvt(Cvt),
     /// `cvta`: adds the window of `space` to an address in it.
-    ToGeneric { space: Space, ty: Type, dst: Reg, a: Operand },
+    ToGeneric {
+        space: Space,
+        ty: Type,
+        dst: Reg,
+        a: Operand,
+    },
     /// `cvta.to`.
-    FromGeneric { space: Space, ty: Type, dst: Reg, a: Operand },
-    Load { ty: Type, dst: Vec<Option<Reg>>, address: Address },
-    Store { ty: Type, src: Vec<Operand>, address: Address },
-    Atomic { op: AtomicOp, ty: Type, dst: Option<Reg>, address: Address, b: Operand, c: Option<Operand> },
-    CopyAsync { bytes: u32, to: Address, from: Address, from_bytes: Option<Operand> },
+    FromGeneric {
+        space: Space,
+        ty: Type,
+        dst: Reg,
+        a: Operand,
+    },
+    Load {
+        ty: Type,
+        dst: Vec<Option<Reg>>,
+        address: Address,
+    },
+    Store {
+        ty: Type,
+        src: Vec<Operand>,
+        address: Address,
+    },
+    Atomic {
+        op: AtomicOp,
+        ty: Type,
+        dst: Option<Reg>,
+        address: Address,
+        b: Operand,
+        c: Option<Operand>,
+    },
+    CopyAsync {
+        bytes: u32,
+        to: Address,
+        from: Address,
+        from_bytes: Option<Operand>,
+    },
     CopyCommit,
     /// Waits until at most `pending` of the newest groups are in flight; `None` waits for all,
     /// committed or not.
-    CopyWait { pending: Option<u32> },
+    CopyWait {
+        pending: Option<u32>,
+    },
+    LoadMatrix {
+        dst: Vec<Reg>,
+        rows: MatrixRows,
+    },
+    StoreMatrix {
+        src: Vec<Operand>,
+        rows: MatrixRows,
+    },
+    Mma(Box<MmaOp>),
     /// `bar.sync` (wait) and `bar.arrive`.
-    Barrier { wait: bool, id: Operand, count: Option<Operand> },
-    Collective { what: Collective, mask: Operand },
-    ActiveMask { dst: Reg },
-    Branch { target: u32 },
+    Barrier {
+        wait: bool,
+        id: Operand,
+        count: Option<Operand>,
+    },
+    Collective {
+        what: Collective,
+        mask: Operand,
+    },
+    ActiveMask {
+        dst: Reg,
+    },
+    Branch {
+        target: u32,
+    },
     Exit,
     Trap,
     /// Fences, prefetches, hints: nothing to do on a machine without caches.
@@ -365,7 +478,7 @@ pub(crate) enum Op {
     /// `.aligned` instructions without an effect here (`setmaxnreg`).
     Aligned,
     /// Decoded, not executed: the operands are resolved, so registers and labels exist.
-    Later { family: Family },
+    Later,
 }
 
 /// `setp`.

@@ -38,7 +38,7 @@
 //! ```
 //!
 //! # Limits
-//! `mma`, `ldmatrix`, `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached
+//! `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached
 //! ([`FaultKind::Unsupported`]). Clusters, functions (`.func`), local memory and textures are
 //! not known. A register holds zero until it is written.
 

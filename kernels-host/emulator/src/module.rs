@@ -3,7 +3,8 @@
 use crate::ParseError;
 use crate::decode::{Symbol, Symbols, decode};
 use crate::instruction::Instruction;
-use crate::syntax::parser::{RawEntry, RawModule, Variable, parse};
+use crate::syntax::parser::parse;
+use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
 /// A parsed and decoded PTX module.
 #[derive(Debug)]
@@ -70,10 +71,7 @@ impl Module {
 }
 
 /// Lays out shared variables, those of unknown size behind all others, and lists the global ones.
-fn place_variables<'a>(
-    raw: &RawModule<'a>,
-    symbols: &mut Symbols<'a>,
-) -> (usize, Vec<GlobalVariable>) {
+fn place_variables<'a>(raw: &RawModule<'a>, symbols: &mut Symbols<'a>) -> (usize, Vec<GlobalVariable>) {
     let mut shared = 0_usize;
     let mut globals = Vec::new();
     for variable in &raw.variables {
@@ -101,16 +99,10 @@ fn place_variables<'a>(
 }
 
 impl Entry {
-    fn new<'a>(
-        raw: &RawEntry<'a>,
-        symbols: &mut Symbols<'a>,
-        static_shared: usize,
-    ) -> Result<Self, ParseError> {
+    fn new<'a>(raw: &RawEntry<'a>, symbols: &mut Symbols<'a>, static_shared: usize) -> Result<Self, ParseError> {
         let params = place_params(&raw.params, symbols);
         let (instructions, kinds) = decode(raw, symbols)?;
-        let threads = |(name, numbers): &(&str, Vec<u32>)| {
-            (*name == ".maxntid").then(|| numbers.iter().product())
-        };
+        let threads = |(name, numbers): &(&str, Vec<u32>)| (*name == ".maxntid").then(|| numbers.iter().product());
         Ok(Self {
             name: raw.name.to_owned(),
             instructions,
@@ -151,9 +143,7 @@ mod tests {
 
     #[test]
     fn half_understood_instructions_are_errors() {
-        let entry = |body: &str| {
-            format!("{HEAD}.entry k() {{ .reg .b32 %r<3>; .reg .b64 %rd<2>; {body} ret; }}")
-        };
+        let entry = |body: &str| format!("{HEAD}.entry k() {{ .reg .b32 %r<3>; .reg .b64 %rd<2>; {body} ret; }}");
         for (body, part) in [
             ("add.cc.u32 %r1, %r2, 1;", "modifier `.cc`"),
             ("add.u32 %r1, %r2, 1, 2;", "too many"),

@@ -2,10 +2,8 @@
 
 use super::Decoder;
 use crate::ParseError;
-use crate::instruction::{
-    Binary, BoolOp, Cmp, FloatFlags, Guard, Op, PredSource, Setp, Ternary, Type, Unary,
-};
-use crate::syntax::parser::RawOperand;
+use crate::instruction::{Binary, BoolOp, Cmp, FloatFlags, Guard, Op, PredSource, Setp, Ternary, Type, Unary};
+use crate::syntax::raw::RawOperand;
 
 const COMPARISONS: &[(&str, Cmp)] = &[
     ("eq", Cmp::Eq),
@@ -28,8 +26,7 @@ const COMPARISONS: &[(&str, Cmp)] = &[
     ("nan", Cmp::Nan),
 ];
 
-const BOOLEANS: &[(&str, BoolOp)] =
-    &[("and", BoolOp::And), ("or", BoolOp::Or), ("xor", BoolOp::Xor)];
+const BOOLEANS: &[(&str, BoolOp)] = &[("and", BoolOp::And), ("or", BoolOp::Or), ("xor", BoolOp::Xor)];
 
 /// Which half of a product an integer multiplication keeps.
 #[derive(Clone, Copy, PartialEq)]
@@ -264,8 +261,7 @@ impl Decoder<'_, '_> {
         if let Some(RawOperand::Vector(parts)) = self.statement.operands.get(1) {
             self.read += 1;
             let part = self.part(ty, parts.len())?;
-            let parts =
-                parts.iter().map(|raw| self.source(raw, part, false)).collect::<Result<_, _>>()?;
+            let parts = parts.iter().map(|raw| self.source(raw, part, false)).collect::<Result<_, _>>()?;
             return Ok(Op::Pack { ty, dst, parts });
         }
         Ok(Op::Mov { ty, dst, a: self.src(ty)? })

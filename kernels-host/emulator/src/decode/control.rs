@@ -2,24 +2,14 @@
 
 use super::Decoder;
 use crate::ParseError;
-use crate::instruction::{
-    AtomicOp, Collective, Family, Guard, Op, Operand, ShuffleMode, Type, VoteMode,
-};
-use crate::syntax::parser::RawOperand;
+use crate::instruction::{AtomicOp, Collective, Guard, Op, Operand, ShuffleMode, Type, VoteMode};
+use crate::syntax::raw::RawOperand;
 
-const SHUFFLES: &[(&str, ShuffleMode)] = &[
-    ("up", ShuffleMode::Up),
-    ("down", ShuffleMode::Down),
-    ("bfly", ShuffleMode::Bfly),
-    ("idx", ShuffleMode::Idx),
-];
+const SHUFFLES: &[(&str, ShuffleMode)] =
+    &[("up", ShuffleMode::Up), ("down", ShuffleMode::Down), ("bfly", ShuffleMode::Bfly), ("idx", ShuffleMode::Idx)];
 
-const VOTES: &[(&str, VoteMode)] = &[
-    ("all", VoteMode::All),
-    ("any", VoteMode::Any),
-    ("uni", VoteMode::Uni),
-    ("ballot", VoteMode::Ballot),
-];
+const VOTES: &[(&str, VoteMode)] =
+    &[("all", VoteMode::All), ("any", VoteMode::Any), ("uni", VoteMode::Uni), ("ballot", VoteMode::Ballot)];
 
 const REDUCTIONS: &[(&str, AtomicOp)] = &[
     ("add", AtomicOp::Add),
@@ -73,10 +63,7 @@ impl Decoder<'_, '_> {
                 self.src(Type::U(32))?;
                 Op::Aligned
             }
-            "ldmatrix" | "stmatrix" => self.later(Family::LoadMatrix)?,
-            "mma" => self.later(Family::Mma)?,
-            "mbarrier" => self.later(Family::Mbarrier)?,
-            "wgmma" => self.later(Family::Wgmma)?,
+            "mbarrier" | "wgmma" => self.later()?,
             _ => return Ok(None),
         }))
     }

@@ -31,8 +31,7 @@ impl Decoder<'_, '_> {
         let sat = self.has("sat") | self.has("satfinite");
         let relu = self.has("relu");
         let (to, from) = (self.ty()?, self.ty()?);
-        let packed = matches!(to, Type::F16x2 | Type::BF16x2 | Type::E4M3x2 | Type::E5M2x2)
-            && from == Type::F32;
+        let packed = matches!(to, Type::F16x2 | Type::BF16x2 | Type::E4M3x2 | Type::E5M2x2) && from == Type::F32;
         let dst = self.wide_dst(to)?;
         let a = self.wide_src(from)?;
         let b = if packed { Some(self.wide_src(from)?) } else { None };
@@ -52,10 +51,6 @@ impl Decoder<'_, '_> {
         ])?;
         let ty = self.ty()?;
         let (dst, a) = (self.dst(ty)?, self.src(ty)?);
-        Ok(if back {
-            Op::FromGeneric { space, ty, dst, a }
-        } else {
-            Op::ToGeneric { space, ty, dst, a }
-        })
+        Ok(if back { Op::FromGeneric { space, ty, dst, a } } else { Op::ToGeneric { space, ty, dst, a } })
     }
 }

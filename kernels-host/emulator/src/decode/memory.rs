@@ -2,8 +2,8 @@
 
 use super::Decoder;
 use crate::ParseError;
-use crate::instruction::{AtomicOp, Family, Op, Space, Type};
-use crate::syntax::parser::RawOperand;
+use crate::instruction::{AtomicOp, Op, Space, Type};
+use crate::syntax::raw::RawOperand;
 
 const SPACES: &[(&str, Space)] = &[
     ("global", Space::Global),
@@ -142,11 +142,8 @@ impl Decoder<'_, '_> {
         if !self.has("async") {
             return self.wrong("only the asynchronous copies exist".into());
         }
-        if self.words.first() == Some(&"bulk") {
-            return self.later(Family::Bulk);
-        }
-        if self.words.first() == Some(&"mbarrier") {
-            return self.later(Family::Mbarrier);
+        if matches!(self.words.first(), Some(&("bulk" | "mbarrier"))) {
+            return self.later();
         }
         if self.has("commit_group") {
             return Ok(Op::CopyCommit);
@@ -187,9 +184,9 @@ impl Decoder<'_, '_> {
     }
 
     /// Decodes an instruction that is not executed yet: its operands must resolve.
-    pub(super) fn later(&mut self, family: Family) -> Result<Op, ParseError> {
+    pub(super) fn later(&mut self) -> Result<Op, ParseError> {
         self.ignored()?;
-        Ok(Op::Later { family })
+        Ok(Op::Later)
     }
 
     fn resolve(&self, raw: &RawOperand<'_>) -> Result<(), ParseError> {

@@ -4,15 +4,14 @@
 mod arithmetic;
 mod control;
 mod convert;
+mod matrix;
 mod memory;
 
 use std::collections::HashMap;
 
 use crate::ParseError;
-use crate::instruction::{
-    Address, Class, Guard, Instruction, Op, Operand, Reg, Space, Special, Type,
-};
-use crate::syntax::parser::{RawEntry, RawOperand, Statement};
+use crate::instruction::{Address, Class, Guard, Instruction, Op, Operand, Reg, Space, Special, Type};
+use crate::syntax::raw::{RawEntry, RawOperand, Statement};
 
 /// What names outside an entry's registers and labels mean.
 #[derive(Debug, Default)]
@@ -78,7 +77,8 @@ impl<'d, 'a> Decoder<'d, 'a> {
 
     fn op(&mut self) -> Result<Op, ParseError> {
         let name = self.statement.opcode.split('.').next().unwrap_or_default();
-        for family in [Self::arithmetic, Self::conversion, Self::memory, Self::control] {
+        let families = [Self::arithmetic, Self::conversion, Self::memory, Self::matrix, Self::control];
+        for family in families {
             if let Some(op) = family(self, name)? {
                 return Ok(op);
             }
@@ -227,17 +227,13 @@ impl<'d, 'a> Decoder<'d, 'a> {
                     return Ok(Operand::Special(special));
                 }
                 match self.symbols.names.get(name) {
-                    Some(Symbol::Shared(offset) | Symbol::Param(offset)) => {
-                        Ok(Operand::Imm(u64::from(*offset)))
-                    }
+                    Some(Symbol::Shared(offset) | Symbol::Param(offset)) => Ok(Operand::Imm(u64::from(*offset))),
                     Some(Symbol::Global(index)) => Ok(Operand::Global(*index)),
                     None => self.wrong(format!("`{name}` is neither a register nor a variable")),
                 }
             }
             RawOperand::Integer(value) => Ok(Operand::Imm(*value as u64)),
-            RawOperand::Float(bits) if ty == Type::F64 => {
-                Ok(Operand::Imm(f64::from(f32::from_bits(*bits)).to_bits()))
-            }
+            RawOperand::Float(bits) if ty == Type::F64 => Ok(Operand::Imm(f64::from(f32::from_bits(*bits)).to_bits())),
             RawOperand::Float(bits) => Ok(Operand::Imm(u64::from(*bits))),
             RawOperand::Double(bits) if ty == Type::F32 => {
                 Ok(Operand::Imm(u64::from((f64::from_bits(*bits) as f32).to_bits())))
@@ -266,18 +262,14 @@ impl<'d, 'a> Decoder<'d, 'a> {
     fn optional_dst(&self, raw: &RawOperand<'_>, ty: Type) -> Result<Option<Reg>, ParseError> {
         match raw {
             RawOperand::Word("_") => Ok(None),
-            RawOperand::Word(name) => {
-                Ok(Some(self.fits(self.register(name)?, ty, true, name)?))
-            }
+            RawOperand::Word(name) => Ok(Some(self.fits(self.register(name)?, ty, true, name)?)),
             _ => self.wrong("a destination must be a register".into()),
         }
     }
 
     fn address(&mut self, space: Space) -> Result<Address, ParseError> {
         let (base, offset) = match self.next()? {
-            RawOperand::Address(base, offset, coordinates) if coordinates.is_empty() => {
-                (base.as_ref(), *offset)
-            }
+            RawOperand::Address(base, offset, coordinates) if coordinates.is_empty() => (base.as_ref(), *offset),
             _ => return self.wrong(format!("operand {} must be an address", self.read)),
         };
         // 32-bit registers address shared memory; elsewhere addresses have 64 bits.

@@ -14,13 +14,7 @@ const MOST_ELEMENTS: usize = 4;
 
 impl Executor<'_> {
     /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
-    pub(super) fn access(
-        &mut self,
-        warp: &mut Warp,
-        crew: &mut Crew,
-        op: &Op,
-        mask: u32,
-    ) -> Result<bool, LaneFault> {
+    pub(super) fn access(&mut self, warp: &mut Warp, crew: &mut Crew, op: &Op, mask: u32) -> Result<bool, LaneFault> {
         match op {
             Op::Load { ty, dst, address } => self.load(warp, crew, *ty, dst, *address, mask)?,
             Op::Store { ty, src, address } => self.store(warp, crew, *ty, src, *address, mask)?,
@@ -52,7 +46,7 @@ impl Executor<'_> {
         Ok(true)
     }
 
-    fn addresses(&self, warp: &Warp, address: Address) -> Lanes<u64> {
+    pub(super) fn addresses(&self, warp: &Warp, address: Address) -> Lanes<u64> {
         let base = warp.get64(address.base, &self.env);
         super::map(&base, |base| base.wrapping_add_signed(address.offset))
     }
@@ -212,23 +206,16 @@ impl Executor<'_> {
         Ok(())
     }
 
-    fn finish_copy(
-        &mut self,
-        warp: &Warp,
-        crew: &mut Crew,
-        mut copy: Copy,
-    ) -> Result<(), LaneFault> {
+    fn finish_copy(&mut self, warp: &Warp, crew: &mut Crew, mut copy: Copy) -> Result<(), LaneFault> {
         if !copy.landed {
             self.land_copy(crew, &mut copy)?;
         }
         let lane = copy.lane as usize;
         let who = self.who(warp, lane);
-        crew.shared
-            .land_copy(copy.to, copy.bytes as usize, who)
-            .map_err(|kind| LaneFault::at(lane, kind))
+        crew.shared.land_copy(copy.to, copy.bytes as usize, who).map_err(|kind| LaneFault::at(lane, kind))
     }
 
-    fn who<'w>(&self, warp: &'w Warp, lane: usize) -> Who<'w> {
+    pub(super) fn who<'w>(&self, warp: &'w Warp, lane: usize) -> Who<'w> {
         let line = self.line(warp.pc);
         Who { warp: warp.index, lane: lane as u32, clock: &warp.clock, line }
     }
@@ -257,7 +244,7 @@ fn resolve(space: Space, address: u64) -> (Space, u64) {
 }
 
 fn aligned(access: Access, address: u64, bytes: usize) -> Result<(), FaultKind> {
-    if address % bytes as u64 == 0 {
+    if address.is_multiple_of(bytes as u64) {
         return Ok(());
     }
     Err(FaultKind::Misaligned { access, bytes, address })
@@ -301,9 +288,7 @@ fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let b = b & keep;
     let signed = |value: u64| (value << unused) as i64 >> unused;
     match op {
-        AtomicOp::Add if ty == Type::F32 => {
-            u64::from(canonical(f32::from_bits(old as u32) + f32::from_bits(b as u32)))
-        }
+        AtomicOp::Add if ty == Type::F32 => u64::from(canonical(f32::from_bits(old as u32) + f32::from_bits(b as u32))),
         AtomicOp::Add if ty == Type::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         AtomicOp::Add => old.wrapping_add(b),
         AtomicOp::Min if ty.is_signed() => signed(old).min(signed(b)) as u64,
@@ -316,7 +301,19 @@ fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
         AtomicOp::Exch => b,
         AtomicOp::Cas if old & keep == b => c,
         AtomicOp::Cas => old,
-        AtomicOp::Inc => if old >= b { 0 } else { old + 1 },
-        AtomicOp::Dec => if old == 0 || old > b { b } else { old - 1 },
+        AtomicOp::Inc => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomicOp::Dec => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
     }
 }

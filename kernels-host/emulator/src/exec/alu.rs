@@ -3,9 +3,7 @@
 use super::float::{canonical, canonical64, compare, flush, fma, min_max, saturate, unary, unary64};
 use super::warp::{Env, Warp};
 use super::{Lanes, lanes, map, map2, map3};
-use crate::instruction::{
-    Binary, BoolOp, FloatFlags, Op, Operand, PredSource, Reg, Setp, Ternary, Type, Unary,
-};
+use crate::instruction::{Binary, BoolOp, FloatFlags, Op, Operand, PredSource, Reg, Setp, Ternary, Type, Unary};
 
 /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
 pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, op: &Op, mask: u32) -> bool {
@@ -20,8 +18,7 @@ pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, op: &Op, mask: u32) -> boo
         Op::Bfi { ty, dst, a, b, start, length } => {
             let (start, length) = (warp.get32(*start, env), warp.get32(*length, env));
             let (a, b) = (warp.get64(*a, env), warp.get64(*b, env));
-            let values: Lanes<u64> =
-                std::array::from_fn(|i| insert(a[i], b[i], start[i], length[i], ty.bits()));
+            let values: Lanes<u64> = std::array::from_fn(|i| insert(a[i], b[i], start[i], length[i], ty.bits()));
             warp.set64(*dst, mask, &values);
         }
         Op::Setp(setp) => comparison(warp, env, setp, mask),
@@ -216,11 +213,7 @@ fn float_binary(op: Binary, a: &Lanes<f32>, b: &Lanes<f32>) -> Lanes<u32> {
 }
 
 fn wide_product(ty: Type, a: u32, b: u32) -> u64 {
-    if ty.is_signed() {
-        (i64::from(a as i32) * i64::from(b as i32)) as u64
-    } else {
-        u64::from(a) * u64::from(b)
-    }
+    if ty.is_signed() { (i64::from(a as i32) * i64::from(b as i32)) as u64 } else { u64::from(a) * u64::from(b) }
 }
 
 /// Shift amounts beyond the width act as the width.
@@ -269,9 +262,7 @@ fn integer_binary64(op: Binary, ty: Type, a: &Lanes<u64>, b: &Lanes<u64>) -> Lan
         Binary::Add => map2(a, b, u64::wrapping_add),
         Binary::Sub => map2(a, b, u64::wrapping_sub),
         Binary::Mul => map2(a, b, u64::wrapping_mul),
-        Binary::MulHi if signed => {
-            map2(a, b, |a, b| ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64)
-        }
+        Binary::MulHi if signed => map2(a, b, |a, b| ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64),
         Binary::MulHi => map2(a, b, |a, b| ((u128::from(a) * u128::from(b)) >> 64) as u64),
         Binary::Div if signed => map2(a, b, |a, b| match b {
             0 => u64::MAX,
@@ -293,14 +284,7 @@ fn integer_binary64(op: Binary, ty: Type, a: &Lanes<u64>, b: &Lanes<u64>) -> Lan
     }
 }
 
-fn three(
-    warp: &mut Warp,
-    env: &Env<'_>,
-    form: Form<Ternary>,
-    dst: Reg,
-    args: [Operand; 3],
-    mask: u32,
-) {
+fn three(warp: &mut Warp, env: &Env<'_>, form: Form<Ternary>, dst: Reg, args: [Operand; 3], mask: u32) {
     let (op, ty, flags) = form;
     let [a, b, c] = args;
     if ty == Type::F32 {

@@ -32,19 +32,12 @@ impl Barriers {
     ///
     /// # Errors
     /// What is wrong with the use of the barrier.
-    pub fn arrive(
-        &mut self,
-        id: u32,
-        count: Option<u32>,
-        warp: u32,
-        clock: &[u32],
-        wait: bool,
-    ) -> Result<(), String> {
+    pub fn arrive(&mut self, id: u32, count: Option<u32>, warp: u32, clock: &[u32], wait: bool) -> Result<(), String> {
         if id > 15 {
             return Err(format!("barrier {id} does not exist; there are 0 to 15"));
         }
         if let Some(count) = count
-            && (count == 0 || count % 32 != 0)
+            && (count == 0 || !count.is_multiple_of(32))
         {
             return Err(format!("{count} threads are not a whole number of warps"));
         }

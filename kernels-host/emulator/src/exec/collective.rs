@@ -26,18 +26,12 @@ pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, what: &Collective, members
         }
         Collective::Reduce { op, ty, dst, a } => {
             let values = warp.get32(*a, env);
-            let result = lanes(members)
-                .map(|lane| values[lane])
-                .reduce(|a, b| reduce(*op, *ty, a, b))
-                .unwrap_or(0);
+            let result = lanes(members).map(|lane| values[lane]).reduce(|a, b| reduce(*op, *ty, a, b)).unwrap_or(0);
             warp.set32(*dst, members, &[result; 32]);
         }
         Collective::Match { ty, dst, a, all } => {
-            let values = if ty.bits() == 64 {
-                warp.get64(*a, env)
-            } else {
-                super::map(&warp.get32(*a, env), u64::from)
-            };
+            let values =
+                if ty.bits() == 64 { warp.get64(*a, env) } else { super::map(&warp.get32(*a, env), u64::from) };
             let mut same = [0_u32; 32];
             for lane in lanes(members) {
                 same[lane] = lanes(members)

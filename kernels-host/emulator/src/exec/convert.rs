@@ -166,7 +166,11 @@ fn integer_to_f32(rounding: Option<Rounding>, value: i128) -> f32 {
     let wide = nearest as i128;
     match rounding {
         Some(Rounding::Zero) if wide.abs() > value.abs() => {
-            if value > 0 { nearest.next_down() } else { nearest.next_up() }
+            if value > 0 {
+                nearest.next_down()
+            } else {
+                nearest.next_up()
+            }
         }
         Some(Rounding::Down) if wide > value => nearest.next_down(),
         Some(Rounding::Up) if wide < value => nearest.next_up(),

@@ -48,8 +48,7 @@ impl Copies {
         let committed = self.committed;
         let waited = |copy: &Copy| {
             let closed = committed[copy.lane as usize];
-            mask >> copy.lane & 1 != 0
-                && pending.is_none_or(|pending| copy.group + pending < closed)
+            mask >> copy.lane & 1 != 0 && pending.is_none_or(|pending| copy.group + pending < closed)
         };
         let taken = self.pending.iter().copied().filter(waited).collect();
         self.pending.retain(|copy| !waited(copy));
@@ -63,16 +62,7 @@ mod tests {
 
     #[test]
     fn a_wait_takes_all_but_the_newest_groups() {
-        let copy = |lane, group| Copy {
-            lane,
-            group,
-            to: 0,
-            from: 0,
-            bytes: 16,
-            from_bytes: 16,
-            landed: false,
-            pc: 0,
-        };
+        let copy = |lane, group| Copy { lane, group, to: 0, from: 0, bytes: 16, from_bytes: 16, landed: false, pc: 0 };
         let mut copies = Copies::default();
         copies.pending.push(copy(0, 0));
         copies.commit(1);

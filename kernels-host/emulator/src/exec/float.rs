@@ -93,10 +93,7 @@ pub(crate) fn min_max(op: Binary, a: f32, b: f32) -> u32 {
 pub(crate) fn compare<T: PartialOrd>(cmp: Cmp, a: T, b: T) -> bool {
     let order = a.partial_cmp(&b);
     let Some(order) = order else {
-        return !matches!(
-            cmp,
-            Cmp::Eq | Cmp::Ne | Cmp::Lt | Cmp::Le | Cmp::Gt | Cmp::Ge | Cmp::Num
-        );
+        return !matches!(cmp, Cmp::Eq | Cmp::Ne | Cmp::Lt | Cmp::Le | Cmp::Gt | Cmp::Ge | Cmp::Num);
     };
     match cmp {
         Cmp::Eq | Cmp::EqU => order.is_eq(),

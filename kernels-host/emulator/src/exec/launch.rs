@@ -57,11 +57,7 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
 }
 
 /// Draws a warp that can run, lets some of its copies land, and runs it for a while.
-fn turn(
-    executor: &mut Executor<'_>,
-    blocks: &mut [Block],
-    random: &mut Random,
-) -> Result<(), Fault> {
+fn turn(executor: &mut Executor<'_>, blocks: &mut [Block], random: &mut Random) -> Result<(), Fault> {
     let ready = |warp: &Warp| warp.state == State::Ready;
     let count: usize = blocks.iter().map(|b| b.warps.iter().filter(|w| ready(w)).count()).sum();
     if count == 0 {
@@ -88,12 +84,7 @@ fn nth(warps: &[Warp], pick: usize, ready: impl Fn(&Warp) -> bool) -> Option<usi
 }
 
 /// Half of the time, the data of one in two copies in flight arrive.
-fn land_some(
-    executor: &mut Executor<'_>,
-    warp: &mut Warp,
-    crew: &mut Crew,
-    random: &mut Random,
-) -> Result<(), Fault> {
+fn land_some(executor: &mut Executor<'_>, warp: &mut Warp, crew: &mut Crew, random: &mut Random) -> Result<(), Fault> {
     if warp.copies.pending.is_empty() || random.below(2) == 0 {
         return Ok(());
     }

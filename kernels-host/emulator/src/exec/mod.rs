@@ -8,6 +8,7 @@ mod convert;
 mod copy;
 mod float;
 pub(crate) mod launch;
+mod matrix;
 mod step;
 mod warp;
 
@@ -37,11 +38,7 @@ pub(crate) fn map<A: Copy, T: Copy + Default>(a: &Lanes<A>, f: impl Fn(A) -> T) 
 }
 
 /// Applies `f` to each lane of two values.
-pub(crate) fn map2<A: Copy, B: Copy, T: Copy + Default>(
-    a: &Lanes<A>,
-    b: &Lanes<B>,
-    f: impl Fn(A, B) -> T,
-) -> Lanes<T> {
+pub(crate) fn map2<A: Copy, B: Copy, T: Copy + Default>(a: &Lanes<A>, b: &Lanes<B>, f: impl Fn(A, B) -> T) -> Lanes<T> {
     let mut out = [T::default(); 32];
     for lane in 0..32 {
         out[lane] = f(a[lane], b[lane]);

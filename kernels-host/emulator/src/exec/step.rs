@@ -1,8 +1,8 @@
 //! One instruction of one warp.
 
+use super::barrier::Barriers;
 use super::warp::{Env, State, Warp};
 use super::{alu, collective, convert, lanes};
-use super::barrier::Barriers;
 use crate::instruction::{Collective, Instruction, Op, Operand};
 use crate::memory::{Memory, Shared};
 use crate::module::Entry;
@@ -78,9 +78,7 @@ impl<'a> Executor<'a> {
             return Ok(());
         }
         self.count(instruction)?;
-        if alu::execute(warp, &self.env, &instruction.op, mask)
-            || self.access(warp, crew, &instruction.op, mask)?
-        {
+        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, crew, &instruction.op, mask)? {
             warp.pc += 1;
             return Ok(());
         }
@@ -127,12 +125,13 @@ impl<'a> Executor<'a> {
             Op::Barrier { wait, id, count } => {
                 return self.barrier(warp, crew, (*wait, *id, *count), mask);
             }
-            Op::Aligned => {
+            Op::Aligned | Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
                 if !self.converged(warp, mask) {
                     return Ok(());
                 }
+                self.matrix(warp, crew, &instruction.op)?;
             }
-            Op::Later { .. } => {
+            Op::Later => {
                 let instruction = self.entry.kinds[instruction.kind as usize].clone();
                 return Err(FaultKind::Unsupported { instruction }.into());
             }
@@ -187,21 +186,13 @@ impl<'a> Executor<'a> {
         } else {
             warp.pc += 1;
         }
-        crew.barriers
-            .arrive(id, count, warp.index, &warp.clock, wait)
-            .map_err(|what| FaultKind::Barrier { what })?;
+        crew.barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
         // What the warp does from now on is not what the others learn of here.
         warp.clock[warp.index as usize] += 1;
         Ok(())
     }
 
-    fn collective(
-        &mut self,
-        warp: &mut Warp,
-        what: &Collective,
-        members: Operand,
-        mask: u32,
-    ) -> Result<(), LaneFault> {
+    fn collective(&mut self, warp: &mut Warp, what: &Collective, members: Operand, mask: u32) -> Result<(), LaneFault> {
         exclude(warp, mask);
         let members = warp.get32(members, &self.env);
         for lane in lanes(mask) {
@@ -248,9 +239,8 @@ impl<'a> Executor<'a> {
 
     /// Which lanes of a warp wait where.
     pub fn waits(&self, warp: &Warp) -> String {
-        let wait = |(pc, mask): (u32, u32)| {
-            format!("lanes {mask:#010x} at line {} ({})", self.line(pc), self.opcode(pc))
-        };
+        let wait =
+            |(pc, mask): (u32, u32)| format!("lanes {mask:#010x} at line {} ({})", self.line(pc), self.opcode(pc));
         let running = (warp.active != 0).then_some((warp.pc, warp.active));
         let groups = warp.groups.iter().map(|group| (group.pc, group.mask));
         let all: Vec<_> = running.into_iter().chain(groups).map(wait).collect();
@@ -273,7 +263,7 @@ impl<'a> Executor<'a> {
             block: warp.identity.block,
             thread: warp.thread(lane as u32),
         };
-        Fault { kind: fault.kind, site: Some(site) }
+        Fault { kind: fault.kind, site: Some(Box::new(site)) }
     }
 }
 

@@ -3,9 +3,9 @@
 //! The lanes at the smallest position run; the others wait until the running ones reach them.
 //! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
 
+use super::copy::Copies;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
-use super::copy::Copies;
 
 /// Registers of a warp.
 #[derive(Debug)]
@@ -176,9 +176,7 @@ impl Warp {
     pub fn get64(&self, operand: Operand, env: &Env<'_>) -> Lanes<u64> {
         match operand {
             Operand::Reg(Reg { class: Class::B64, index }) => self.registers.wide[index as usize],
-            Operand::Reg(reg) => {
-                super::map(&self.registers.narrow[reg.index as usize], u64::from)
-            }
+            Operand::Reg(reg) => super::map(&self.registers.narrow[reg.index as usize], u64::from),
             Operand::Imm(bits) => [bits; 32],
             Operand::Special(special) => super::map(&self.special(special, env), u64::from),
             Operand::Global(index) => [env.globals[index as usize]; 32],

@@ -46,12 +46,7 @@ impl Memory {
     }
 
     /// The allocation that holds `bytes` bytes at `address`, and their offset in it.
-    fn locate(
-        &self,
-        access: Access,
-        address: u64,
-        bytes: usize,
-    ) -> Result<(usize, usize), FaultKind> {
+    fn locate(&self, access: Access, address: u64, bytes: usize) -> Result<(usize, usize), FaultKind> {
         let after = self.allocations.partition_point(|found| found.base <= address);
         if let Some(at) = after.checked_sub(1) {
             let offset = (address - self.allocations[at].base) as usize;

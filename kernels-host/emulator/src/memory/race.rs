@@ -90,7 +90,9 @@ impl Word {
         }
         self.reads.clear();
         let several = self.atomic
-            && self.write.is_some_and(|w| w.warp == who.warp && w.epoch == stamp.epoch && (w.several || w.lane != who.lane));
+            && self
+                .write
+                .is_some_and(|w| w.warp == who.warp && w.epoch == stamp.epoch && (w.several || w.lane != who.lane));
         self.write = Some(Stamp { several: several && access == Access::Atomic, ..stamp });
         self.atomic = access == Access::Atomic;
         Ok(())
@@ -99,9 +101,7 @@ impl Word {
     /// Another lane of the same warp wrote the word in this epoch at the same line.
     pub fn written_by_instruction(&self, who: Who<'_>) -> bool {
         let epoch = who.clock[who.warp as usize];
-        self.write.is_some_and(|write| {
-            write.warp == who.warp && write.epoch == epoch && write.line == who.line
-        })
+        self.write.is_some_and(|write| write.warp == who.warp && write.epoch == epoch && write.line == who.line)
     }
 
     fn read(&mut self, stamp: Stamp) {

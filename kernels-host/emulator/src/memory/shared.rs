@@ -112,21 +112,13 @@ impl Shared {
         self.words[offset / 4].written_by_instruction(who)
     }
 
-    fn record(
-        &mut self,
-        access: Access,
-        offset: usize,
-        bytes: usize,
-        who: Who<'_>,
-    ) -> Result<(), FaultKind> {
+    fn record(&mut self, access: Access, offset: usize, bytes: usize, who: Who<'_>) -> Result<(), FaultKind> {
         let end = offset + bytes;
         for word in offset / 4..end.div_ceil(4) {
             let first = offset.saturating_sub(word * 4).min(4);
             let last = (end - word * 4).min(4);
             let mask = (0xf_u8 << first) & (0xf_u8 >> (4 - last));
-            if let Err(Conflict { access: other, thread, line }) =
-                self.words[word].access(access, who, mask)
-            {
+            if let Err(Conflict { access: other, thread, line }) = self.words[word].access(access, who, mask) {
                 let place = format!("shared memory at byte {}", word * 4);
                 return Err(FaultKind::Race { access, place, other, thread, line });
             }

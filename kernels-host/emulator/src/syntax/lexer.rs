@@ -53,8 +53,7 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<(Token<'_>, u32)>, ParseError> {
                 found.push((Token::Word(&rest[..end]), line));
                 end
             }
-            '{' | '}' | '[' | ']' | '(' | ')' | '<' | '>' | ',' | ';' | ':' | '@' | '!' | '|'
-            | '+' | '-' | '=' => {
+            '{' | '}' | '[' | ']' | '(' | ')' | '<' | '>' | ',' | ';' | ':' | '@' | '!' | '|' | '+' | '-' | '=' => {
                 found.push((Token::Punct(c), line));
                 1
             }

@@ -1,123 +1,9 @@
 //! Modules, entries and statements; names are resolved later, by the decoder.
 
-use std::collections::HashMap;
-
 use super::lexer::{Token, tokens};
+use super::raw::{RawEntry, RawModule, RawOperand, Scope, Statement, Variable};
 use crate::ParseError;
 use crate::instruction::{Class, Reg};
-
-/// A module as written.
-#[derive(Debug, Default)]
-pub(crate) struct RawModule<'a> {
-    pub target: &'a str,
-    pub variables: Vec<Variable<'a>>,
-    pub entries: Vec<RawEntry<'a>>,
-}
-
-/// A variable of the module or of an entry, or an entry's parameter.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Variable<'a> {
-    pub space: &'a str,
-    pub name: &'a str,
-    pub align: usize,
-    /// Zero for `name[]`, whose size the launch gives.
-    pub bytes: usize,
-    /// Little-endian initial contents; empty if there is no initialiser.
-    pub init: Vec<u8>,
-    pub line: u32,
-}
-
-/// An entry as written.
-#[derive(Debug)]
-pub(crate) struct RawEntry<'a> {
-    pub name: &'a str,
-    pub params: Vec<Variable<'a>>,
-    /// `.maxntid`, `.minnctapersm`, … with their numbers.
-    pub directives: Vec<(&'a str, Vec<u32>)>,
-    pub statements: Vec<Statement<'a>>,
-    pub scopes: Vec<Scope<'a>>,
-    /// Registers per file: predicates, 32-bit, 64-bit.
-    pub registers: [u32; 3],
-}
-
-/// `{ … }`: its registers and labels are seen inside only.
-#[derive(Debug, Default)]
-pub(crate) struct Scope<'a> {
-    pub parent: usize,
-    registers: HashMap<&'a str, Reg>,
-    ranges: Vec<(&'a str, u32, Reg)>,
-    pub labels: HashMap<&'a str, u32>,
-}
-
-/// An instruction as written.
-#[derive(Debug)]
-pub(crate) struct Statement<'a> {
-    pub opcode: &'a str,
-    /// `@p` or `@!p`: the name, and whether it is negated.
-    pub guard: Option<(&'a str, bool)>,
-    pub operands: Vec<RawOperand<'a>>,
-    pub scope: usize,
-    pub line: u32,
-}
-
-/// An operand as written.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum RawOperand<'a> {
-    Word(&'a str),
-    /// `!p`.
-    Not(&'a str),
-    /// Bits of an integer, sign-extended.
-    Integer(i64),
-    /// `0fXXXXXXXX`.
-    Float(u32),
-    /// `0dXXXXXXXXXXXXXXXX` or a decimal literal.
-    Double(u64),
-    Vector(Vec<RawOperand<'a>>),
-    /// `p|q`.
-    Pair(&'a str, &'a str),
-    /// `[base+offset]`, or `[base, {coordinates}]` of a tensor copy.
-    Address(Box<RawOperand<'a>>, i64, Vec<RawOperand<'a>>),
-}
-
-impl<'a> RawEntry<'a> {
-    /// The register that `name` means in `scope`.
-    pub fn register(&self, mut scope: usize, name: &str) -> Option<Reg> {
-        loop {
-            if let Some(found) = self.scopes[scope].register(name) {
-                return Some(found);
-            }
-            if scope == 0 {
-                return None;
-            }
-            scope = self.scopes[scope].parent;
-        }
-    }
-
-    /// The position that label `name` means in `scope`.
-    pub fn label(&self, mut scope: usize, name: &str) -> Option<u32> {
-        loop {
-            if let Some(found) = self.scopes[scope].labels.get(name) {
-                return Some(*found);
-            }
-            if scope == 0 {
-                return None;
-            }
-            scope = self.scopes[scope].parent;
-        }
-    }
-}
-
-impl Scope<'_> {
-    fn register(&self, name: &str) -> Option<Reg> {
-        if let Some(found) = self.registers.get(name) {
-            return Some(*found);
-        }
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        let number: u32 = name[stem.len()..].parse().ok()?;
-        let (_, count, first) = self.ranges.iter().find(|(prefix, ..)| *prefix == stem)?;
-        (number < *count).then_some(Reg { index: first.index + number, ..*first })
-    }
-}
 
 /// Parses the text of a module.
 ///
@@ -190,8 +76,7 @@ impl<'a> Parser<'_, 'a> {
     fn count(&mut self, what: &str) -> Result<u32, ParseError> {
         let line = self.line();
         let value = self.integer(what)?;
-        u32::try_from(value)
-            .map_err(|_| ParseError::Syntax { line, what: format!("{what} of {value}") })
+        u32::try_from(value).map_err(|_| ParseError::Syntax { line, what: format!("{what} of {value}") })
     }
 
     fn module(mut self) -> Result<RawModule<'a>, ParseError> {
@@ -276,8 +161,7 @@ impl<'a> Parser<'_, 'a> {
                     };
                     let mut elements = 1;
                     while self.is('[') {
-                        elements *=
-                            if self.is(']') { 0 } else { self.count("a length")? as usize };
+                        elements *= if self.is(']') { 0 } else { self.count("a length")? as usize };
                         if elements != 0 {
                             self.expect(']')?;
                         }
@@ -481,13 +365,8 @@ impl<'a> Parser<'_, 'a> {
 
     fn address(&mut self) -> Result<RawOperand<'a>, ParseError> {
         let base = self.operand()?;
-        let offset = if self.is('+') {
-            self.integer("an offset")?
-        } else if self.peek() == Some(Token::Punct('-')) {
-            self.integer("an offset")?
-        } else {
-            0
-        };
+        let signed = self.is('+') || self.peek() == Some(Token::Punct('-'));
+        let offset = if signed { self.integer("an offset")? } else { 0 };
         let coordinates = if self.is(',') { self.list(']')? } else { Vec::new() };
         if coordinates.is_empty() {
             self.expect(']')?;

@@ -74,8 +74,8 @@ fn a_barrier_in_two_arms_is_divergent() {
         all: st.global.b32 [%rd1], %r1;";
     let fault = fault(0, body, 64);
     let FaultKind::Divergent { waits } = &fault.kind else { panic!("{fault}") };
-    assert!(waits.contains("lanes 0xffff0000 at line 9 (bar.sync)"), "{waits}");
-    assert!(waits.contains("lanes 0x0000ffff at line 11 (bar.sync)"), "{waits}");
+    assert!(waits.contains("lanes 0xffff0000 at line 10 (bar.sync)"), "{waits}");
+    assert!(waits.contains("lanes 0x0000ffff at line 12 (bar.sync)"), "{waits}");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_warp_that_never_comes_is_a_deadlock() {
     let body = "setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 1, 64;";
     let fault = fault(0, body, 64);
     let FaultKind::Deadlock { waits } = &fault.kind else { panic!("{fault}") };
-    assert!(waits.contains("warp 0 has lanes 0xffffffff at line 8 (bar.sync)"), "{waits}");
+    assert!(waits.contains("warp 0 has lanes 0xffffffff at line 9 (bar.sync)"), "{waits}");
     assert!(waits.contains("barrier 1: 32 of 64 threads have come"), "{waits}");
 }
 

@@ -132,7 +132,16 @@ fn lanes_that_diverge_meet_again() {
         done: shfl.sync.bfly.b32 %r9, %r2, 1, 31, -1;
         st.global.b32 [%rd1], %r9;";
     let expected: Vec<u32> = (0..40).map(|thread| thread ^ 1).collect();
-    assert_eq!(run(5, &body.replace("-1;", "%r3;").replace("mov.b32 %r2, 0;", "mov.b32 %r2, 0; activemask.b32 %r3;"), 40, &[0; 40]).unwrap()[..32], expected[..32]);
+    assert_eq!(
+        run(
+            5,
+            &body.replace("-1;", "%r3;").replace("mov.b32 %r2, 0;", "mov.b32 %r2, 0; activemask.b32 %r3;"),
+            40,
+            &[0; 40]
+        )
+        .unwrap()[..32],
+        expected[..32]
+    );
 }
 
 #[test]
@@ -190,4 +199,29 @@ fn producers_and_consumers_meet_at_named_barriers() {
     for seed in 0..20 {
         assert_eq!(run(seed, body, 64, &[0; 64]).unwrap()[40], 8, "seed {seed}");
     }
+}
+
+#[test]
+fn matrices_are_loaded_and_multiplied() {
+    // Each thread stores the 16-byte row that holds its number eight times; lanes 0 to 7 name rows 0 to 7.
+    let load = "mov.u32 %r2, smem; shl.b32 %r3, %r1, 4; add.s32 %r2, %r2, %r3;
+        mad.lo.s32 %r4, %r1, 65536, %r1; st.shared.v4.b32 [%r2], {%r4, %r4, %r4, %r4}; bar.warp.sync -1;
+        ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r9}, [%r2]; st.global.b32 [%rd1], %r9;";
+    let rows: Vec<u32> = (0..32).map(|lane| lane / 4 * 0x1_0001).collect();
+    assert_eq!(run(1, load, 32, &[0; 32]).unwrap(), rows);
+    let multiply = "mov.b32 %r2, 0x3f803f80; mov.b32 %r3, 0x40004000; cvt.rn.f32.u32 %r4, %r1;
+        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+            {%r9, %r5, %r6, %r7}, {%r2, %r2, %r2, %r2}, {%r3, %r3}, {%r4, %r4, %r4, %r4};
+        st.global.b32 [%rd1], %r9;";
+    let sums: Vec<u32> = (0..32).map(|lane| (32.0 + lane as f32).to_bits()).collect();
+    assert_eq!(run(1, multiply, 32, &[0; 32]).unwrap(), sums);
+}
+
+#[test]
+fn several_seeds_give_the_same_and_one_seed_the_same_twice() {
+    let body = "mov.u32 %r2, smem; setp.eq.u32 %p1, %r1, 0; @%p1 st.shared.b32 [%r2], 0; bar.sync 0;
+        atom.shared.add.u32 %r9, [%r2], 1; st.global.b32 [%rd1], %r9;";
+    let first = run(11, body, 256, &[0; 256]).unwrap();
+    assert_eq!(run(11, body, 256, &[0; 256]).unwrap(), first);
+    assert!((0..8).any(|seed| run(seed, body, 256, &[0; 256]).unwrap() != first), "the seed orders the warps");
 }

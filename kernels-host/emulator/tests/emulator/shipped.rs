@@ -118,12 +118,7 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         let first = u64::from(counter[0]) * 0xd251_1f53;
         let second = u64::from(counter[2]) * 0xcd9e_8d57;
         let high = |product: u64| (product >> 32) as u32;
-        counter = [
-            high(second) ^ counter[1] ^ key[0],
-            second as u32,
-            high(first) ^ counter[3] ^ key[1],
-            first as u32,
-        ];
+        counter = [high(second) ^ counter[1] ^ key[0], second as u32, high(first) ^ counter[3] ^ key[1], first as u32];
         key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
     }
     counter
