@@ -7,6 +7,9 @@ use crate::memory::Memory;
 use crate::module::Entry;
 use crate::{Fault, FaultKind, Module};
 
+/// Shared memory of a block at most, in bytes: that of compute capability 9.0.
+const MAX_SHARED: usize = 232_448;
+
 /// An emulated GPU.
 #[derive(Debug)]
 pub struct Device {
@@ -14,8 +17,8 @@ pub struct Device {
     seed: u64,
     limit: u64,
     resident: usize,
-    /// Addresses of module variables, by the module's identity and the variable's name.
-    variables: HashMap<(usize, String), u64>,
+    /// Addresses of module variables, by the module and the variable's name.
+    variables: HashMap<(u64, String), u64>,
 }
 
 /// Blocks of a launch and threads of a block, per axis.
@@ -137,6 +140,7 @@ impl Device {
             return Err(refused(format!("the module has no entry `{name}`")));
         };
         check_grid(entry, grid)?;
+        check_shared(entry, shared_bytes)?;
         let params = marshal(entry, params)?;
         let globals = self.place_globals(module)?;
         let setup = launch::Setup {
@@ -154,10 +158,9 @@ impl Device {
 
     /// Addresses of the module's variables, which live as long as the device.
     fn place_globals(&mut self, module: &Module) -> Result<Vec<u64>, Fault> {
-        let identity = std::ptr::from_ref(module).addr();
         let mut found = Vec::new();
         for variable in &module.globals {
-            let key = (identity, variable.name.clone());
+            let key = (module.id, variable.name.clone());
             if let Some(address) = self.variables.get(&key) {
                 found.push(*address);
                 continue;
@@ -186,6 +189,14 @@ fn check_grid(entry: &Entry, grid: Grid) -> Result<(), Fault> {
     }
     if grid.blocks.contains(&0) {
         return Err(refused(format!("a grid of {:?} blocks is empty", grid.blocks)));
+    }
+    Ok(())
+}
+
+fn check_shared(entry: &Entry, dynamic: usize) -> Result<(), Fault> {
+    let total = entry.static_shared.saturating_add(dynamic);
+    if total > MAX_SHARED {
+        return Err(refused(format!("{total} bytes of shared memory; a block has {MAX_SHARED} at most")));
     }
     Ok(())
 }

@@ -169,13 +169,9 @@ pub(crate) enum Ternary {
     Prmt,
     /// The truth table.
     Lop3(u8),
-    /// Funnel shift to the left; the shift amount wraps at 32 or is clamped to it.
-    ShfLeft {
-        wrap: bool,
-    },
-    ShfRight {
-        wrap: bool,
-    },
+    /// Funnel shift to the left; the amount wraps at 32 if true, else it is clamped to it.
+    ShfLeft(bool),
+    ShfRight(bool),
 }
 
 /// Comparisons; the `U` forms are also true when an operand is NaN.

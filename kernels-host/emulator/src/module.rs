@@ -1,14 +1,20 @@
 //! Modules ready to launch: decoded entries and the layout of their variables.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::ParseError;
 use crate::decode::{Symbol, Symbols, decode};
 use crate::instruction::Instruction;
 use crate::syntax::parser::parse;
 use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// A parsed and decoded PTX module.
 #[derive(Debug)]
 pub struct Module {
+    /// No other module of the process has it.
+    pub(crate) id: u64,
     pub(crate) entries: Vec<Entry>,
     pub(crate) globals: Vec<GlobalVariable>,
 }
@@ -57,7 +63,7 @@ impl Module {
         for entry in &raw.entries {
             entries.push(Entry::new(entry, &mut symbols, static_shared)?);
         }
-        Ok(Self { entries, globals })
+        Ok(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), entries, globals })
     }
 
     /// Names of the entries, in the order of the text.
@@ -102,7 +108,9 @@ impl Entry {
     fn new<'a>(raw: &RawEntry<'a>, symbols: &mut Symbols<'a>, static_shared: usize) -> Result<Self, ParseError> {
         let params = place_params(&raw.params, symbols);
         let (instructions, kinds) = decode(raw, symbols)?;
-        let threads = |(name, numbers): &(&str, Vec<u32>)| (*name == ".maxntid").then(|| numbers.iter().product());
+        let threads = |(name, numbers): &(&str, Vec<u32>)| {
+            (matches!(*name, ".maxntid" | ".reqntid")).then(|| numbers.iter().product())
+        };
         Ok(Self {
             name: raw.name.to_owned(),
             instructions,

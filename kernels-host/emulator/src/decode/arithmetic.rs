@@ -88,7 +88,7 @@ impl Decoder<'_, '_> {
             "shf" => {
                 let left = self.required(&[("l", true), ("r", false)])?;
                 let wrap = self.required(&[("wrap", true), ("clamp", false)])?;
-                let op = if left { Ternary::ShfLeft { wrap } } else { Ternary::ShfRight { wrap } };
+                let op = if left { Ternary::ShfLeft(wrap) } else { Ternary::ShfRight(wrap) };
                 self.ternary(op)?
             }
             "setp" => self.setp()?,

@@ -336,8 +336,8 @@ fn word_ternary(op: Ternary, ty: Type, a: u32, b: u32, c: u32) -> u32 {
     match op {
         Ternary::Mad => a.wrapping_mul(b).wrapping_add(c),
         Ternary::MadHi => ((wide_product(ty, a, b) >> ty.bits()) as u32).wrapping_add(c),
-        Ternary::ShfLeft { wrap } => ((both << amount(wrap)) >> 32) as u32,
-        Ternary::ShfRight { wrap } => (both >> amount(wrap)) as u32,
+        Ternary::ShfLeft(wrap) => ((both << amount(wrap)) >> 32) as u32,
+        Ternary::ShfRight(wrap) => (both >> amount(wrap)) as u32,
         // Each selector picks one of eight bytes; its top bit replicates the byte's sign.
         _ => (0..4).fold(0, |word, at| {
             let selector = c >> (at * 4) & 0xf;

@@ -105,3 +105,20 @@ fn traps_limits_and_what_is_not_there_yet() {
     let later = fault(0, "mbarrier.init.shared::cta.b64 [%r1], 1;", 1);
     assert!(matches!(later.kind, FaultKind::Unsupported { .. }), "{later}");
 }
+
+#[test]
+fn launches_that_cannot_be_are_refused() {
+    use ptx_emulator::{Device, Grid, Param};
+    let module = crate::module("");
+    let mut device = Device::new(0);
+    let pointers = [Param::U64(0), Param::U64(0)];
+    let mut refusal = |entry: &str, threads: u32, params: &[Param], shared: usize| {
+        device.launch(&module, entry, Grid::linear(1, threads), params, shared).unwrap_err().to_string()
+    };
+    assert!(refusal("other", 32, &pointers, 0).contains("no entry `other`"));
+    assert!(refusal("k", 1025, &pointers, 0).contains("1025 threads per block; `k` takes 1 to 1024"));
+    assert!(refusal("k", 32, &pointers[..1], 0).contains("1 parameters; `k` takes 2"));
+    let narrow = [Param::U32(0), Param::U64(0)];
+    assert!(refusal("k", 32, &narrow, 0).contains("parameter 0 of `k` has 8 bytes, not 4"));
+    assert!(refusal("k", 32, &pointers, 232_449).contains("232449 bytes of shared memory"));
+}
