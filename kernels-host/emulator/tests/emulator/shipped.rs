@@ -1,11 +1,15 @@
 //! Entries that Wootz ships, compiled for sm_80, against arithmetic on the host.
 
 use ptx_emulator::formats::{BF16, Narrowing};
-use ptx_emulator::{Device, Grid, Module, Param};
+use ptx_emulator::{Device, Fault, FaultKind, Grid, Module, Param};
 
 fn fixture(name: &str) -> Module {
+    Module::parse(&text(name)).unwrap()
+}
+
+fn text(name: &str) -> String {
     let path = format!("{}/tests/fixtures/{name}.ptx", env!("CARGO_MANIFEST_DIR"));
-    Module::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+    std::fs::read_to_string(path).unwrap()
 }
 
 /// Numbers of about unit size, a different sequence for each `seed`.
@@ -142,4 +146,53 @@ fn fill_normal_bit_for_bit() {
     let module = fixture("fill_normal_bf16");
     device.launch(&module, "fill_normal_bf16", Grid::linear(2, 256), &params, 0).unwrap();
     assert_eq!(download(&device, out, len), expected[..len]);
+}
+
+const SKINNY: &str = "skinny16_f32_bf16";
+
+/// a [5, 1000] times w [40, 1000] transposed, in f32; the product, and what it should be.
+fn gemm(module: &Module, seed: u64) -> Result<(Vec<f32>, Vec<f64>), Fault> {
+    let [m, n, k] = [5, 40, 1000];
+    let (a, w) = (some_numbers(6, m * k), some_numbers(7, n * k));
+    let dot =
+        |a: &[u16], w: &[u16]| -> f64 { a.iter().zip(w).map(|(a, w)| f64::from(wide(*a)) * f64::from(wide(*w))).sum() };
+    let expected = a.chunks_exact(k).flat_map(|row| w.chunks_exact(k).map(move |column| dot(row, column))).collect();
+    let mut device = Device::new(seed);
+    let (a, w) = (upload(&mut device, "a", &a), upload(&mut device, "w", &w));
+    let out = device.alloc("out", m * n * 4);
+    let mut params = [a, w, 0, out].map(Param::U64).to_vec();
+    params.extend([m, n, k, k, k, n, 0, 0].map(|number| Param::U32(number as u32)));
+    device.launch(module, SKINNY, Grid::linear(2, 128), &params, 73_728)?;
+    let found = crate::numbers(&device.read(out, m * n * 4)?);
+    Ok((found.into_iter().map(f32::from_bits).collect(), expected))
+}
+
+#[test]
+fn gemm_with_asynchronous_copies_and_warp_barriers() {
+    for seed in 0..4 {
+        let (found, expected) = gemm(&fixture(SKINNY), seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((f64::from(*found) - expected).abs() < 3e-3, "seed {seed}: {found} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn gemm_with_a_planted_mistake_is_caught() {
+    let text = text(SKINNY);
+    for seed in 0..4 {
+        let mistake = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from} is not in the kernel any more");
+            gemm(&Module::parse(&text.replace(from, to)).unwrap(), seed).unwrap_err()
+        };
+        let unordered = mistake("bar.warp.sync", "// ");
+        assert!(matches!(unordered.kind, FaultKind::Race { .. }), "{unordered}");
+        let early = mistake("cp.async.wait_group 4;", "cp.async.wait_group 5;");
+        assert!(matches!(early.kind, FaultKind::InFlight { .. }), "{early}");
+        let open = mistake("bar.sync", "// ");
+        // Which of the accesses that the barrier separates comes first depends on the seed.
+        let caught =
+            matches!(open.kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. } | FaultKind::InFlight { .. });
+        assert!(caught, "{open}");
+    }
 }
