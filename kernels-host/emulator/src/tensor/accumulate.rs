@@ -28,7 +28,8 @@ pub enum Accumulate {
 }
 
 impl Accumulate {
-    /// As measured on `mma.sync` of a GPU of compute capability `sm` (80, 86, 89, 90, …) with elements of `a`.
+    /// As measured on `mma.sync` of a GPU of compute capability `sm` (80, 86, 89, 90, …) with elements of `a`. It is
+    /// the GPU's that counts: on an H200, a module for sm_80 adds as 90 does.
     /// The 8.x generation adds 16 bytes of k at a time and keeps 24 bits; 9.0 all of k, and 25.
     pub const fn of_mma(sm: u32, a: Element) -> Accumulate {
         let group = if sm < 90 { 16 / a.bytes() } else { usize::MAX };
@@ -71,21 +72,32 @@ fn integers(d: &mut [u32], a: &Matrix, b: &Matrix, saturate: bool) {
     }
 }
 
-/// Row by row of d, so that its columns are added to side by side.
-fn rounded(d: &mut [u32], a: &Matrix, b: &Matrix) {
-    let n = b.rows();
-    let mut by_k = vec![0.0f64; b.k * n];
-    for (i, &code) in b.codes.iter().enumerate() {
-        by_k[i % b.k * n + i / b.k] = b.element.value(code) as f64;
-    }
-    let mut sums = vec![0.0f64; n];
-    for (row, d) in a.codes.chunks(a.k).zip(d.chunks_mut(n)) {
-        sums.iter_mut().zip(d.iter()).for_each(|(sum, &c)| *sum = f32::from_bits(c) as f64);
-        for (&code, b) in row.iter().zip(by_k.chunks(n)) {
-            let x = a.element.value(code) as f64;
-            sums.iter_mut().zip(b).for_each(|(sum, y)| *sum += x * y);
+/// Columns of d that are computed side by side, in vector registers.
+const LANES: usize = 8;
+
+/// What `f` makes of b's elements, for [`LANES`] columns (the last filled up with zeros) and each k one after another.
+fn side_by_side<T: Copy>(b: &Matrix, f: impl Fn(u32) -> T) -> Vec<[T; LANES]> {
+    let mut blocks = vec![[f(0); LANES]; b.rows().div_ceil(LANES) * b.k];
+    for (column, codes) in b.codes.chunks(b.k).enumerate() {
+        for (block, &code) in blocks[column / LANES * b.k..].iter_mut().zip(codes) {
+            block[column % LANES] = f(code);
         }
-        d.iter_mut().zip(&sums).for_each(|(d, &sum)| *d = canonical(sum as f32));
+    }
+    blocks
+}
+
+fn rounded(d: &mut [u32], a: &Matrix, b: &Matrix) {
+    let left: Vec<f64> = a.codes.iter().map(|&code| a.element.value(code) as f64).collect();
+    let right = side_by_side(b, |code| b.element.value(code) as f64);
+    for (row, d) in left.chunks(a.k).zip(d.chunks_mut(b.rows())) {
+        for (columns, d) in right.chunks(b.k).zip(d.chunks_mut(LANES)) {
+            let mut sums = [0.0f64; LANES];
+            sums.iter_mut().zip(d.iter()).for_each(|(sum, &c)| *sum = f32::from_bits(c) as f64);
+            for (x, y) in row.iter().zip(columns) {
+                sums.iter_mut().zip(y).for_each(|(sum, y)| *sum += x * y);
+            }
+            d.iter_mut().zip(&sums).for_each(|(d, &sum)| *d = canonical(sum as f32));
+        }
     }
 }
 
@@ -94,90 +106,95 @@ fn canonical(x: f32) -> u32 {
     if x.is_nan() { 0x7fff_ffff } else { x.to_bits() }
 }
 
-/// A number taken apart: ±`significand` · 2^(`exponent` - [`POINT`]).
-#[derive(Clone, Copy)]
-struct Term {
-    significand: u64,
-    exponent: i32,
-    negative: bool,
-}
-/// Fraction bits of a [`Term`]: enough for a product's 20 (of f16), c's 23 and the 25 that are kept.
-const POINT: u32 = 40;
-/// What the hardware takes for the exponent of a zero.
-const ZERO_EXPONENT: i32 = -126;
+/// What the hardware takes for the exponent of a zero, and that of the smallest normal f32.
+const MIN_EXPONENT: i32 = -126;
 
-/// Takes a finite number apart. A subnormal one of a format whose least exponent is `min_exponent` is not normalised.
-fn take_apart(x: f32, min_exponent: i32) -> Term {
-    let bits = x.to_bits();
-    let field = (bits >> 23) & 0xff;
-    let significand = (bits & 0x7f_ffff) | if field == 0 { 0 } else { 1 << 23 };
-    let own = field.max(1) as i32 - 127;
-    let exponent = if significand == 0 { ZERO_EXPONENT } else { own.max(min_exponent) };
-    // Below `min_exponent`, f32 is finer than the format: what is shifted out is zero.
-    let significand = (significand as u64) >> (exponent - own).clamp(0, 63);
-    Term { significand: significand << (POINT - 23), exponent, negative: bits >> 31 != 0 }
+/// The exponent of `x` as a number of a format whose least is `min`: of a subnormal number, that.
+#[inline]
+fn exponent(x: f32, min: i32) -> i32 {
+    let field = (x.to_bits() >> 23) & 0xff;
+    if x == 0.0 { MIN_EXPONENT } else { (field.max(1) as i32 - 127).max(min) }
+}
+
+/// 2^`exponent`, within f64's normal range.
+#[inline]
+fn power(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+/// `x` towards zero to a multiple of `unit`, |x| < 2^51 units. Infinities and NaNs stay.
+#[inline]
+fn truncate(x: f64, unit: f64) -> f64 {
+    // Adding and taking away 2^52 units leaves a multiple of one, the nearest.
+    let shift = unit * (1u64 << 52) as f64;
+    let nearest = (x.abs() + shift) - shift;
+    let below = if nearest > x.abs() { nearest - unit } else { nearest };
+    below.copysign(x)
 }
 
 fn truncated(d: &mut [u32], a: &Matrix, b: &Matrix, group: usize, kept_bits: u32, result_bits: u32) {
-    let parts = |m: &Matrix| -> (Vec<f32>, Vec<Term>) {
-        let min = m.element.format().map_or(ZERO_EXPONENT, |format| format.min_exponent());
-        m.codes.iter().map(|&code| m.element.value(code)).map(|x| (x, take_apart(x, min))).unzip()
-    };
-    let ((a_values, a_terms), (b_values, b_terms)) = (parts(a), parts(b));
-    let (k, n) = (a.k, b.rows());
-    let specials = a_values.iter().chain(&b_values).any(|x| !x.is_finite());
-    for (i, d) in d.iter_mut().enumerate() {
-        let (row, column) = (i / n * k, i % n * k);
-        for from in (0..k).step_by(group.min(k)) {
-            let to = (from + group.min(k)).min(k);
-            let (left, right) = (row + from..row + to, column + from..column + to);
-            let c = f32::from_bits(*d);
-            if specials || !c.is_finite() {
-                let products = a_values[left.clone()].iter().zip(&b_values[right.clone()]);
-                let sum = products.fold(c as f64, |sum, (&x, &y)| sum + x as f64 * y as f64);
-                if !sum.is_finite() {
-                    *d = canonical(sum as f32);
-                    continue;
-                }
+    let min = a.element.format().map_or(MIN_EXPONENT, |format| format.min_exponent());
+    let min_b = b.element.format().map_or(MIN_EXPONENT, |format| format.min_exponent());
+    let left: Vec<(f64, i32)> =
+        a.codes.iter().map(|&code| a.element.value(code)).map(|x| (x as f64, exponent(x, min))).collect();
+    let values = side_by_side(b, |code| b.element.value(code) as f64);
+    let exponents = side_by_side(b, |code| exponent(b.element.value(code), min_b));
+    let group = group.min(a.k);
+    for (row, d) in left.chunks(a.k).zip(d.chunks_mut(b.rows())) {
+        let blocks = values.chunks(b.k).zip(exponents.chunks(b.k));
+        for ((values, exponents), d) in blocks.zip(d.chunks_mut(LANES)) {
+            let mut c = [0; LANES];
+            c[..d.len()].copy_from_slice(d);
+            let groups = row.chunks(group).zip(values.chunks(group).zip(exponents.chunks(group)));
+            for (row, (values, exponents)) in groups {
+                c = fused_sums(c, row, values, exponents, kept_bits, result_bits);
             }
-            *d = fused_sum(c, &a_terms[left], &b_terms[right], kept_bits, result_bits);
+            d.copy_from_slice(&c[..d.len()]);
         }
     }
 }
 
-/// c + Σ a·b of finite numbers.
-fn fused_sum(c: f32, a: &[Term], b: &[Term], kept_bits: u32, result_bits: u32) -> u32 {
-    let c = take_apart(c, ZERO_EXPONENT);
-    let greatest = a.iter().zip(b).map(|(x, y)| x.exponent + y.exponent).fold(c.exponent, i32::max);
-    let aligned = |significand: u64, exponent: i32, negative: bool| {
-        let kept = (significand >> ((greatest - exponent) as u32 + POINT - kept_bits).min(63)) as i64;
-        if negative { -kept } else { kept }
-    };
-    let products = a.iter().zip(b).map(|(x, y)| {
-        // At most 11 significant bits each, so 20 fraction bits hold the product; both shifts drop zeros.
-        let product = (x.significand >> (POINT / 2)) * (y.significand >> (POINT / 2));
-        aligned(product, x.exponent + y.exponent, x.negative != y.negative)
-    });
-    let sum = products.sum::<i64>() + aligned(c.significand, c.exponent, c.negative);
-    put_together(sum, greatest - kept_bits as i32, result_bits)
+/// c + Σ a·b in [`LANES`] columns. Terms that are multiples of one unit and fewer than 2^33 of them sum exactly in
+/// f64, and what is not finite follows IEEE rules there.
+#[inline]
+fn fused_sums(
+    c: [u32; LANES],
+    row: &[(f64, i32)],
+    values: &[[f64; LANES]],
+    exponents: &[[i32; LANES]],
+    kept_bits: u32,
+    result_bits: u32,
+) -> [u32; LANES] {
+    let mut greatest = c.map(|c| exponent(f32::from_bits(c), MIN_EXPONENT));
+    for ((_, x), y) in row.iter().zip(exponents) {
+        greatest.iter_mut().zip(y).for_each(|(greatest, y)| *greatest = (*greatest).max(x + y));
+    }
+    let units = greatest.map(|greatest| power(greatest - kept_bits as i32));
+    let mut sums: [f64; LANES] = std::array::from_fn(|l| truncate(f32::from_bits(c[l]) as f64, units[l]));
+    for ((x, _), y) in row.iter().zip(values) {
+        for l in 0..LANES {
+            sums[l] += truncate(x * y[l], units[l]);
+        }
+    }
+    std::array::from_fn(|l| match sums[l].is_finite() {
+        true => put_together(sums[l], result_bits),
+        false => canonical(sums[l] as f32),
+    })
 }
 
-/// `sum` · 2^`unit` as an f32 with `fraction_bits`, bits dropped; zero is positive.
-fn put_together(sum: i64, unit: i32, fraction_bits: u32) -> u32 {
-    if sum == 0 {
+/// A finite `sum` as an f32 of `fraction_bits`, bits dropped; zero is positive.
+#[inline]
+fn put_together(sum: f64, fraction_bits: u32) -> u32 {
+    if sum == 0.0 {
         return 0;
     }
-    let magnitude = sum.unsigned_abs();
-    let exponent = (63 - magnitude.leading_zeros() as i32 + unit).max(-126);
-    let shift = exponent - fraction_bits as i32 - unit;
-    let significand = if shift >= 0 { magnitude >> shift.min(63) } else { magnitude << -shift };
-    let significand = (significand as u32) << (23 - fraction_bits);
-    let sign = ((sum < 0) as u32) << 31;
+    let exponent = (((sum.to_bits() >> 52) & 0x7ff) as i32 - 1023).max(MIN_EXPONENT);
     if exponent > 127 {
-        return sign | f32::INFINITY.to_bits();
+        return (f32::INFINITY.copysign(sum as f32)).to_bits();
     }
-    // A subnormal lacks the leading bit, and so the one that it adds to the exponent field.
-    sign | ((((exponent + 126) as u32) << 23) + significand)
+    // A multiple of the result's unit: an f32, exactly.
+    let cut = truncate(sum, power(exponent - fraction_bits as i32));
+    if cut == 0.0 { 0 } else { (cut as f32).to_bits() }
 }
 
 #[cfg(test)]
@@ -280,7 +297,8 @@ mod tests {
     }
 
     proptest! {
-        /// The hardware's sum is off the exact one by less than a unit of the last kept bit per term, and one of the result.
+        /// The hardware's sum is off the exact one by less than a unit of the last kept bit per term, and one of the
+        /// result.
         #[test]
         fn truncation_stays_within_its_bound(
             c in -1e4f32..1e4,
@@ -296,5 +314,67 @@ mod tests {
             let rounded = dot(Element::Bf16, c, &a, &b, Accumulate::Rounded);
             prop_assert_eq!(rounded, exact as f32);
         }
+
+        /// Against the definition, in integers, on any patterns: subnormal, zero, infinite, far apart.
+        #[test]
+        fn truncation_is_that_of_the_definition(
+            element in prop::sample::select(vec![Element::F16, Element::Bf16, Element::E4m3, Element::E5m2]),
+            patterns in prop::collection::vec(any::<(u16, u16)>(), 16),
+            near in any::<bool>(),
+            c in any::<u32>(),
+            (kept_bits, result_bits) in prop::sample::select(vec![(24, 23), (25, 23), (13, 13)]),
+        ) {
+            let format = element.format().unwrap();
+            // Half of the cases around 1, where sums cancel.
+            let code = |bits: u16| match near {
+                true => format.from_f32(bits as i16 as f32 / 4096.0, Narrowing::RN),
+                false => bits as u32 & (u32::MAX >> (32 - format.bits())),
+            };
+            let c = if near { f32::from_bits(c % (1 << 26) + 0x3d00_0000) } else { f32::from_bits(c) };
+            let matrix = |f: &dyn Fn(&(u16, u16)) -> u16| {
+                Matrix { element, k: 16, codes: patterns.iter().map(|p| code(f(p))).collect() }
+            };
+            let (a, b) = (matrix(&|p| p.0), matrix(&|p| p.1));
+            let mut d = [c.to_bits()];
+            multiply_add(&mut d, &a, &b, Accumulate::Truncated { group: 16, kept_bits, result_bits }, false);
+            prop_assert_eq!(d[0], defined(c, &a, &b, kept_bits, result_bits), "{:#x}", d[0]);
+        }
+    }
+
+    /// The fused addition as the papers define it: significands as integers, shifted right by exponents' distance.
+    fn defined(c: f32, a: &Matrix, b: &Matrix, kept_bits: u32, result_bits: u32) -> u32 {
+        let min = a.element.format().unwrap().min_exponent();
+        // ±significand · 2^(exponent - 30)
+        let apart = |x: f32, min: i32| {
+            let exponent = if x == 0.0 { -126 } else { (((x.abs() as f64).log2().floor() as i32).max(min)).min(127) };
+            ((x as f64 * 2f64.powi(30 - exponent)) as i128, exponent)
+        };
+        let values = |m: &Matrix| m.codes.iter().map(|&code| m.element.value(code)).collect::<Vec<f32>>();
+        let (a, b) = (values(a), values(b));
+        let ieee = a.iter().zip(&b).fold(c as f64, |sum, (&x, &y)| sum + x as f64 * y as f64);
+        if !ieee.is_finite() {
+            return if ieee.is_nan() { 0x7fff_ffff } else { (ieee as f32).to_bits() };
+        }
+        let (significand, exponent) = apart(c, -126);
+        let mut terms = vec![(significand << 30, exponent)];
+        for (&x, &y) in a.iter().zip(&b) {
+            let ((x, ex), (y, ey)) = (apart(x, min), apart(y, min));
+            terms.push((x * y, ex + ey));
+        }
+        let greatest = terms.iter().map(|t| t.1).max().unwrap();
+        let cut = |(x, e): &(i128, i32)| {
+            let shift = (60 - kept_bits as i32 + greatest - e).min(127);
+            (x.abs() >> shift) * x.signum()
+        };
+        let sum: i128 = terms.iter().map(cut).sum();
+        if sum == 0 {
+            return 0;
+        }
+        let unit = greatest - kept_bits as i32;
+        let exponent = (127 - sum.unsigned_abs().leading_zeros() as i32 + unit).max(-126);
+        let drop = exponent - result_bits as i32 - unit;
+        let kept = if drop > 0 { sum.abs() >> drop.min(127) << drop.min(100) } else { sum.abs() };
+        let result = kept as f64 * 2f64.powi(unit) * sum.signum() as f64;
+        if result == 0.0 { 0 } else { (result as f32).to_bits() }
     }
 }

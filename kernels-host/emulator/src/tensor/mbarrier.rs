@@ -26,7 +26,8 @@ pub enum MbarrierError {
     #[error("{0} arrivals are outside of 1 to 2^20 - 1")]
     Count(u32),
     #[error(
-        "{arriving} arrive in phase {phase}, which waits for {pending} of {expected}: more arrive than mbarrier.init said"
+        "{arriving} arrive in phase {phase}, which waits for {pending} of {expected}: more arrive than mbarrier.init \
+         said"
     )]
     TooManyArrivals { arriving: u32, phase: u64, pending: u32, expected: u32 },
     #[error("arrive.noComplete is the last arrival of phase {phase}: a phase must be completed by another form")]
@@ -34,12 +35,13 @@ pub enum MbarrierError {
     #[error("{total} bytes announced and not in, in phase {phase}, are more than 2^20 - 1")]
     TooManyBytes { total: i64, phase: u64 },
     #[error(
-        "in phase {phase}, {excess} bytes more came in than expect_tx announced, and nobody is left to arrive who could \
-         announce them: expect_tx counts a box's full bytes, also those outside of the tensor"
+        "in phase {phase}, {excess} bytes more came in than expect_tx announced, and nobody is left to arrive who \
+         could announce them: expect_tx counts a box's full bytes, also those outside of the tensor"
     )]
     UnannouncedBytes { phase: u64, excess: i64 },
     #[error(
-        "the token is of phase {token}, the barrier in phase {phase}: only the current phase and the one before can be waited for"
+        "the token is of phase {token}, the barrier in phase {phase}: only the current phase and the one before can \
+         be waited for"
     )]
     StaleToken { token: u64, phase: u64 },
     #[error("parity {0} is neither 0 nor 1")]
@@ -325,7 +327,8 @@ mod tests {
                 prop_assert_eq!(b.state().unwrap().phase, 0);
                 b.complete_tx(bytes).unwrap();
             }
-            prop_assert_eq!(b.state(), Ok(State { expected: arrivals, pending: arrivals, tx: 0, phase: 1, dropped: 0 }));
+            let next = State { expected: arrivals, pending: arrivals, tx: 0, phase: 1, dropped: 0 };
+            prop_assert_eq!(b.state(), Ok(next));
         }
     }
 }

@@ -8,7 +8,19 @@
 //! - [`fragment`]: `mma.sync`. [`ldmatrix`]: `ldmatrix`, `stmatrix`. [`wgmma`]: matrix descriptors, `wgmma.mma_async`.
 //! - [`swizzle`]: the permutation of shared memory that TMA and `wgmma` share.
 //! - [`reduce`]: elements reduced into memory.
-//! - [`tensor_map`] and [`tma`]: tensor maps and what a copy through one moves. [`mbarrier`]: the barriers that count it.
+//! - [`tensor_map`] and [`tma`]: tensor maps and what a copy through one moves. [`mbarrier`]: the barriers that
+//!   count it.
+//!
+//! # What is known of the hardware, and what is assumed
+//!
+//! Layouts, descriptors, swizzles, shapes and checks are the PTX and driver manuals'. These are not documented; each is
+//! said again where it is implemented:
+//! - sums of matrix instructions: two models, [`accumulate::Accumulate`], the second as others measured it;
+//! - a descriptor's base offset is subtracted from the line number: [`wgmma::Descriptor::base_offset`];
+//! - the NaN with which TMA fills: [`tensor_map::Fill::Nan`];
+//! - boxes with rows narrower than their swizzle: [`tma::copy_plan`].
+//!
+//! Not here: f16 accumulators, sparse operands, `.b1`, sub-byte types, im2col and interleaved maps.
 pub mod accumulate;
 pub mod element;
 pub mod fragment;

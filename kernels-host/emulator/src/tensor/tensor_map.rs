@@ -126,7 +126,8 @@ pub struct Tiled<'a> {
     pub strides: &'a [u64],
     /// Elements that a box covers along each dimension, at most 256.
     pub box_dims: &'a [u32],
-    /// Of those, every how manieth is copied, 1 to 8. Ignored in dimension 0, as by the hardware.
+    /// Steps between the elements copied, 1 to 8: a box of 8 with step 2 copies 4. Ignored in dimension 0, as by the
+    /// hardware.
     pub element_strides: &'a [u32],
     /// How the box lies in shared memory.
     pub swizzle: Swizzle,
@@ -229,7 +230,7 @@ impl TensorMap {
     pub fn row_bytes(&self) -> u32 {
         self.box_dims[0] * self.data_type.bytes()
     }
-    /// Elements that a copy moves along dimension `axis`: the box's, every so manieth.
+    /// Elements that a copy moves along dimension `axis`: what the box covers, by steps.
     pub fn box_elements(&self, axis: usize) -> u32 {
         self.box_dims[axis].div_ceil(self.steps[axis])
     }

@@ -27,6 +27,18 @@ pub enum CopyError {
     /// A shared address of a box off its alignment.
     #[error("shared address {0:#x} of the box is not a multiple of 128")]
     Misaligned(u32),
+    /// A plain bulk copy off its alignment.
+    #[error(
+        "bulk copy of {bytes} bytes between shared address {shared:#x} and {other:#x}: all must be multiples of 16"
+    )]
+    Bulk {
+        /// The shared address.
+        shared: u32,
+        /// The address on the other side: global, or shared of another block.
+        other: u64,
+        /// The size.
+        bytes: u32,
+    },
     /// A box that ends beyond any block's shared memory.
     #[error("the box of {bytes} bytes at shared address {shared:#x} does not fit into shared memory")]
     TooLarge {
@@ -46,6 +58,15 @@ pub struct Piece {
     pub bytes: u32,
     /// Global address of the first byte; none outside of the tensor.
     pub global: Option<u64>,
+}
+
+/// Checks a plain bulk copy (`cp.async.bulk`, no tensor map): addresses and size are multiples of 16.
+pub fn check_bulk(shared: u32, other: u64, bytes: u32) -> Result<(), CopyError> {
+    if shared.is_multiple_of(16) && other.is_multiple_of(16) && bytes.is_multiple_of(16) {
+        Ok(())
+    } else {
+        Err(CopyError::Bulk { shared, other, bytes })
+    }
 }
 
 /// A box's pieces, in the order of the elements: dimension 0 first.
@@ -177,7 +198,7 @@ mod tests {
         let mut seen = vec![false; 128 * 128];
         for piece in copy_plan(&map, &[192, 64], shared).unwrap() {
             let offset = piece.shared - shared;
-            let (row, chunk) = (offset / 128, (offset / 16 % 8) ^ (offset / 128 & 7));
+            let (row, chunk) = (offset / 128, (offset / 16 % 8) ^ ((offset / 128) & 7));
             let column = chunk * 8 + offset % 16 / 2;
             for i in 0..piece.bytes {
                 assert!(!std::mem::replace(&mut seen[(offset + i) as usize], true));
@@ -203,6 +224,9 @@ mod tests {
         let map = matrix(8, 16, 32, [16, 8], Swizzle::None);
         assert_eq!(copy_plan(&map, &[0], 0).unwrap_err(), CopyError::Coordinates { found: 1, rank: 2 });
         assert_eq!(copy_plan(&map, &[0, 0], 64).unwrap_err(), CopyError::Misaligned(64));
+        assert!(matches!(copy_plan(&map, &[0, 0], u32::MAX - 127), Err(CopyError::TooLarge { .. })));
+        assert_eq!(check_bulk(16, 32, 48), Ok(()));
+        assert_eq!(check_bulk(16, 32, 8), Err(CopyError::Bulk { shared: 16, other: 32, bytes: 8 }));
         let map = TensorMap::new(&Tiled {
             data_type: DataType::F64,
             address: 0,
@@ -264,7 +288,8 @@ mod tests {
                     elements.push((piece.shared + byte, piece.global.map(|global| global + byte as u64)));
                 }
             }
-            let counts: Vec<u32> = (0..rank).map(|i| if i == 0 { box_dims[0] } else { box_dims[i].div_ceil(steps[i]) }).collect();
+            let step = |axis: usize| if axis == 0 { 1 } else { steps[axis] };
+            let counts: Vec<u32> = (0..rank).map(|axis| box_dims[axis].div_ceil(step(axis))).collect();
             let total: u32 = counts.iter().product();
             prop_assert_eq!(map.box_bytes(), total * size);
             prop_assert_eq!(elements.len(), total as usize);
@@ -272,8 +297,7 @@ mod tests {
             for (n, &(shared, global)) in elements.iter().enumerate() {
                 let (mut rest, mut address, mut inside) = (n as u32, BASE, true);
                 for axis in 0..rank {
-                    let step = if axis == 0 { 1 } else { steps[axis] };
-                    let coordinate = at[axis] as i64 + (rest % counts[axis] * step) as i64;
+                    let coordinate = at[axis] as i64 + (rest % counts[axis] * step(axis)) as i64;
                     rest /= counts[axis];
                     inside &= (0..dims[axis] as i64).contains(&coordinate);
                     let stride = if axis == 0 { size as u64 } else { strides[axis - 1] };

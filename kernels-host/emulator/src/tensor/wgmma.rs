@@ -1,8 +1,8 @@
 //! `wgmma.mma_async`: matrix products of a warpgroup, with operands in shared memory.
 //!
 //! The product is in parts, because the instruction is asynchronous: [`Wgmma::load_a`] and [`Wgmma::load_b`] read
-//! operands (once at issue and once at the wait, say, to see whether someone wrote in between), [`Wgmma::a_from_registers`]
-//! takes a from a fragment, [`Wgmma::multiply`] updates the accumulators.
+//! operands (once at issue and once at the wait, say, to see whether someone wrote in between),
+//! [`Wgmma::a_from_registers`] takes a from a fragment, [`Wgmma::multiply`] updates the accumulators.
 //!
 //! Shapes are m64nNk(32 bytes). Warp w of the four has rows 16w to 16w + 16 as `mma.sync` lays them out (see
 //! [`super::fragment`]): register 4j + r holds what register r of an m16n8 accumulator does, of columns 8j on.
@@ -163,8 +163,8 @@ impl Wgmma {
     /// The form with `n` columns: multiples of 8 to 256; of 8-bit integers 8, 24 and multiples of 16.
     pub fn new(n: usize, a: Element, b: Element) -> Result<Wgmma, MatrixError> {
         let fits = match a.is_integer() {
-            true => n == 8 || n == 24 || n % 16 == 0,
-            false => n % 8 == 0,
+            true => n == 8 || n == 24 || n.is_multiple_of(16),
+            false => n.is_multiple_of(8),
         };
         if !a.multiplies(b) || !fits || !(8..=256).contains(&n) {
             let k = K_BYTES / a.bytes();
