@@ -94,3 +94,37 @@ impl Barriers {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_learn_from_all_who_came() {
+        let mut barriers = Barriers::new(3);
+        barriers.arrive(1, Some(64), 0, &[4, 0, 0], false).unwrap();
+        assert_eq!(barriers.open().collect::<Vec<_>>(), ["barrier 1: 32 of 64 threads have come"]);
+        barriers.arrive(1, Some(64), 2, &[0, 0, 9], true).unwrap();
+        assert_eq!(barriers.released, [(2, vec![4, 0, 9])]);
+        assert_eq!(barriers.open().count(), 0);
+    }
+
+    #[test]
+    fn an_exit_completes_a_barrier_for_all() {
+        let mut barriers = Barriers::new(3);
+        barriers.arrive(0, None, 0, &[1, 0, 0], true).unwrap();
+        barriers.arrive(0, None, 1, &[0, 1, 0], true).unwrap();
+        assert!(barriers.released.is_empty());
+        barriers.exit().unwrap();
+        assert_eq!(barriers.released.len(), 2);
+    }
+
+    #[test]
+    fn misuse_says_what_is_wrong() {
+        let mut barriers = Barriers::new(4);
+        assert!(barriers.arrive(16, None, 0, &[1], true).unwrap_err().contains("barrier 16 does not exist"));
+        assert!(barriers.arrive(1, Some(33), 0, &[1], true).unwrap_err().contains("33 threads"));
+        barriers.arrive(1, Some(64), 0, &[1], true).unwrap();
+        assert!(barriers.arrive(1, None, 1, &[1], true).unwrap_err().contains("open for 64 threads"));
+    }
+}
