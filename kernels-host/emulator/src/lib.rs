@@ -1,5 +1,66 @@
-//! Executes PTX on the CPU: see the modules.
-#![warn(missing_docs)]
+//! Executes PTX on the CPU, warp by warp, with the checks of a sanitizer.
+//!
+//! What runs is the text that the compiler emits, so what is tested is what ships: the
+//! compiler's own mistakes show as well. A launch is single-threaded and deterministic from the
+//! device's seed, which picks the order of warps and the moments at which asynchronous copies
+//! land; another seed explores another interleaving.
+//!
+//! ```
+//! use ptx_emulator::{Device, Grid, Module, Param};
+//!
+//! let module = Module::parse(
+//!     ".version 8.0 .target sm_80 .address_size 64
+//!     .visible .entry double(.param .u64 p, .param .u32 n) {
+//!         .reg .pred %p<2>; .reg .b32 %r<4>; .reg .b64 %rd<3>;
+//!         ld.param.b64 %rd1, [p];
+//!         ld.param.b32 %r1, [n];
+//!         mov.u32 %r2, %tid.x;
+//!         setp.ge.u32 %p1, %r2, %r1;
+//!         @%p1 ret;
+//!         mad.wide.u32 %rd2, %r2, 4, %rd1;
+//!         ld.global.b32 %r3, [%rd2];
+//!         shl.b32 %r3, %r3, 1;
+//!         st.global.b32 [%rd2], %r3;
+//!         ret;
+//!     }",
+//! )?;
+//! let mut device = Device::new(7);
+//! let numbers = device.alloc("numbers", 12);
+//! device.write(numbers, bytes_of(&[1, 2, 3]))?;
+//! let params = [Param::U64(numbers), Param::U32(3)];
+//! let report = device.launch(&module, "double", Grid::linear(1, 32), &params, 0)?;
+//! assert_eq!(device.read(numbers, 12)?, bytes_of(&[2, 4, 6]));
+//! assert_eq!(report.instructions["shl.b32"], 1); // one warp, three of its lanes
+//! # fn bytes_of(numbers: &[u32]) -> &'static [u8] {
+//! #     numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>().leak()
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is checked
+//! Bounds and alignment of every access; reads of memory that nothing has written, byte by byte; data races in
+//! shared memory by happens-before, lanes of one warp included; `cp.async` destinations touched before their wait;
+//! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers; deadlock,
+//! with who waits where. A [`Fault`] names the allocation, the thread, the instruction and its line.
+//!
+//! # Limits
+//! `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached ([`FaultKind::Unsupported`]). Clusters,
+//! functions (`.func`), local memory and textures are not known. Races in global memory are not reported, nor is
+//! what a missing fence would do: every access takes effect at once. A register holds zero until it is written.
+
 #![forbid(unsafe_code)]
+
+mod decode;
+mod device;
+mod exec;
+mod fault;
 pub mod formats;
+mod instruction;
+mod memory;
+mod module;
+mod syntax;
 pub mod tensor;
+
+pub use device::{Device, Grid, Param, Report};
+pub use fault::{Access, Fault, FaultKind, ParseError, Site};
+pub use module::Module;

@@ -1,0 +1,319 @@
+//! Loads, stores, atomics and asynchronous copies.
+
+use super::copy::{Copy, CopyShape};
+use super::float::canonical;
+use super::step::{Crew, Executor, LaneFault};
+use super::warp::Warp;
+use super::{Lanes, lanes};
+use crate::instruction::{Address, AtomicOp, Op, Operand, Reg, Space, Type};
+use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, Who};
+use crate::{Access, FaultKind};
+
+/// The widest vector access.
+const MOST_ELEMENTS: usize = 4;
+
+impl Executor<'_> {
+    /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
+    pub(super) fn access(&mut self, warp: &mut Warp, crew: &mut Crew, op: &Op, mask: u32) -> Result<bool, LaneFault> {
+        match op {
+            Op::Load { ty, dst, address } => self.load(warp, crew, *ty, dst, *address, mask)?,
+            Op::Store { ty, src, address } => self.store(warp, crew, *ty, src, *address, mask)?,
+            Op::Atomic { op, ty, dst, address, b, c } => {
+                self.atomic(warp, crew, (*op, *ty, *dst), *address, (*b, *c), mask)?;
+            }
+            Op::CopyAsync { bytes, to, from, from_bytes } => {
+                let shape = CopyShape { bytes: *bytes, from_bytes: *from_bytes };
+                self.issue_copies(warp, crew, shape, *to, *from, mask)?;
+            }
+            Op::CopyCommit => warp.copies.commit(mask),
+            Op::CopyWait { pending } => {
+                for copy in warp.copies.take(mask, *pending) {
+                    self.finish_copy(warp, crew, copy)?;
+                }
+            }
+            Op::ToGeneric { space, ty, dst, a } => {
+                let values = warp.get64(*a, &self.env);
+                let moved = super::map(&values, |value| value.wrapping_add(window(*space)));
+                set(warp, *ty, *dst, mask, &moved);
+            }
+            Op::FromGeneric { space, ty, dst, a } => {
+                let values = warp.get64(*a, &self.env);
+                let moved = super::map(&values, |value| value.wrapping_sub(window(*space)));
+                set(warp, *ty, *dst, mask, &moved);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    pub(super) fn addresses(&self, warp: &Warp, address: Address) -> Lanes<u64> {
+        let base = warp.get64(address.base, &self.env);
+        super::map(&base, |base| base.wrapping_add_signed(address.offset))
+    }
+
+    fn load(
+        &mut self,
+        warp: &mut Warp,
+        crew: &mut Crew,
+        ty: Type,
+        dst: &[Option<Reg>],
+        address: Address,
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        let element = ty.bytes();
+        let bytes = element * dst.len();
+        let addresses = self.addresses(warp, address);
+        let mut values = [[0_u64; 32]; MOST_ELEMENTS];
+        for lane in lanes(mask) {
+            let who = self.who(warp, lane);
+            let (space, at) = resolve(address.space, addresses[lane]);
+            let fault = |kind| LaneFault::at(lane, kind);
+            aligned(Access::Read, at, bytes).map_err(fault)?;
+            let data = match space {
+                Space::Shared => crew.shared.read(at, bytes, who),
+                Space::Param => param(self.params, at, bytes),
+                _ => self.memory.read(at, bytes),
+            }
+            .map_err(fault)?;
+            for (value, bytes) in values.iter_mut().zip(data.chunks_exact(element)) {
+                value[lane] = number(bytes, ty);
+            }
+        }
+        for (dst, values) in dst.iter().zip(&values) {
+            if let Some(dst) = dst {
+                warp.set64(*dst, mask, values);
+            }
+        }
+        Ok(())
+    }
+
+    fn store(
+        &mut self,
+        warp: &mut Warp,
+        crew: &mut Crew,
+        ty: Type,
+        src: &[Operand],
+        address: Address,
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        let element = ty.bytes();
+        let bytes = element * src.len();
+        let addresses = self.addresses(warp, address);
+        let mut values = [[0_u64; 32]; MOST_ELEMENTS];
+        for (values, operand) in values.iter_mut().zip(src) {
+            *values = warp.get64(*operand, &self.env);
+        }
+        for lane in lanes(mask) {
+            let mut data = [0_u8; 32];
+            for (data, values) in data.chunks_exact_mut(element).zip(&values[..src.len()]) {
+                data.copy_from_slice(&values[lane].to_le_bytes()[..element]);
+            }
+            let who = self.who(warp, lane);
+            let (space, at) = resolve(address.space, addresses[lane]);
+            let fault = |kind| LaneFault::at(lane, kind);
+            aligned(Access::Write, at, bytes).map_err(fault)?;
+            match space {
+                Space::Shared => crew.shared.write(at, &data[..bytes], who),
+                Space::Param => Err(outside_params(Access::Write, at, bytes)),
+                _ => self.memory.write(at, &data[..bytes]),
+            }
+            .map_err(fault)?;
+        }
+        Ok(())
+    }
+
+    fn atomic(
+        &mut self,
+        warp: &mut Warp,
+        crew: &mut Crew,
+        (op, ty, dst): (AtomicOp, Type, Option<Reg>),
+        address: Address,
+        (b, c): (Operand, Option<Operand>),
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        let bytes = ty.bytes();
+        let addresses = self.addresses(warp, address);
+        let b = warp.get64(b, &self.env);
+        let c = c.map_or([0; 32], |c| warp.get64(c, &self.env));
+        let mut old = [0_u64; 32];
+        for lane in lanes(mask) {
+            let who = self.who(warp, lane);
+            let (space, at) = resolve(address.space, addresses[lane]);
+            let fault = |kind| LaneFault::at(lane, kind);
+            aligned(Access::Atomic, at, bytes).map_err(fault)?;
+            let data = match space {
+                Space::Shared => crew.shared.modify(at, bytes, who),
+                Space::Param => Err(outside_params(Access::Atomic, at, bytes)),
+                _ => self.memory.read(at, bytes),
+            }
+            .map_err(fault)?;
+            old[lane] = number(data, ty);
+            let new = modified(op, ty, old[lane], b[lane], c[lane]).to_le_bytes();
+            match space {
+                Space::Shared => crew.shared.store(at, &new[..bytes]),
+                _ => self.memory.write(at, &new[..bytes]).map_err(fault)?,
+            }
+        }
+        if let Some(dst) = dst {
+            set(warp, ty, dst, mask, &old);
+        }
+        Ok(())
+    }
+
+    fn issue_copies(
+        &mut self,
+        warp: &mut Warp,
+        crew: &mut Crew,
+        shape: CopyShape,
+        to: Address,
+        from: Address,
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        let (to, from) = (self.addresses(warp, to), self.addresses(warp, from));
+        let bytes = shape.bytes;
+        let from_bytes = shape.from_bytes.map_or([bytes; 32], |n| warp.get32(n, &self.env));
+        for lane in lanes(mask) {
+            let fault = |kind| LaneFault::at(lane, kind);
+            aligned(Access::Write, to[lane], bytes as usize).map_err(fault)?;
+            aligned(Access::Read, from[lane], bytes as usize).map_err(fault)?;
+            let who = self.who(warp, lane);
+            crew.shared.launch_copy(to[lane], bytes as usize, who).map_err(fault)?;
+            let group = warp.copies.committed[lane];
+            warp.copies.pending.push(Copy {
+                lane: lane as u32,
+                group,
+                to: to[lane],
+                from: from[lane],
+                bytes,
+                from_bytes: from_bytes[lane].min(bytes),
+                landed: false,
+                pc: warp.pc,
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves the data of a copy, now.
+    pub(super) fn land_copy(&mut self, crew: &mut Crew, copy: &mut Copy) -> Result<(), LaneFault> {
+        let mut data = [0_u8; 16];
+        let count = copy.from_bytes as usize;
+        if count > 0 {
+            let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
+            data[..count].copy_from_slice(self.memory.read(copy.from, count).map_err(fault)?);
+        }
+        crew.shared.store(copy.to, &data[..copy.bytes as usize]);
+        copy.landed = true;
+        Ok(())
+    }
+
+    fn finish_copy(&mut self, warp: &Warp, crew: &mut Crew, mut copy: Copy) -> Result<(), LaneFault> {
+        if !copy.landed {
+            self.land_copy(crew, &mut copy)?;
+        }
+        let lane = copy.lane as usize;
+        let who = self.who(warp, lane);
+        crew.shared.land_copy(copy.to, copy.bytes as usize, who).map_err(|kind| LaneFault::at(lane, kind))
+    }
+
+    pub(super) fn who<'w>(&self, warp: &'w Warp, lane: usize) -> Who<'w> {
+        let line = self.line(warp.pc);
+        Who { warp: warp.index, lane: lane as u32, clock: &warp.clock, line }
+    }
+}
+
+fn window(space: Space) -> u64 {
+    match space {
+        Space::Shared => SHARED_WINDOW,
+        Space::Param => PARAM_WINDOW,
+        Space::Global | Space::Generic => 0,
+    }
+}
+
+/// The state space that an address is in, and the address there.
+fn resolve(space: Space, address: u64) -> (Space, u64) {
+    match space {
+        Space::Generic if (SHARED_WINDOW..SHARED_WINDOW + WINDOW_BYTES).contains(&address) => {
+            (Space::Shared, address - SHARED_WINDOW)
+        }
+        Space::Generic if (PARAM_WINDOW..PARAM_WINDOW + WINDOW_BYTES).contains(&address) => {
+            (Space::Param, address - PARAM_WINDOW)
+        }
+        Space::Generic => (Space::Global, address),
+        space => (space, address),
+    }
+}
+
+fn aligned(access: Access, address: u64, bytes: usize) -> Result<(), FaultKind> {
+    if address.is_multiple_of(bytes as u64) {
+        return Ok(());
+    }
+    Err(FaultKind::Misaligned { access, bytes, address })
+}
+
+fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
+    let range = address as usize..(address as usize).saturating_add(bytes);
+    params.get(range).ok_or_else(|| outside_params(Access::Read, address, bytes))
+}
+
+fn outside_params(access: Access, address: u64, bytes: usize) -> FaultKind {
+    let place = "parameters can only be read, within their bytes".into();
+    FaultKind::OutOfBounds { access, bytes, address, place }
+}
+
+/// Little-endian bytes of a number, sign-extended for signed types.
+fn number(bytes: &[u8], ty: Type) -> u64 {
+    let value = match *bytes {
+        [a] => u64::from(a),
+        [a, b] => u64::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
+    };
+    let unused = 64 - ty.bits();
+    if ty.is_signed() { ((value << unused) as i64 >> unused) as u64 } else { value }
+}
+
+fn set(warp: &mut Warp, ty: Type, dst: Reg, mask: u32, values: &Lanes<u64>) {
+    if ty.bits() == 64 {
+        warp.set64(dst, mask, values);
+    } else {
+        warp.set32(dst, mask, &super::map(values, |value| value as u32));
+    }
+}
+
+/// What an atomic operation leaves in memory. `old` is sign-extended for signed types.
+fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
+    let unused = 64 - ty.bits();
+    let keep = u64::MAX >> unused;
+    let b = b & keep;
+    let signed = |value: u64| (value << unused) as i64 >> unused;
+    match op {
+        AtomicOp::Add if ty == Type::F32 => u64::from(canonical(f32::from_bits(old as u32) + f32::from_bits(b as u32))),
+        AtomicOp::Add if ty == Type::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+        AtomicOp::Add => old.wrapping_add(b),
+        AtomicOp::Min if ty.is_signed() => signed(old).min(signed(b)) as u64,
+        AtomicOp::Max if ty.is_signed() => signed(old).max(signed(b)) as u64,
+        AtomicOp::Min => old.min(b),
+        AtomicOp::Max => old.max(b),
+        AtomicOp::And => old & b,
+        AtomicOp::Or => old | b,
+        AtomicOp::Xor => old ^ b,
+        AtomicOp::Exch => b,
+        AtomicOp::Cas if old & keep == b => c,
+        AtomicOp::Cas => old,
+        AtomicOp::Inc => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomicOp::Dec => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
+    }
+}

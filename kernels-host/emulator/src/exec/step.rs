@@ -1,0 +1,293 @@
+//! One instruction of one warp.
+
+use super::barrier::Barriers;
+use super::warp::{Env, State, Warp};
+use super::{alu, collective, convert, lanes};
+use crate::instruction::{Collective, Instruction, Op, Operand};
+use crate::memory::{Memory, Shared};
+use crate::module::Entry;
+use crate::{Fault, FaultKind, Site};
+
+/// What executes a launch.
+pub(super) struct Executor<'a> {
+    pub entry: &'a Entry,
+    pub memory: &'a mut Memory,
+    pub params: &'a [u8],
+    pub env: Env<'a>,
+    /// Executions by kind of instruction.
+    pub counts: Vec<u64>,
+    pub limit: u64,
+}
+
+/// What the warps of a block share.
+#[derive(Debug)]
+pub(super) struct Crew {
+    pub shared: Shared,
+    pub barriers: Barriers,
+}
+
+/// A fault before its site is known.
+#[derive(Debug)]
+pub(super) struct LaneFault {
+    pub kind: FaultKind,
+    /// The first running lane if it is not given.
+    pub lane: Option<usize>,
+    /// The warp's position if it is not given.
+    pub pc: Option<u32>,
+}
+
+impl LaneFault {
+    pub fn at(lane: usize, kind: FaultKind) -> Self {
+        Self { kind, lane: Some(lane), pc: None }
+    }
+}
+
+impl From<FaultKind> for LaneFault {
+    fn from(kind: FaultKind) -> Self {
+        Self { kind, lane: None, pc: None }
+    }
+}
+
+impl<'a> Executor<'a> {
+    /// Runs `warp` for `budget` instructions, or until it must wait.
+    pub fn run(&mut self, warp: &mut Warp, crew: &mut Crew, budget: u32) -> Result<(), Fault> {
+        for _ in 0..budget {
+            if warp.state != State::Ready || !crew.barriers.released.is_empty() {
+                break;
+            }
+            if (warp.active == 0 || warp.pc >= warp.next_stop) && !warp.regroup() {
+                let waits = self.waits(warp);
+                return Err(self.fault(warp, FaultKind::Divergent { waits }.into()));
+            }
+            self.step(warp, crew).map_err(|fault| self.fault(warp, fault))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, warp: &mut Warp, crew: &mut Crew) -> Result<(), LaneFault> {
+        let entry = self.entry;
+        let Some(instruction) = entry.instructions.get(warp.pc as usize) else {
+            return self.exit(warp, crew, warp.active);
+        };
+        let mask = match instruction.guard {
+            Some(guard) => warp.active & warp.guard(guard),
+            None => warp.active,
+        };
+        if mask == 0 {
+            warp.pc += 1;
+            return Ok(());
+        }
+        self.count(instruction)?;
+        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, crew, &instruction.op, mask)? {
+            warp.pc += 1;
+            return Ok(());
+        }
+        self.control(warp, crew, instruction, mask)
+    }
+
+    fn count(&mut self, instruction: &Instruction) -> Result<(), LaneFault> {
+        self.counts[instruction.kind as usize] += 1;
+        self.env.executed += 1;
+        if self.env.executed > self.limit {
+            return Err(FaultKind::Limit { limit: self.limit }.into());
+        }
+        Ok(())
+    }
+
+    fn control(
+        &mut self,
+        warp: &mut Warp,
+        crew: &mut Crew,
+        instruction: &Instruction,
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        match &instruction.op {
+            Op::Cvt(cvt) => convert::execute(warp, &self.env, cvt, mask),
+            Op::Branch { target } => {
+                if mask == warp.active {
+                    warp.pc = *target;
+                } else {
+                    warp.leave(mask, *target);
+                    warp.pc += 1;
+                }
+                if !warp.groups.is_empty() {
+                    // Force a look at who is first now.
+                    warp.next_stop = 0;
+                }
+                return Ok(());
+            }
+            Op::Exit => return self.exit(warp, crew, mask),
+            Op::Trap => return Err(FaultKind::Trap.into()),
+            Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
+            Op::Collective { what, mask: members } => {
+                return self.collective(warp, what, *members, mask);
+            }
+            Op::Barrier { wait, id, count } => {
+                return self.barrier(warp, crew, (*wait, *id, *count), mask);
+            }
+            Op::Aligned | Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
+                if !self.converged(warp, mask) {
+                    return Ok(());
+                }
+                self.matrix(warp, crew, &instruction.op)?;
+            }
+            Op::Later => {
+                let instruction = self.entry.kinds[instruction.kind as usize].clone();
+                return Err(FaultKind::Unsupported { instruction }.into());
+            }
+            _ => {}
+        }
+        warp.pc += 1;
+        Ok(())
+    }
+
+    fn exit(&mut self, warp: &mut Warp, crew: &mut Crew, mask: u32) -> Result<(), LaneFault> {
+        warp.live &= !mask;
+        warp.active &= !mask;
+        warp.pc += 1;
+        // Those who wait for the lanes that left need not any longer.
+        warp.unpark();
+        warp.next_stop = 0;
+        if warp.live == 0 {
+            warp.state = State::Done;
+            crew.barriers.exit().map_err(|what| FaultKind::Barrier { what })?;
+        } else if warp.active == 0 && warp.groups.is_empty() {
+            return Err(FaultKind::Divergent { waits: self.waits(warp) }.into());
+        }
+        Ok(())
+    }
+
+    /// Lanes that the guard excludes go on; true if the others are all that live. If not, they
+    /// wait for the rest to come to the same instruction, as `.aligned` demands.
+    fn converged(&mut self, warp: &mut Warp, mask: u32) -> bool {
+        exclude(warp, mask);
+        if mask == warp.live {
+            return true;
+        }
+        warp.park(warp.live, false);
+        false
+    }
+
+    fn barrier(
+        &mut self,
+        warp: &mut Warp,
+        crew: &mut Crew,
+        (wait, id, count): (bool, Operand, Option<Operand>),
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        if !self.converged(warp, mask) {
+            return Ok(());
+        }
+        let first = mask.trailing_zeros() as usize;
+        let id = warp.get32(id, &self.env)[first];
+        let count = count.map(|count| warp.get32(count, &self.env)[first]);
+        if wait {
+            warp.state = State::Waiting(id);
+        } else {
+            warp.pc += 1;
+        }
+        crew.barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
+        // What the warp does from now on is not what the others learn of here.
+        warp.clock[warp.index as usize] += 1;
+        Ok(())
+    }
+
+    fn collective(&mut self, warp: &mut Warp, what: &Collective, members: Operand, mask: u32) -> Result<(), LaneFault> {
+        exclude(warp, mask);
+        let members = warp.get32(members, &self.env);
+        for lane in lanes(mask) {
+            if members[lane] >> lane & 1 == 0 {
+                let what = format!("lane {lane} is not in its member mask {:#010x}", members[lane]);
+                return Err(LaneFault::at(lane, FaultKind::Barrier { what }));
+            }
+        }
+        let wanted = lanes(mask).fold(0, |all, lane| all | members[lane]) & warp.live;
+        let barrier = matches!(what, Collective::Barrier);
+        if wanted & !mask != 0 {
+            warp.park(wanted, barrier);
+            if barrier {
+                meet(warp, wanted);
+            }
+            return Ok(());
+        }
+        // Several masks may be here at once, each with all of its lanes.
+        let mut left = mask;
+        while left != 0 {
+            let group = members[left.trailing_zeros() as usize] & warp.live;
+            collective::execute(warp, &self.env, what, group & left);
+            left &= !group;
+        }
+        if barrier {
+            warp.clock[warp.index as usize] += 1;
+        }
+        warp.pc += 1;
+        Ok(())
+    }
+
+    // Faults.
+
+    pub fn line(&self, pc: u32) -> u32 {
+        let code = &self.entry.instructions;
+        code.get(pc as usize).or(code.last()).map_or(0, |instruction| instruction.line)
+    }
+
+    /// The opcode at `pc`.
+    pub fn opcode(&self, pc: u32) -> &'a str {
+        let instruction = self.entry.instructions.get(pc as usize);
+        instruction.map_or("the end", |found| self.entry.kinds[found.kind as usize].as_str())
+    }
+
+    /// Which lanes of a warp wait where.
+    pub fn waits(&self, warp: &Warp) -> String {
+        let wait =
+            |(pc, mask): (u32, u32)| format!("lanes {mask:#010x} at line {} ({})", self.line(pc), self.opcode(pc));
+        let running = (warp.active != 0).then_some((warp.pc, warp.active));
+        let groups = warp.groups.iter().map(|group| (group.pc, group.mask));
+        let all: Vec<_> = running.into_iter().chain(groups).map(wait).collect();
+        format!("warp {} has {}", warp.index, all.join(", "))
+    }
+
+    pub fn fault(&self, warp: &Warp, fault: LaneFault) -> Fault {
+        let first = warp.groups.first();
+        let running = warp.active != 0;
+        let (pc, mask) = match first {
+            Some(group) if !running => (group.pc, group.mask),
+            _ => (warp.pc, warp.active),
+        };
+        let pc = fault.pc.unwrap_or(pc);
+        let lane = fault.lane.unwrap_or(mask.trailing_zeros() as usize & 31);
+        let site = Site {
+            entry: self.entry.name.clone(),
+            line: self.line(pc),
+            instruction: self.opcode(pc).to_owned(),
+            block: warp.identity.block,
+            thread: warp.thread(lane as u32),
+        };
+        Fault { kind: fault.kind, site: Some(Box::new(site)) }
+    }
+}
+
+/// Sends the running lanes outside `mask` past the instruction.
+fn exclude(warp: &mut Warp, mask: u32) {
+    let others = warp.active & !mask;
+    if others != 0 {
+        warp.leave(others, warp.pc + 1);
+        warp.next_stop = 0;
+    }
+}
+
+/// Lets the lanes that wait at `bar.warp.sync`, perhaps at several, go on if all have come.
+fn meet(warp: &mut Warp, wanted: u32) {
+    let at_barrier = warp.groups.iter().filter(|group| group.at_barrier && group.waits_for == wanted);
+    if at_barrier.fold(0, |all, group| all | group.mask) & wanted != wanted {
+        return;
+    }
+    for group in &mut warp.groups {
+        if group.at_barrier && group.waits_for == wanted {
+            group.pc += 1;
+            group.waits_for = 0;
+            group.at_barrier = false;
+        }
+    }
+    warp.clock[warp.index as usize] += 1;
+}

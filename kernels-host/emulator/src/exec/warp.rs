@@ -1,0 +1,265 @@
+//! A warp: registers, and lanes grouped by where they are.
+//!
+//! The lanes at the smallest position run; the others wait until the running ones reach them.
+//! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
+
+use super::copy::Copies;
+use super::{ALL, Lanes};
+use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
+
+/// Registers of a warp.
+#[derive(Debug)]
+pub(crate) struct Registers {
+    /// One bit per lane.
+    pub pred: Vec<u32>,
+    pub narrow: Vec<Lanes<u32>>,
+    pub wide: Vec<Lanes<u64>>,
+}
+
+/// Lanes that are at the same position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    pub pc: u32,
+    pub mask: u32,
+    /// The lanes that it waits for at a collective instruction; zero if it can run.
+    pub waits_for: u32,
+    /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
+    pub at_barrier: bool,
+}
+
+/// What keeps a warp from running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Ready,
+    /// At the named barrier of the block.
+    Waiting(u32),
+    Done,
+}
+
+/// A warp of a resident block.
+#[derive(Debug)]
+pub(crate) struct Warp {
+    pub index: u32,
+    pub registers: Registers,
+    pub pc: u32,
+    /// The lanes that run.
+    pub active: u32,
+    /// The lanes that have not exited.
+    pub live: u32,
+    /// All other live lanes.
+    pub groups: Vec<Group>,
+    /// Position at which running lanes meet a group.
+    pub next_stop: u32,
+    pub state: State,
+    /// Vector clock over the warps of the block.
+    pub clock: Vec<u32>,
+    pub copies: Copies,
+    pub identity: Identity,
+}
+
+/// What special registers are made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub block: [u32; 3],
+    pub blocks: [u32; 3],
+    pub threads: [u32; 3],
+    pub dynamic_shared: u32,
+    pub total_shared: u32,
+    pub warps: u32,
+}
+
+impl Warp {
+    pub fn new(index: u32, registers: [u32; 3], identity: Identity) -> Self {
+        let threads: u32 = identity.threads.iter().product();
+        let count = (threads - index * 32).min(32);
+        let live = ALL >> (32 - count);
+        let mut clock = vec![0; identity.warps as usize];
+        clock[index as usize] = 1;
+        Self {
+            index,
+            registers: Registers {
+                pred: vec![0; registers[0] as usize],
+                narrow: vec![[0; 32]; registers[1] as usize],
+                wide: vec![[0; 32]; registers[2] as usize],
+            },
+            pc: 0,
+            active: live,
+            live,
+            groups: Vec::new(),
+            next_stop: u32::MAX,
+            state: State::Ready,
+            clock,
+            copies: Copies::default(),
+            identity,
+        }
+    }
+
+    /// `%tid` of a lane.
+    pub fn thread(&self, lane: u32) -> [u32; 3] {
+        let [x, y, _] = self.identity.threads;
+        let flat = self.index * 32 + lane;
+        [flat % x, flat / x % y, flat / x / y]
+    }
+
+    // Divergence.
+
+    /// Sends the running lanes in `mask` to `pc`; the rest stay.
+    pub fn leave(&mut self, mask: u32, pc: u32) {
+        self.active &= !mask;
+        self.groups.push(Group { pc, mask, waits_for: 0, at_barrier: false });
+    }
+
+    /// The running lanes wait at their instruction until `waits_for` are there.
+    pub fn park(&mut self, waits_for: u32, at_barrier: bool) {
+        self.groups.push(Group { pc: self.pc, mask: self.active, waits_for, at_barrier });
+        self.active = 0;
+    }
+
+    /// Lets every waiting group look again.
+    pub fn unpark(&mut self) {
+        for group in &mut self.groups {
+            group.waits_for = 0;
+        }
+    }
+
+    /// Merges lanes that have met and picks those at the smallest position that can run. False if
+    /// all wait.
+    pub fn regroup(&mut self) -> bool {
+        if self.active != 0 {
+            self.groups.push(Group { pc: self.pc, mask: self.active, waits_for: 0, at_barrier: false });
+            self.active = 0;
+        }
+        self.groups.sort_by_key(|group| group.pc);
+        self.groups.dedup_by(|b, a| {
+            let met = a.pc == b.pc;
+            if met {
+                a.mask |= b.mask;
+                // Waiting lanes that meet others may be complete now; two waiting parts merge
+                // once, since a merged group waits no more until it has looked.
+                a.waits_for = 0;
+            }
+            met
+        });
+        self.next_stop = u32::MAX;
+        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0) else {
+            return false;
+        };
+        let group = self.groups.remove(at);
+        (self.pc, self.active) = (group.pc, group.mask);
+        if let Some(next) = self.groups.get(at) {
+            self.next_stop = next.pc;
+        }
+        true
+    }
+
+    // Operands.
+
+    pub fn guard(&self, guard: Guard) -> u32 {
+        let mask = self.registers.pred[guard.pred as usize];
+        if guard.negated { !mask } else { mask }
+    }
+
+    /// The low 32 bits of an operand.
+    pub fn get32(&self, operand: Operand, env: &Env<'_>) -> Lanes<u32> {
+        match operand {
+            Operand::Reg(Reg { class: Class::B64, index }) => {
+                super::map(&self.registers.wide[index as usize], |value| value as u32)
+            }
+            Operand::Reg(reg) => self.registers.narrow[reg.index as usize],
+            Operand::Imm(bits) => [bits as u32; 32],
+            Operand::Special(special) => self.special(special, env),
+            Operand::Global(index) => [env.globals[index as usize] as u32; 32],
+        }
+    }
+
+    /// 64 bits of an operand; narrower registers are zero-extended.
+    pub fn get64(&self, operand: Operand, env: &Env<'_>) -> Lanes<u64> {
+        match operand {
+            Operand::Reg(Reg { class: Class::B64, index }) => self.registers.wide[index as usize],
+            Operand::Reg(reg) => super::map(&self.registers.narrow[reg.index as usize], u64::from),
+            Operand::Imm(bits) => [bits; 32],
+            Operand::Special(special) => super::map(&self.special(special, env), u64::from),
+            Operand::Global(index) => [env.globals[index as usize]; 32],
+        }
+    }
+
+    /// An operand of up to 32 bits, extended to 32 by the signedness of `ty`.
+    pub fn get(&self, operand: Operand, ty: Type, env: &Env<'_>) -> Lanes<u32> {
+        let raw = self.get32(operand, env);
+        match ty {
+            Type::S(16) => super::map(&raw, |value| value as i16 as u32),
+            Type::S(8) => super::map(&raw, |value| value as i8 as u32),
+            _ if ty.bits() == 16 => super::map(&raw, |value| value & 0xffff),
+            _ if ty.bits() == 8 => super::map(&raw, |value| value & 0xff),
+            _ => raw,
+        }
+    }
+
+    pub fn set32(&mut self, dst: Reg, mask: u32, values: &Lanes<u32>) {
+        match dst.class {
+            Class::B64 => self.set64(dst, mask, &super::map(values, u64::from)),
+            Class::B16 => {
+                let values = super::map(values, |value| value & 0xffff);
+                merge(&mut self.registers.narrow[dst.index as usize], mask, &values);
+            }
+            _ => merge(&mut self.registers.narrow[dst.index as usize], mask, values),
+        }
+    }
+
+    pub fn set64(&mut self, dst: Reg, mask: u32, values: &Lanes<u64>) {
+        match dst.class {
+            Class::B64 => merge(&mut self.registers.wide[dst.index as usize], mask, values),
+            _ => self.set32(dst, mask, &super::map(values, |value| value as u32)),
+        }
+    }
+
+    pub fn set_pred(&mut self, dst: Reg, mask: u32, values: u32) {
+        let old = &mut self.registers.pred[dst.index as usize];
+        *old = (*old & !mask) | (values & mask);
+    }
+
+    fn special(&self, special: Special, env: &Env<'_>) -> Lanes<u32> {
+        use crate::instruction::Cmp;
+        let each = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|lane| f(lane as u32));
+        let id = &self.identity;
+        match special {
+            Special::Tid(axis) => each(&|lane| self.thread(lane)[axis as usize]),
+            Special::NTid(axis) => [id.threads[axis as usize]; 32],
+            Special::CtaId(axis) => [id.block[axis as usize]; 32],
+            Special::NCtaId(axis) => [id.blocks[axis as usize]; 32],
+            Special::LaneId => each(&|lane| lane),
+            Special::WarpId => [self.index; 32],
+            Special::NWarpId => [id.warps; 32],
+            Special::Clock => [env.executed as u32; 32],
+            Special::LaneMask(Cmp::Eq) => each(&|lane| 1 << lane),
+            Special::LaneMask(Cmp::Lt) => each(&|lane| (1 << lane) - 1),
+            Special::LaneMask(Cmp::Le) => each(&|lane| (2_u64 << lane).wrapping_sub(1) as u32),
+            Special::LaneMask(Cmp::Gt) => each(&|lane| !((2_u64 << lane).wrapping_sub(1) as u32)),
+            Special::LaneMask(_) => each(&|lane| !((1 << lane) - 1)),
+            Special::DynamicSharedBytes => [id.dynamic_shared; 32],
+            Special::TotalSharedBytes => [id.total_shared; 32],
+            Special::Constant(value) => [value; 32],
+        }
+    }
+}
+
+/// What all warps of a launch read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Env<'a> {
+    /// Addresses of module variables.
+    pub globals: &'a [u64],
+    /// Warp instructions so far.
+    pub executed: u64,
+}
+
+fn merge<T: Copy>(old: &mut Lanes<T>, mask: u32, new: &Lanes<T>) {
+    if mask == ALL {
+        *old = *new;
+        return;
+    }
+    for lane in 0..32 {
+        if mask >> lane & 1 != 0 {
+            old[lane] = new[lane];
+        }
+    }
+}

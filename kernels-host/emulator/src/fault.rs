@@ -1,0 +1,198 @@
+//! What can be wrong with a module's text and with a launch.
+
+use std::fmt;
+
+/// Text that is not PTX, or PTX that the emulator does not know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// The text does not follow the grammar.
+    #[error("line {line}: {what}")]
+    Syntax {
+        /// One-based line.
+        line: u32,
+        /// What was found and what was expected.
+        what: String,
+    },
+    /// An instruction that the emulator does not know.
+    #[error("line {line}: unknown instruction `{instruction}`")]
+    Unknown {
+        /// One-based line.
+        line: u32,
+        /// The opcode with its modifiers.
+        instruction: String,
+    },
+    /// A known instruction with a form or operands that do not fit it.
+    #[error("line {line}: `{instruction}`: {what}")]
+    Instruction {
+        /// One-based line.
+        line: u32,
+        /// The opcode with its modifiers.
+        instruction: String,
+        /// What does not fit.
+        what: String,
+    },
+}
+
+/// Why a launch ended, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What happened.
+    pub kind: FaultKind,
+    /// The instruction; `None` for faults of the host or of the whole launch.
+    pub site: Option<Box<Site>>,
+}
+
+/// The instruction and thread of a fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The entry that was launched.
+    pub entry: String,
+    /// Line of the module's text, one-based.
+    pub line: u32,
+    /// The opcode with its modifiers.
+    pub instruction: String,
+    /// `%ctaid`.
+    pub block: [u32; 3],
+    /// `%tid`; of the first lane of the warp if the whole warp is at fault.
+    pub thread: [u32; 3],
+}
+
+/// How memory was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// A read-modify-write operation.
+    Atomic,
+}
+
+/// What the sanitizer finds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultKind {
+    /// An access outside every allocation or beyond the block's shared memory.
+    #[error("{access} of {bytes} bytes at {address:#x} is out of bounds: {place}")]
+    OutOfBounds {
+        /// How.
+        access: Access,
+        /// Width.
+        bytes: usize,
+        /// First byte.
+        address: u64,
+        /// The allocation nearest to it.
+        place: String,
+    },
+    /// An access whose address is no multiple of its width.
+    #[error("{access} of {bytes} bytes at {address:#x} is misaligned")]
+    Misaligned {
+        /// How.
+        access: Access,
+        /// Width.
+        bytes: usize,
+        /// First byte.
+        address: u64,
+    },
+    /// A read of bytes that nothing has written.
+    #[error("read of uninitialised memory: {place}")]
+    Uninitialised {
+        /// The first such byte.
+        place: String,
+    },
+    /// An access to the destination of an asynchronous copy that was not waited for.
+    #[error("{access} of {place} while an asynchronous copy to it is in flight")]
+    InFlight {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+    },
+    /// Two accesses that no barrier orders, at least one of them a write.
+    #[error("data race: {access} of {place}, unordered with the {other} by thread {thread} at line {line}")]
+    Race {
+        /// This access.
+        access: Access,
+        /// The word.
+        place: String,
+        /// The earlier access.
+        other: Access,
+        /// Its thread's index in the block.
+        thread: u32,
+        /// Its line.
+        line: u32,
+    },
+    /// Lanes of a warp wait for each other at different instructions.
+    #[error("divergent warp: {waits}")]
+    Divergent {
+        /// Which lanes wait where.
+        waits: String,
+    },
+    /// A barrier used in a way that PTX does not define.
+    #[error("barrier misuse: {what}")]
+    Barrier {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// No warp can go on.
+    #[error("deadlock: {waits}")]
+    Deadlock {
+        /// Who waits where.
+        waits: String,
+    },
+    /// The kernel executed `trap`.
+    #[error("trap")]
+    Trap,
+    /// An instruction that is decoded but not executed yet.
+    #[error("`{instruction}` is not executed yet")]
+    Unsupported {
+        /// The opcode with its modifiers.
+        instruction: String,
+    },
+    /// The launch executed more instructions than the device allows.
+    #[error("more than {limit} warp instructions; raise the limit if the kernel is meant to run so long")]
+    Limit {
+        /// The device's limit.
+        limit: u64,
+    },
+    /// A launch that cannot start.
+    #[error("launch: {what}")]
+    Launch {
+        /// What does not fit.
+        what: String,
+    },
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Atomic => "atomic operation",
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind)?;
+        match &self.site {
+            Some(site) => write!(f, "; {site}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entry, line, instruction, block, thread } = self;
+        write!(f, "{entry}, line {line}: {instruction}, thread {thread:?} of block {block:?}")
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<FaultKind> for Fault {
+    fn from(kind: FaultKind) -> Self {
+        Self { kind, site: None }
+    }
+}
