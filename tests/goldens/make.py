@@ -207,7 +207,7 @@ CASES = [
          config_form="v5", prompt_seeds=(17, 56)),
     Case("mistral", "sliding window of 16, MQA, head_dim 128",
          "Mistral",
-         dict(**sizes(128, 136, 2, 4, 1, 128), rms_norm_eps=1e-5, max_position_embeddings=512, tie_word_embeddings=False,
+         dict(**sizes(128, 136, 2, 2, 1, 128), rms_norm_eps=1e-5, max_position_embeddings=512, tie_word_embeddings=False,
               sliding_window=16, rope_parameters=rope()),
          [INTERLEAVED, THETA, *window(16)], prompt_seeds=(20, 75)),
     Case("mistral_f16", "float16 weights, no sliding window (null), GQA 2:1",
