@@ -12,7 +12,7 @@
 //! let prompt = llm.chat_prompt(&[message("user", "What is 12 plus 7?")])?;
 //! let answers = llm.generate(&[prompt], &GenerateOptions::default(), |_, _| ControlFlow::Continue(()))?;
 //! assert_eq!(answers[0].text, "19");
-//! # engine::Result::Ok(())
+//! # Ok::<(), engine::Error>(())
 //! ```
 use crate::chat_template::{ChatInput, ChatTemplate};
 use crate::detokenize::Detokenizer;

@@ -69,7 +69,7 @@ impl<A> Entry<A> {
 
 /// Declares PTX entries that share one parameter list.
 ///
-/// ```ignore
+/// ```text
 /// entry! {
 ///     /// Arguments of the kernel.
 ///     pub struct AddRmsNorm { x: *const u16, out: *mut u16, width: u32, eps: f32 }
