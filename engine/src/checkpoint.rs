@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -201,26 +200,6 @@ impl Checkpoint {
             });
         }
         Ok(tensor)
-    }
-
-    /// Reads every page in parallel so that the copies that follow do not wait for the disk.
-    ///
-    /// `progress(done, total)` is called in bytes, from several threads, about once per 8 MiB.
-    pub fn read_ahead(&self, progress: &(dyn Fn(u64, u64) + Sync)) {
-        /// Large enough to amortise the callback, small enough to balance shards over threads.
-        const CHUNK: usize = 8 << 20;
-        const PAGE: usize = 4096;
-        let total: u64 = self.shards.iter().map(|s| s.data.bytes().len() as u64).sum();
-        let done = AtomicU64::new(0);
-        progress(0, total);
-        for shard in &self.shards {
-            shard.data.bytes().par_chunks(CHUNK).for_each(|chunk| {
-                let touched = chunk.iter().step_by(PAGE).fold(0u8, |a, b| a ^ b);
-                std::hint::black_box(touched);
-                let len = chunk.len() as u64;
-                progress(done.fetch_add(len, Ordering::Relaxed) + len, total);
-            });
-        }
     }
 
     /// A name that ends alike, to show what prefix the checkpoint uses.

@@ -62,11 +62,6 @@ impl EmbeddedModel {
         self.name
     }
 
-    /// Bytes that the model takes in the binary.
-    pub fn compressed_bytes(&self) -> usize {
-        self.files.iter().map(|f| f.compressed.len()).sum()
-    }
-
     /// A file of the model directory, decompressed on first use. `chat_template.jinja` is empty where there is none.
     pub fn file(&'static self, name: &str) -> Result<&'static [u8]> {
         let error = |problem: String| Error::Embedded { model: self.name.to_owned(), problem };

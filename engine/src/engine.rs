@@ -36,8 +36,8 @@ impl Default for EngineConfig {
 
 /// Tokens in a step on a GPU: enough to make the matrix products compute-bound several times over.
 pub const GPU_STEP_TOKENS: usize = 2048;
-/// Tokens in a step on the CPU: tiny-chat takes about half a second for so many on two cores, and a step is what a
-/// caller waits for who cancels.
+/// Tokens in a step on the CPU: tiny-chat takes about 0.2 s for so many on two cores, and a step is what a caller
+/// waits for who cancels.
 pub const CPU_STEP_TOKENS: usize = 256;
 
 impl EngineConfig {

@@ -24,8 +24,6 @@ unsafe extern "C" {
     pub fn shfl_idx_i32(mask: u32, value: u32, lane: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.shfl.sync.up.i32"]
     pub fn shfl_up_i32(mask: u32, value: u32, delta: u32, clamp: u32) -> u32;
-    #[link_name = "llvm.nvvm.shfl.sync.up.f32"]
-    pub fn shfl_up_f32(mask: u32, value: f32, delta: u32, clamp: u32) -> f32;
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     pub fn ballot(mask: u32, predicate: bool) -> u32;
     #[link_name = "llvm.nvvm.fma.rn.f"]

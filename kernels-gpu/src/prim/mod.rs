@@ -24,7 +24,6 @@ macro_rules! device {
 #[macro_use]
 mod entry;
 pub mod async_copy;
-pub mod atomic;
 pub mod cluster;
 pub mod convert;
 mod intrinsics;

@@ -43,11 +43,6 @@ pub fn shuffle_u32(value: u32, lane: u32) -> u32 {
 }
 /// The value of lane `lane_id() - delta`; lanes below `delta` get their own.
 #[inline(always)]
-pub fn shuffle_up(value: f32, delta: u32) -> f32 {
-    device! { llvm::shfl_up_f32(!0, value, delta, 0) }
-}
-/// The value of lane `lane_id() - delta`; lanes below `delta` get their own.
-#[inline(always)]
 pub fn shuffle_up_u32(value: u32, delta: u32) -> u32 {
     device! { llvm::shfl_up_i32(!0, value, delta, 0) }
 }
