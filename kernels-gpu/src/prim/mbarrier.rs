@@ -28,6 +28,14 @@ pub fn fence_init() {
 pub unsafe fn arrive(address: u32) {
     device! { core::arch::asm!("mbarrier.arrive.shared::cta.b64 _, [{0}];", in(reg32) address, options(nostack)) }
 }
+/// [`arrive`] at a barrier of the cluster, by an address of [`shared_of`](super::cluster::shared_of).
+#[inline(always)]
+pub unsafe fn arrive_cluster(address: u32) {
+    device! {
+        core::arch::asm!("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [{0}];",
+            in(reg32) address, options(nostack))
+    }
+}
 /// Arrives once and announces `bytes` of asynchronous copies, which the phase then waits for as well.
 #[inline(always)]
 pub unsafe fn arrive_expect_tx(address: u32, bytes: u32) {
