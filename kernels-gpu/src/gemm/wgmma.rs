@@ -282,7 +282,6 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     ring: &mut Ring<STAGES>,
 ) {
     // Lanes below `share` tell one block each that a stage has been read.
-    let there = cluster::shared_of(lane_id() % work.share, work.buffers) - work.buffers;
     let tells = lane_id() < work.share;
     let mut previous = ring.empty();
     let mut step = 0;
@@ -301,7 +300,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         // One group stays in flight; the one before has read its stage.
         wgmma::wait::<1>();
         if step > 0 && tells {
-            mbarrier::arrive_cluster(previous + there);
+            mbarrier::arrive_cluster(previous, lane_id());
         }
         previous = ring.empty();
         ring.advance();
@@ -310,7 +309,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     wgmma::wait::<0>();
     wgmma::pin(d);
     if tells {
-        mbarrier::arrive_cluster(previous + there);
+        mbarrier::arrive_cluster(previous, lane_id());
     }
 }
 

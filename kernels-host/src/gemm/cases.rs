@@ -211,7 +211,7 @@ impl Case for Problem {
             id += &format!(" cols={} share={}", tile.cols, tile.share);
         }
         if let Some(Path::Stream(Some(cut))) = self.path {
-            id += &format!(" rows={} split={}", cut.rows, cut.split);
+            id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
         }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);
