@@ -40,6 +40,6 @@ families! {
     rope "rope";
     /// Sampling of tokens from logits.
     sample "sample";
-    /// Random contents for weights.
+    /// Whole buffers: random contents, checksums.
     fill "fill";
 }

@@ -55,7 +55,6 @@ enum Part {
 
 /// What the parts share.
 struct Bench<'a> {
-    device: Device,
     /// Launches wait for their predecessor's end: kernels by themselves.
     stream: Stream,
     cublaslt: Option<&'a CublasLt>,
@@ -127,8 +126,7 @@ pub fn run(args: &PeerArgs, terminal: &Terminal) -> Result<ExitCode> {
         rows: Vec::new(),
     };
     writeln!(out, "{}", report::header(&results))?;
-    let mut bench =
-        Bench { device, stream, cublaslt: cublaslt.as_ref(), quick: args.quick, results, out: args.out.clone() };
+    let mut bench = Bench { stream, cublaslt: cublaslt.as_ref(), quick: args.quick, results, out: args.out.clone() };
     for &part in Part::value_variants() {
         if !args.only.is_empty() && !args.only.contains(&part) {
             continue;

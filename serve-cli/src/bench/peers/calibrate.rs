@@ -2,7 +2,7 @@
 use super::Calibration;
 use crate::bench::timing::{Replay, timed};
 use kernels_host::cublaslt::CublasLt;
-use kernels_host::fill::FillNormal;
+use kernels_host::fill::{FillNormal, Sum};
 use kernels_host::gemm::{Activation, Gemm};
 use kernels_host::{Buffer, DType, Error, Stream};
 use std::time::Instant;
@@ -18,7 +18,7 @@ pub fn run(stream: &Stream, cublaslt: Option<&CublasLt>, quick: bool) -> Result<
     Ok(Calibration {
         product_tflop_per_s: product(stream, cublaslt, seconds)?,
         copy_gb_per_s: copy(stream)?,
-        read_gb_per_s: 0.0,
+        read_gb_per_s: read(stream)?,
     })
 }
 
@@ -28,7 +28,7 @@ fn product(stream: &Stream, cublaslt: Option<&CublasLt>, seconds: f64) -> Result
     let mut out = Buffer::new(stream.device(), DType::Bf16, SIDE * SIDE)?;
     let product = cublaslt.map(|library| library.product(SIDE, SIDE, SIDE)).transpose()?;
     let operands = &mut operands;
-    let launch = |stream: &Stream, _| {
+    let mut launch = |stream: &Stream, _| {
         let [a, w] = [0, 1].map(|i| operands.view().columns(i * SIDE * SIDE, SIDE * SIDE).matrix(SIDE, SIDE));
         let out = out.matrix_mut(SIDE, SIDE);
         match &product {
@@ -36,7 +36,6 @@ fn product(stream: &Stream, cublaslt: Option<&CublasLt>, seconds: f64) -> Result
             None => Gemm { a, w, bias: None, activation: Activation::None, accumulate: false, out }.launch(stream),
         }
     };
-    let mut launch = launch;
     launch(stream, 0)?;
     let replay = Replay::capture(stream, 10, launch)?;
     let (start, mut times) = (Instant::now(), Vec::new());
@@ -56,6 +55,18 @@ fn copy(stream: &Stream) -> Result<f64, Error> {
         best = best.min(timed(stream, || stream.copy(from.view(), into.view_mut()))?);
     }
     Ok(2.0 * 2.0 * COPIED as f64 / best / 1e3)
+}
+
+/// The best of ten over 2 GiB that the cache cannot hold.
+fn read(stream: &Stream) -> Result<f64, Error> {
+    let values = random(stream, COPIED, 5)?;
+    let mut out = Buffer::new(stream.device(), DType::U32, Sum::parts(stream.device()))?;
+    stream.synchronize()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..10 {
+        best = best.min(timed(stream, || Sum { words: values.view().words(), out: out.view_mut() }.launch(stream))?);
+    }
+    Ok(2.0 * COPIED as f64 / best / 1e3)
 }
 
 /// About normal values of deviation 1/√8192, so that products of the largest shapes are about 1.
