@@ -26,7 +26,7 @@ macro_rules! families {
     };
 }
 families! {
-    /// Activations that no product's epilogue takes along.
+    /// Activations outside of a product's epilogue.
     act "act";
     /// Token embeddings.
     embed "embed";
