@@ -1,6 +1,8 @@
 //! `wootz bench`.
 mod kernels;
 mod latency;
+mod peers;
+mod timing;
 
 use crate::terminal::Terminal;
 use anyhow::{Context, Result};
@@ -27,6 +29,8 @@ pub struct BenchArgs {
 enum What {
     /// Time the kernels on the GPU.
     Kernels(kernels::KernelArgs),
+    /// Time the kernels beside NVIDIA's libraries and PyTorch, alternating in one run.
+    Peers(peers::PeerArgs),
     /// Time one batch through a model: TTFT, TPOT, tokens per second.
     Latency(latency::LatencyArgs),
 }
@@ -35,6 +39,7 @@ enum What {
 pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<ExitCode> {
     match &args.what {
         What::Kernels(args) => kernels::run(args, terminal),
+        What::Peers(args) => peers::run(args, terminal),
         What::Latency(args) => latency::run(args, terminal),
     }
 }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub struct Stream {
     device: Device,
     handle: sys::CUstream,
+    /// Whether launches that ask for it may overlap their predecessor's end.
+    overlap: bool,
 }
 
 // SAFETY: a stream handle may be used from any thread; every call makes the context current first.
@@ -66,7 +68,20 @@ impl Stream {
             // SAFETY: writes the handle.
             check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "cuStreamCreate")?;
         }
-        Ok(Stream { device, handle })
+        Ok(Stream { device, handle, overlap: true })
+    }
+
+    /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
+    /// kernels by themselves.
+    pub fn without_overlap(self) -> Self {
+        let mut stream = self;
+        stream.overlap = false;
+        stream
+    }
+
+    /// The driver's handle, null on the CPU.
+    pub(crate) fn handle(&self) -> sys::CUstream {
+        self.handle
     }
 
     /// The device.
@@ -107,7 +122,7 @@ impl Stream {
         let cluster = attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
         let mut attributes = [dependent, cluster];
         // The ones that the launch has are next to each other.
-        let first = usize::from(!(launch.dependent && function.waits));
+        let first = usize::from(!(launch.dependent && function.waits && self.overlap));
         let last = 1 + usize::from(launch.cluster > 1);
         let attributes = &mut attributes[first..last];
         let config = sys::CUlaunchConfig {
@@ -181,6 +196,28 @@ impl Stream {
             }
         }
         Ok(())
+    }
+
+    /// Copies one contiguous view to another of the same size on the same device.
+    ///
+    /// # Panics
+    /// If one is not contiguous or their sizes differ.
+    pub fn copy(&self, from: View<'_>, mut into: ViewMut<'_>) -> Result<(), Error> {
+        assert!(from.is_contiguous() && into.is_contiguous());
+        let bytes = from.rows() * from.cols() * from.dtype().size();
+        assert_eq!(bytes, into.rows() * into.cols() * into.dtype().size(), "copy size");
+        match (from.mem, into.reborrow().mem) {
+            (Mem::Device(from, _), MemMut::Device(into, _)) => {
+                self.gpu().enter()?;
+                // SAFETY: both views cover that many bytes of device memory.
+                check(unsafe { sys::cuMemcpyDtoDAsync_v2(into.0, from.0, bytes, self.handle) }, "cuMemcpyDtoDAsync")
+            }
+            (Mem::Host(from), MemMut::Host(into)) => {
+                into[..bytes].copy_from_slice(&from[..bytes]);
+                Ok(())
+            }
+            _ => panic!("a copy between devices"),
+        }
     }
 
     /// Fills a contiguous view with a byte.

@@ -417,12 +417,13 @@ impl Naive<'_> {
     }
 }
 
-fn gelu_tanh(x: f64) -> f64 {
+/// The tanh form, in f64.
+pub(crate) fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
 /// erf by its Maclaurin series; beyond 5 it is ±1 to 1e-12.
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     if x.abs() > 5.0 {
         return x.signum();
     }

@@ -1,5 +1,5 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
-mod cases;
+pub(crate) mod cases;
 mod gemv;
 mod mma;
 mod reference;
@@ -49,7 +49,7 @@ impl Activation {
     }
 
     /// The kernels' parameter.
-    fn code(self) -> u32 {
+    pub(crate) fn code(self) -> u32 {
         match self {
             Activation::None => code::IDENTITY,
             Activation::GeluTanh | Activation::GeGlu => code::GELU_TANH,

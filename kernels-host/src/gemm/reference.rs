@@ -221,6 +221,18 @@ fn finish(
     }
 }
 
+impl Activation {
+    /// Of one value: of the gate, when gated.
+    pub(crate) fn apply(self, x: f32) -> f32 {
+        match self {
+            Activation::None => x,
+            Activation::SwiGlu => silu(x),
+            Activation::GeluTanh | Activation::GeGlu => gelu_tanh(x),
+            Activation::GeluErf => gelu_erf(x),
+        }
+    }
+}
+
 fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
 }
