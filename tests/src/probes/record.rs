@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "usage: wootz-probes --record DIR [FILTER]    run the probes on GPU 0, write DIR/probes.zst
        wootz-probes --compare FILE [FILTER]  run them on the emulator, compare with a recording
        wootz-probes --golden FILE            condense a recording into tests/goldens/probes
-       wootz-probes --ptx DIR [FILTER]       write their PTX";
+       wootz-probes --ptx DIR [FILTER]       write their PTX
+       wootz-probes --emulate FILTER         run them on the emulator: does it take them?";
 
 /// A probe that has recorded nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +30,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         (Some("--compare"), Some(file)) => compare(&file, &filter),
         (Some("--golden"), Some(file)) => condense(&file),
         (Some("--ptx"), Some(dir)) => write_ptx(&dir, &filter),
+        (Some("--emulate"), _) => emulate(args.get(1).map_or("", String::as_str)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -254,4 +256,19 @@ fn write_ptx(dir: &Path, filter: &str) -> Result<bool> {
         fs::write(dir.join(format!("{}.ptx", probe.name.replace('/', "-"))), &probe.ptx)?;
     }
     Ok(true)
+}
+
+fn emulate(filter: &str) -> Result<bool> {
+    let (mut taken, mut refused) = (0, 0);
+    for probe in selected(filter) {
+        match run::on_emulator(&probe, 1) {
+            Ok(_) => taken += 1,
+            Err(error) => {
+                refused += 1;
+                println!("{}: {error}", probe.name);
+            }
+        }
+    }
+    println!("{taken} probes run, {refused} do not");
+    Ok(refused == 0)
 }

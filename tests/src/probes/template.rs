@@ -63,7 +63,7 @@ impl Elementwise<'_> {
 
     fn declarations(&self) -> String {
         let mut text = ".reg .pred %p<10>; .reg .b16 %h<10>; .reg .b32 %r<10>; .reg .b64 %l<10>;\n\
-                        .reg .b32 %i; .reg .b64 %wide, %out;"
+                        .reg .b32 %at; .reg .b64 %wide, %out;"
             .to_owned();
         let sizes = self.inputs.iter().map(|(size, _)| size).zip(INPUTS.chars());
         for (size, name) in sizes.chain(self.outputs.iter().zip(OUTPUTS.chars())) {
@@ -77,8 +77,8 @@ impl Elementwise<'_> {
 
     fn body(&self, n: usize) -> String {
         let mut text = format!(
-            "mov.u32 %i, %ctaid.x;\nmul.lo.u32 %i, %i, {THREADS};\nmov.u32 %r0, %tid.x;\nadd.u32 %i, %i, %r0;\n\
-             cvt.u64.u32 %wide, %i;\n"
+            "mov.u32 %at, %ctaid.x;\nmul.lo.u32 %at, %at, {THREADS};\nmov.u32 %r0, %tid.x;\nadd.u32 %at, %at, %r0;\n\
+             cvt.u64.u32 %wide, %at;\n"
         );
         for (at, ((size, _), name)) in self.inputs.iter().zip(INPUTS.chars()).enumerate() {
             let _ = write!(
