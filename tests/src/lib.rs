@@ -12,6 +12,7 @@ mod devices;
 mod engine;
 pub mod goldens;
 mod kernels;
+pub mod probes;
 
 /// Runs the tests that `args` (libtest's) select.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -26,6 +27,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
+    trials.extend(probes::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
     trials.extend(cli::trials());

@@ -1,8 +1,10 @@
 //! Devices, streams and launches.
 mod gpu;
+mod program;
 mod stream;
 mod tensor_map;
 
+pub use program::{Program, TiledMap};
 pub use stream::{Event, Graph, Launch, Stream};
 
 pub(crate) use gpu::DeviceMemory;
