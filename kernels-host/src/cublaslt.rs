@@ -122,7 +122,6 @@ impl CublasLt {
     pub fn version(&self) -> String {
         // SAFETY: takes nothing.
         let version = unsafe { (self.functions.cublasLtGetVersion)() };
-        // 13 01 00; before CUDA 13 the major version had a factor of 10000 too, and patch numbers two digits.
         format!("{}.{}.{}", version / 10000, version / 100 % 100, version % 100)
     }
 

@@ -68,7 +68,7 @@ pub fn graph_works(estimate_us: f64, copies: usize) -> usize {
 }
 
 /// Replays that make a sample last about `target_us`.
-fn repeats(replay: &Replay<'_>, stream: &Stream, target_us: f64) -> Result<usize, Error> {
+pub fn repeats(replay: &Replay<'_>, stream: &Stream, target_us: f64) -> Result<usize, Error> {
     let one = replay.sample(stream, 1)? * replay.works as f64;
     Ok((target_us / one.max(1.0)).ceil().clamp(1.0, 1000.0) as usize)
 }

@@ -71,7 +71,12 @@ fn read(stream: &Stream) -> Result<f64, Error> {
 
 /// About normal values of deviation 1/√8192, so that products of the largest shapes are about 1.
 pub fn random(stream: &Stream, len: usize, seed: u64) -> Result<Buffer, Error> {
+    normal(stream, len, seed, 0.011)
+}
+
+/// About normal values of deviation `scale`.
+pub fn normal(stream: &Stream, len: usize, seed: u64, scale: f32) -> Result<Buffer, Error> {
     let mut buffer = Buffer::new(stream.device(), DType::Bf16, len)?;
-    FillNormal { out: buffer.view_mut(), seed, scale: 0.011, offset: 0.0 }.launch(stream)?;
+    FillNormal { out: buffer.view_mut(), seed, scale, offset: 0.0 }.launch(stream)?;
     Ok(buffer)
 }

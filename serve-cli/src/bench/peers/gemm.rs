@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Linear layers as (name, n, k): Llama-3.1-8B.
-const LLAMA_8B: [(&str, usize, usize); 4] =
+pub const LLAMA_8B: [(&str, usize, usize); 4] =
     [("8B qkv", 6144, 4096), ("8B o", 4096, 4096), ("8B gate-up", 28672, 4096), ("8B down", 4096, 14336)];
 /// A quarter of Llama-3.1-70B's.
 const LLAMA_70B_TP4: [(&str, usize, usize); 4] =
@@ -22,9 +22,9 @@ const LLAMA_70B_TP4: [(&str, usize, usize); 4] =
 const HEAD: (&str, usize, usize) = ("8B head", 128_256, 4096);
 
 /// Data of a rotation: eight times an H200's L2 cache.
-const ROTATED_BYTES: u64 = 400_000_000;
+pub const ROTATED_BYTES: u64 = 400_000_000;
 /// Microseconds of a side's turn.
-const TURN_US: f64 = 3000.0;
+pub const TURN_US: f64 = 3000.0;
 /// Algorithms that go into the alternation, after each had two turns to qualify.
 const FINALISTS: usize = 2;
 
@@ -72,10 +72,25 @@ fn compare_all(bench: &mut Bench<'_>, group: Group, shapes: &[(&str, usize, usiz
         let work = format!("{name} {}x{}x{}", size.m, size.n, size.k);
         match compare(bench, library, &mut pools, size) {
             Ok((ours, rival)) => {
-                let reads = size.m <= 16 && size.weight_bytes() >= 100_000_000;
-                let (bytes, flops) = (size.bytes(), 2 * (size.m * size.n * size.k) as u64);
-                let rival_name = "cuBLASLt".into();
-                bench.add(Row { group, work, ours, rival, rival_name, bar: None, value: None, bytes, flops, reads })?;
+                let large = size.m <= 128 && size.weight_bytes() >= 100_000_000;
+                let row = Row {
+                    group,
+                    work,
+                    ours,
+                    rival,
+                    rival_name: "cuBLASLt".into(),
+                    bar: None,
+                    value: None,
+                    bytes: size.bytes(),
+                    flops: 2 * (size.m * size.n * size.k) as u64,
+                    reads: large && size.m <= 16,
+                };
+                if large {
+                    let rival_name = "best read".into();
+                    let share = Row { group: Group::GemmRead, rival: Rival::Floor, rival_name, ..row.clone() };
+                    bench.results.rows.push(share);
+                }
+                bench.add(row)?;
             }
             Err(error) => writeln!(io::stdout(), "{work:<44}FAILED: {error:#}")?,
         }
@@ -95,7 +110,7 @@ struct Size {
 impl Size {
     fn new(m: usize, n: usize, k: usize) -> Self {
         let size = Size { m, n, k, copies: 1 };
-        Size { copies: ROTATED_BYTES.div_ceil(size.bytes()).clamp(1, 64) as usize, ..size }
+        Size { copies: rotation(size.bytes()), ..size }
     }
     fn weight_bytes(&self) -> u64 {
         2 * (self.n * self.k) as u64
@@ -103,6 +118,11 @@ impl Size {
     fn bytes(&self) -> u64 {
         self.weight_bytes() + 2 * (self.m * (self.n + self.k)) as u64
     }
+}
+
+/// Sets of data of `bytes` each that a rotation has.
+pub fn rotation(bytes: u64) -> usize {
+    ROTATED_BYTES.div_ceil(bytes.max(1)).clamp(1, 64) as usize
 }
 
 /// Memory for every shape's operands, filled once.
@@ -127,11 +147,12 @@ impl Pools {
 }
 
 /// Number `turn` of the matrices that follow each other in `pool`.
-fn part(pool: &Buffer, turn: usize, rows: usize, cols: usize) -> View<'_> {
+pub fn part(pool: &Buffer, turn: usize, rows: usize, cols: usize) -> View<'_> {
     pool.view().columns(turn * rows * cols, rows * cols).matrix(rows, cols)
 }
 
-fn part_mut(pool: &mut Buffer, turn: usize, rows: usize, cols: usize) -> ViewMut<'_> {
+/// As [`part`].
+pub fn part_mut(pool: &mut Buffer, turn: usize, rows: usize, cols: usize) -> ViewMut<'_> {
     pool.view_mut().columns(turn * rows * cols, rows * cols).matrix(rows, cols)
 }
 

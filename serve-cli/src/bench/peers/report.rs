@@ -26,6 +26,7 @@ pub fn json(results: &Results) -> Value {
         "device": results.device,
         "cuda": results.cuda,
         "cublaslt": results.cublaslt,
+        "torch": results.torch,
         "version": env!("CARGO_PKG_VERSION"),
         "calibration": {
             "product_tflop_per_s": results.calibration.product_tflop_per_s,
@@ -109,7 +110,7 @@ fn group_json(results: &Results, group: Group) -> Value {
 /// The groups' verdicts, as a table.
 pub fn bars(results: &Results) -> String {
     let mut text =
-        format!("{:<40}{:>8}{:>12}{:>8}{:>8}  {:<6}worst of its bar\n", "", "rows", "cleared", "mean", "bar", "met?");
+        format!("{:<48}{:>8}{:>12}{:>8}{:>8}  {:<6}worst of its bar\n", "", "rows", "cleared", "mean", "bar", "met?");
     for group in results.groups() {
         let summary = summary(results, group);
         let bar = group.mean_bar().map_or("-".into(), |bar| format!("{bar:.2}"));
@@ -117,7 +118,7 @@ pub fn bars(results: &Results) -> String {
         let met = if summary.met { "yes" } else { "no" };
         let _ = writeln!(
             text,
-            "{:<40}{:>8}{:>12}{:>8.3}{bar:>8}  {met:<6}{worst}",
+            "{:<48}{:>8}{:>12}{:>8.3}{bar:>8}  {met:<6}{worst}",
             group.name(),
             summary.rows,
             summary.cleared,
@@ -131,7 +132,8 @@ pub fn bars(results: &Results) -> String {
 pub fn markdown(results: &Results) -> String {
     let read = results.best_read();
     let mut text = String::from("# Kernels beside their rivals\n\n");
-    let _ = writeln!(text, "{}.\n", header(results).replace('\n', ". "));
+    let torch = results.torch.as_ref().map_or(String::new(), |versions| format!(". {versions}"));
+    let _ = writeln!(text, "{}{torch}.\n", header(results).replace('\n', ". "));
     let _ = writeln!(
         text,
         "Best in this run: a product at {:.0} TFLOP/s, reading at {read:.0} GB/s. Times are medians of rounds in which \
@@ -288,7 +290,7 @@ mod tests {
 
     fn results(rows: Vec<Row>) -> Results {
         let calibration = Calibration { product_tflop_per_s: 700.0, copy_gb_per_s: 4200.0, read_gb_per_s: 4000.0 };
-        Results { device: "GPU".into(), cuda: "13.0".into(), cublaslt: None, calibration, rows }
+        Results { device: "GPU".into(), cuda: "13.0".into(), cublaslt: None, torch: None, calibration, rows }
     }
 
     #[test]

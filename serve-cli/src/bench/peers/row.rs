@@ -19,6 +19,20 @@ pub enum Group {
     GemmPrefill,
     /// Products of up to 128 rows.
     GemmDecode,
+    /// Those whose weights are 100 MB or more: the share of the best bandwidth.
+    GemmRead,
+    /// The linear layers of a decode step, as one graph.
+    Chain,
+    /// Products with fused epilogues: the share of the separate kernel's time that the fusion saves.
+    Epilogues,
+    /// Causal attention of whole prompts.
+    PrefillAttention,
+    /// Attention of one query per sequence.
+    DecodeAttention,
+    /// Residual add and RMSNorm.
+    Norm,
+    /// Decoder layers as one graph: the share of the best bandwidth.
+    Layers,
 }
 
 impl Group {
@@ -27,6 +41,13 @@ impl Group {
         match self {
             Group::GemmPrefill => "bf16 GEMM, M ≥ 512",
             Group::GemmDecode => "bf16 GEMM, M ≤ 128",
+            Group::GemmRead => "M ≤ 128, weights ≥ 100 MB (share of best read)",
+            Group::Chain => "128 linears of a decode step",
+            Group::Epilogues => "GEMM with a fused epilogue (saved share)",
+            Group::PrefillAttention => "prefill attention, paged",
+            Group::DecodeAttention => "decode attention, paged",
+            Group::Norm => "add + RMSNorm",
+            Group::Layers => "32 decoder layers (share of best read)",
         }
     }
     /// What the geometric mean of the ratios must reach, if that is a bar.
@@ -34,13 +55,19 @@ impl Group {
         match self {
             Group::GemmPrefill => Some(1.03),
             Group::GemmDecode => Some(1.08),
+            _ => None,
         }
     }
     /// What each ratio must reach.
     pub fn bar(self) -> f64 {
         match self {
             Group::GemmPrefill => 0.97,
-            Group::GemmDecode => 0.98,
+            Group::GemmDecode | Group::GemmRead => 0.98,
+            Group::Chain => 1.13,
+            Group::Epilogues => 0.70,
+            Group::PrefillAttention | Group::Norm => 1.05,
+            Group::DecodeAttention => 1.0,
+            Group::Layers => 0.80,
         }
     }
 }
@@ -150,6 +177,8 @@ pub struct Results {
     pub cuda: String,
     /// The version of cuBLASLt, if it is there.
     pub cublaslt: Option<String>,
+    /// The versions of PyTorch and cuDNN, if they are there and were asked.
+    pub torch: Option<String>,
     /// Measured first.
     pub calibration: Calibration,
     /// In the order in which they were measured.
