@@ -3,6 +3,7 @@ mod kernels;
 mod latency;
 mod peers;
 mod timing;
+mod tune;
 
 use crate::terminal::Terminal;
 use anyhow::{Context, Result};
@@ -31,6 +32,9 @@ enum What {
     Kernels(kernels::KernelArgs),
     /// Time the kernels beside NVIDIA's libraries and PyTorch, alternating in one run.
     Peers(peers::PeerArgs),
+    /// Find out which kernel computes which product fastest.
+    #[command(hide = true)]
+    Tune(tune::TuneArgs),
     /// Time one batch through a model: TTFT, TPOT, tokens per second.
     Latency(latency::LatencyArgs),
 }
@@ -40,6 +44,7 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<ExitCode> {
     match &args.what {
         What::Kernels(args) => kernels::run(args, terminal),
         What::Peers(args) => peers::run(args, terminal),
+        What::Tune(args) => tune::run(args),
         What::Latency(args) => latency::run(args, terminal),
     }
 }

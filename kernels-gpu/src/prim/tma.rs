@@ -22,14 +22,7 @@ pub unsafe fn load_2d(shared: u32, map: *const TensorMap, column: u32, row: u32,
 /// As [`load_2d`], to the same place in every block of the cluster whose bit is set in `blocks`; each of their barriers
 /// at `barrier` gets the whole box's bytes. A block may count bytes before it has announced them.
 #[inline(always)]
-pub unsafe fn load_2d_multicast(
-    shared: u32,
-    map: *const TensorMap,
-    column: u32,
-    row: u32,
-    barrier: u32,
-    blocks: u32,
-) {
+pub unsafe fn load_2d_multicast(shared: u32, map: *const TensorMap, column: u32, row: u32, barrier: u32, blocks: u32) {
     device! {
         core::arch::asm!(
             "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster",

@@ -4,9 +4,11 @@ use crate::case::{Case, Kernel};
 use crate::{Error, Launch, Stream, Target};
 use kernels_gpu::gemm::stream as gpu;
 use kernels_gpu::prim::{DevicePtr, Entry};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 /// Most rows of a.
-const MAX_TOKENS: usize = 128;
+pub(super) const MAX_TOKENS: usize = 128;
 /// Shared memory that leaves room for a second block on a multiprocessor: the next kernel's, which then fetches its
 /// first weights while this one ends.
 const HALF_SHARED: u32 = 113 << 10;
@@ -16,7 +18,7 @@ const ALL_SHARED: u32 = 227 << 10;
 const ENOUGH_BLOCKS: u32 = 5;
 
 /// Where blocks run, one on a multiprocessor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Room {
     multiprocessors: usize,
     /// Clusters of four at once: fewer than a quarter, as they do not reach across the groups of 16 or 18 that
@@ -111,6 +113,13 @@ impl Cut {
             && Plan::new(self, shape, room).stages >= 3.min(stages(shape, self.depth))
     }
 
+    /// [`Cut::fitting`], found once: it compares hundreds.
+    fn remembered(shape: &Shape, gated: bool, room: Room) -> Cut {
+        static KNOWN: Mutex<BTreeMap<(Shape, bool, Room), Cut>> = Mutex::new(BTreeMap::new());
+        let mut known = KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *known.entry((*shape, gated, room)).or_insert_with(|| Cut::fitting(shape, gated, room))
+    }
+
     /// The fastest cut by [`Cut::time`].
     fn fitting(shape: &Shape, gated: bool, room: Room) -> Cut {
         let step = if gated { 16 } else { 8 };
@@ -122,6 +131,28 @@ impl Cut {
             // Few rows always fit.
             .unwrap_or(Cut::simple(step))
     }
+}
+
+/// Cuts that may be the fastest for a shape: of every way to share and split the largest tiles that leave no
+/// multiprocessor a second round, the next smaller ones, and those that make two and three rounds.
+pub(super) fn candidates(shape: &Shape, gated: bool, stream: &Stream) -> Result<Vec<Cut>, Error> {
+    let room = Room::of(stream)?;
+    let step = if gated { 16 } else { 8 };
+    let mut cuts = Vec::new();
+    for way in Cut::of(step) {
+        let places = way.clusters(room) * way.share as usize;
+        let rounds: &[usize] = if way.split == 1 { &[1, 2, 3] } else { &[1] };
+        for rounds in rounds {
+            let rows = shape.n.div_ceil(places * rounds).next_multiple_of(step as usize) as u32;
+            for rows in [rows, rows + step, rows.next_multiple_of(gpu::SLAB)] {
+                let cut = Cut { rows, ..way };
+                if cut.fits(shape, room) && !cuts.contains(&cut) {
+                    cuts.push(cut);
+                }
+            }
+        }
+    }
+    Ok(cuts)
 }
 
 /// Stages' worth of K.
@@ -191,7 +222,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         // A forced cut that the shape or the GPU cannot have: its tiles at least.
         Some(cut) if !cut.fits(shape, room) => Cut::simple(cut.rows),
         Some(cut) => cut,
-        None => Cut::fitting(shape, gated, room),
+        None => Cut::remembered(shape, gated, room),
     };
     let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
