@@ -71,6 +71,11 @@ impl Module {
         self.entries.iter().map(|entry| entry.name.as_str())
     }
 
+    /// Bytes of each parameter of entry `name`, in the order of its declaration; none if there is no such entry.
+    pub fn parameter_bytes(&self, name: &str) -> Vec<usize> {
+        self.entry(name).into_iter().flat_map(|entry| &entry.params).map(|param| param.bytes).collect()
+    }
+
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.name == name)
     }
