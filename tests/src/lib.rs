@@ -31,5 +31,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
     trials.extend(cli::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let whole = !arguments.list && conclusion.num_filtered_out == 0;
+    if whole && let Err(message) = kernels::check_launched() {
+        eprintln!("{message}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }

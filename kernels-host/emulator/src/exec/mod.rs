@@ -3,12 +3,14 @@
 mod access;
 mod alu;
 mod barrier;
+pub(crate) mod cluster;
 mod collective;
 mod convert;
 mod copy;
 mod float;
 pub(crate) mod launch;
 mod matrix;
+mod schedule;
 mod step;
 mod warp;
 
