@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ParseError;
+use crate::asynchronous::Async;
 use crate::decode::{Symbol, Symbols, decode};
-use crate::instruction::Instruction;
+use crate::instruction::{Instruction, Op};
 use crate::syntax::parser::parse;
 use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
@@ -31,6 +32,8 @@ pub(crate) struct Entry {
     pub registers: [u32; 3],
     /// Bytes of the module's `.shared` variables of known size.
     pub static_shared: usize,
+    /// Some instruction initialises an mbarrier.
+    pub has_mbarriers: bool,
     /// Threads per block at most, from `.maxntid`.
     pub max_threads: Option<u32>,
 }
@@ -111,7 +114,12 @@ impl Entry {
         let threads = |(name, numbers): &(&str, Vec<u32>)| {
             (matches!(*name, ".maxntid" | ".reqntid")).then(|| numbers.iter().product())
         };
+        let is_init = |instruction: &Instruction| match &instruction.op {
+            Op::Async(op) => matches!(**op, Async::Init { .. }),
+            _ => false,
+        };
         Ok(Self {
+            has_mbarriers: instructions.iter().any(is_init),
             name: raw.name.to_owned(),
             instructions,
             kinds,

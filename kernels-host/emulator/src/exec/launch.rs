@@ -1,15 +1,23 @@
 //! A launch: which blocks are resident and which warp runs next.
 
 use super::barrier::Barriers;
+use super::flight::Flight;
 use super::step::{Crew, Executor};
 use super::warp::{Env, Identity, State, Warp};
 use crate::device::{Grid, Report};
-use crate::memory::{Memory, Shared};
+use crate::memory::mbarriers::join;
+use crate::memory::{Actors, Memory, Shared};
 use crate::module::Entry;
 use crate::{Fault, FaultKind};
 
 /// A warp runs this many instructions at most before the next is drawn.
 const LONGEST_TURN: u64 = 96;
+
+/// Entries for the mbarriers of a block in the clocks, if the kernel has any. Our largest ring has 28.
+const MBARRIERS: u32 = 64;
+
+/// How often in a row all sleepers may be told that their time is up before that is a deadlock.
+const MOST_EXPIRIES: u32 = 64;
 
 /// What a launch is.
 pub(crate) struct Setup<'a> {
@@ -39,6 +47,7 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         env: Env { globals: setup.globals, executed: 0 },
         counts: vec![0; setup.entry.kinds.len()],
         limit: setup.limit,
+        expiries: 0,
     };
     let mut random = Random(setup.seed);
     let total: u64 = setup.grid.blocks.iter().map(|n| u64::from(*n)).product();
@@ -50,6 +59,10 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
             next += 1;
         }
         turn(&mut executor, &mut blocks, &mut random)?;
+        for block in blocks.iter_mut().filter(|block| block.crew.barriers.live == 0) {
+            executor.retire(&block.warps, &mut block.crew, &mut random)?;
+            executor.expiries = 0;
+        }
         blocks.retain(|block| block.crew.barriers.live > 0);
     }
     let kinds = setup.entry.kinds.iter().cloned().zip(executor.counts);
@@ -61,7 +74,7 @@ fn turn(executor: &mut Executor<'_>, blocks: &mut [Block], random: &mut Random) 
     let ready = |warp: &Warp| warp.state == State::Ready;
     let count: usize = blocks.iter().map(|b| b.warps.iter().filter(|w| ready(w)).count()).sum();
     if count == 0 {
-        return Err(deadlock(executor, blocks));
+        return idle(executor, blocks, random);
     }
     let mut pick = random.below(count as u64) as usize;
     for block in blocks {
@@ -69,12 +82,38 @@ fn turn(executor: &mut Executor<'_>, blocks: &mut [Block], random: &mut Random) 
             pick -= block.warps.iter().filter(|warp| ready(warp)).count();
             continue;
         };
+        executor.land_some(&block.warps, &mut block.crew, random)?;
         let warp = &mut block.warps[at];
         land_some(executor, warp, &mut block.crew, random)?;
         let budget = 1 + random.below(LONGEST_TURN) as u32;
         executor.run(warp, &mut block.crew, budget)?;
+        if wake(block) {
+            executor.expiries = 0;
+        }
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// No warp can go on: data must land, or the time of those that sleep in `try_wait` runs out.
+fn idle(executor: &mut Executor<'_>, blocks: &mut [Block], random: &mut Random) -> Result<(), Fault> {
+    let mut airborne: Vec<_> = blocks.iter_mut().filter(|block| block.crew.flight.is_airborne()).collect();
+    if !airborne.is_empty() {
+        let pick = random.below(airborne.len() as u64) as usize;
+        let block = &mut airborne[pick];
+        executor.land_any(&block.warps, &mut block.crew, random)?;
         wake(block);
         return Ok(());
+    }
+    let asleep = |warp: &Warp| warp.state == State::Asleep;
+    let sleepers = blocks.iter().any(|block| block.warps.iter().any(asleep));
+    if !sleepers || executor.expiries == MOST_EXPIRIES {
+        return Err(deadlock(executor, blocks));
+    }
+    executor.expiries += 1;
+    for warp in blocks.iter_mut().flat_map(|block| &mut block.warps).filter(|warp| asleep(warp)) {
+        warp.rouse(None);
+        warp.expired = true;
     }
     Ok(())
 }
@@ -98,28 +137,35 @@ fn land_some(executor: &mut Executor<'_>, warp: &mut Warp, crew: &mut Crew, rand
     Ok(())
 }
 
-/// Lets the warps go on whose barrier is complete.
-fn wake(block: &mut Block) {
+/// Lets the warps go on whose barrier is complete; true if there is one.
+fn wake(block: &mut Block) -> bool {
+    let mut woken = !block.crew.barriers.released.is_empty();
     for (index, clock) in block.crew.barriers.released.drain(..) {
         let warp = &mut block.warps[index as usize];
-        for (own, learnt) in warp.clock.iter_mut().zip(&clock) {
-            *own = (*own).max(*learnt);
-        }
+        join(&mut warp.clock, &clock);
         warp.pc += 1;
         warp.state = State::Ready;
     }
+    for barrier in block.crew.shared.mbarriers.completed.drain(..) {
+        woken = true;
+        for warp in &mut block.warps {
+            warp.rouse(Some(barrier));
+        }
+    }
+    woken
 }
 
 fn deadlock(executor: &Executor<'_>, blocks: &[Block]) -> Fault {
     let mut waits = Vec::new();
     let mut first = None;
     for block in blocks {
-        let waiting = |warp: &&Warp| matches!(warp.state, State::Waiting(_));
+        let waiting = |warp: &&Warp| matches!(warp.state, State::Waiting(_) | State::Asleep);
         for warp in block.warps.iter().filter(waiting) {
             first.get_or_insert(warp);
             waits.push(format!("block {:?}: {}", warp.identity.block, executor.waits(warp)));
         }
         waits.extend(block.crew.barriers.open());
+        waits.extend(block.crew.shared.mbarriers.open());
     }
     let kind = FaultKind::Deadlock { waits: waits.join("; ") };
     match first {
@@ -143,16 +189,16 @@ impl Block {
             total_shared: shared as u32,
             warps,
         };
-        let warp = |index| Warp::new(index, setup.entry.registers, identity);
-        Self {
-            warps: (0..warps).map(warp).collect(),
-            crew: Crew { shared: Shared::new(shared), barriers: Barriers::new(warps) },
-        }
+        let mbarriers = if setup.entry.has_mbarriers { MBARRIERS } else { 0 };
+        let actors = Actors { warps, blocks: 1, rank: 0, mbarriers };
+        let warp = |index| Warp::new(index, setup.entry.registers, identity, actors);
+        let (shared, barriers) = (Shared::new(shared, actors), Barriers::new(warps));
+        Self { warps: (0..warps).map(warp).collect(), crew: Crew { shared, barriers, flight: Flight::default() } }
     }
 }
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -162,7 +208,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 }

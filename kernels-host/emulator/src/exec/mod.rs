@@ -2,13 +2,16 @@
 
 mod access;
 mod alu;
+mod asynchronous;
 mod barrier;
 mod collective;
 mod convert;
 mod copy;
+mod flight;
 mod float;
 pub(crate) mod launch;
 mod matrix;
+mod mbarrier;
 mod step;
 mod warp;
 

@@ -1,7 +1,8 @@
 //! One instruction of one warp.
 
 use super::barrier::Barriers;
-use super::warp::{Env, State, Warp};
+use super::flight::Flight;
+use super::warp::{Env, State, Warp, Watch};
 use super::{alu, collective, convert, lanes};
 use crate::instruction::{Collective, Instruction, Op, Operand};
 use crate::memory::{Memory, Shared};
@@ -17,6 +18,8 @@ pub(super) struct Executor<'a> {
     /// Executions by kind of instruction.
     pub counts: Vec<u64>,
     pub limit: u64,
+    /// How often in a row all sleepers were told that their time is up.
+    pub expiries: u32,
 }
 
 /// What the warps of a block share.
@@ -24,6 +27,7 @@ pub(super) struct Executor<'a> {
 pub(super) struct Crew {
     pub shared: Shared,
     pub barriers: Barriers,
+    pub flight: Flight,
 }
 
 /// A fault before its site is known.
@@ -56,6 +60,10 @@ impl<'a> Executor<'a> {
                 break;
             }
             if (warp.active == 0 || warp.pc >= warp.next_stop) && !warp.regroup() {
+                if warp.groups.iter().any(|group| group.watch.is_some()) {
+                    warp.state = State::Asleep;
+                    break;
+                }
                 let waits = self.waits(warp);
                 return Err(self.fault(warp, FaultKind::Divergent { waits }.into()));
             }
@@ -92,6 +100,11 @@ impl<'a> Executor<'a> {
             return Err(FaultKind::Limit { limit: self.limit }.into());
         }
         Ok(())
+    }
+
+    /// Takes an execution back that will be repeated.
+    pub fn uncount(&mut self, pc: u32) {
+        self.counts[self.entry.instructions[pc as usize].kind as usize] -= 1;
     }
 
     fn control(
@@ -131,6 +144,7 @@ impl<'a> Executor<'a> {
                 }
                 self.matrix(warp, crew, &instruction.op)?;
             }
+            Op::Async(op) => return self.asynchronous(warp, crew, op, mask),
             Op::Later => {
                 let instruction = self.entry.kinds[instruction.kind as usize].clone();
                 return Err(FaultKind::Unsupported { instruction }.into());
@@ -187,8 +201,7 @@ impl<'a> Executor<'a> {
             warp.pc += 1;
         }
         crew.barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
-        // What the warp does from now on is not what the others learn of here.
-        warp.clock[warp.index as usize] += 1;
+        warp.meet();
         Ok(())
     }
 
@@ -218,7 +231,7 @@ impl<'a> Executor<'a> {
             left &= !group;
         }
         if barrier {
-            warp.clock[warp.index as usize] += 1;
+            warp.meet();
         }
         warp.pc += 1;
         Ok(())
@@ -239,10 +252,12 @@ impl<'a> Executor<'a> {
 
     /// Which lanes of a warp wait where.
     pub fn waits(&self, warp: &Warp) -> String {
-        let wait =
-            |(pc, mask): (u32, u32)| format!("lanes {mask:#010x} at line {} ({})", self.line(pc), self.opcode(pc));
-        let running = (warp.active != 0).then_some((warp.pc, warp.active));
-        let groups = warp.groups.iter().map(|group| (group.pc, group.mask));
+        let wait = |(pc, mask, watch): (u32, u32, Option<Watch>)| {
+            let watch = watch.map_or(String::new(), |watch| format!(" for {watch}"));
+            format!("lanes {mask:#010x} at line {} ({}){watch}", self.line(pc), self.opcode(pc))
+        };
+        let running = (warp.active != 0).then_some((warp.pc, warp.active, None));
+        let groups = warp.groups.iter().map(|group| (group.pc, group.mask, group.watch));
         let all: Vec<_> = running.into_iter().chain(groups).map(wait).collect();
         format!("warp {} has {}", warp.index, all.join(", "))
     }
@@ -289,5 +304,5 @@ fn meet(warp: &mut Warp, wanted: u32) {
             group.at_barrier = false;
         }
     }
-    warp.clock[warp.index as usize] += 1;
+    warp.meet();
 }

@@ -3,9 +3,13 @@
 //! The lanes at the smallest position run; the others wait until the running ones reach them.
 //! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
 
+use std::fmt;
+
 use super::copy::Copies;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
+use crate::memory::Actors;
+use crate::memory::mbarriers::Phase;
 
 /// Registers of a warp.
 #[derive(Debug)]
@@ -25,6 +29,22 @@ pub(crate) struct Group {
     pub waits_for: u32,
     /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
     pub at_barrier: bool,
+    /// It sleeps until a phase of this mbarrier ends.
+    pub watch: Option<Watch>,
+}
+
+/// What a `try_wait` sleeps for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    /// Address of the barrier in the block's shared memory.
+    pub barrier: u32,
+    pub phase: Phase,
+}
+
+impl fmt::Display for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of the mbarrier at byte {}", self.phase, self.barrier)
+    }
 }
 
 /// What keeps a warp from running.
@@ -33,6 +53,8 @@ pub(crate) enum State {
     Ready,
     /// At the named barrier of the block.
     Waiting(u32),
+    /// All groups of its lanes sleep or wait for each other: see [`Group::watch`].
+    Asleep,
     Done,
 }
 
@@ -51,8 +73,12 @@ pub(crate) struct Warp {
     /// Position at which running lanes meet a group.
     pub next_stop: u32,
     pub state: State,
-    /// Vector clock over the warps of the block.
+    /// Vector clock over the warps of the block and what else [`Actors`] counts.
     pub clock: Vec<u32>,
+    /// How often all lanes have met at a barrier.
+    pub meetings: u32,
+    /// The time of those that sleep is up: their `try_wait` answers no.
+    pub expired: bool,
     pub copies: Copies,
     pub identity: Identity,
 }
@@ -69,11 +95,11 @@ pub(crate) struct Identity {
 }
 
 impl Warp {
-    pub fn new(index: u32, registers: [u32; 3], identity: Identity) -> Self {
+    pub fn new(index: u32, registers: [u32; 3], identity: Identity, actors: Actors) -> Self {
         let threads: u32 = identity.threads.iter().product();
         let count = (threads - index * 32).min(32);
         let live = ALL >> (32 - count);
-        let mut clock = vec![0; identity.warps as usize];
+        let mut clock = vec![0; actors.entries()];
         clock[index as usize] = 1;
         Self {
             index,
@@ -89,6 +115,8 @@ impl Warp {
             next_stop: u32::MAX,
             state: State::Ready,
             clock,
+            meetings: 0,
+            expired: false,
             copies: Copies::default(),
             identity,
         }
@@ -106,13 +134,45 @@ impl Warp {
     /// Sends the running lanes in `mask` to `pc`; the rest stay.
     pub fn leave(&mut self, mask: u32, pc: u32) {
         self.active &= !mask;
-        self.groups.push(Group { pc, mask, waits_for: 0, at_barrier: false });
+        self.groups.push(Group { pc, mask, waits_for: 0, at_barrier: false, watch: None });
     }
 
     /// The running lanes wait at their instruction until `waits_for` are there.
     pub fn park(&mut self, waits_for: u32, at_barrier: bool) {
-        self.groups.push(Group { pc: self.pc, mask: self.active, waits_for, at_barrier });
+        self.groups.push(Group { pc: self.pc, mask: self.active, waits_for, at_barrier, watch: None });
         self.active = 0;
+    }
+
+    /// The running lanes in `mask` sleep at their instruction until what they watch changes.
+    pub fn sleep(&mut self, mask: u32, watch: Watch) {
+        self.groups.push(Group { pc: self.pc, mask, waits_for: 0, at_barrier: false, watch: Some(watch) });
+        self.active &= !mask;
+        self.next_stop = 0;
+    }
+
+    /// A phase of `barrier` ended, or all time is up if there is none: who sleeps for it looks again.
+    pub fn rouse(&mut self, barrier: Option<u32>) {
+        let mut roused = false;
+        for group in &mut self.groups {
+            if group.watch.is_some_and(|watch| barrier.is_none_or(|barrier| barrier == watch.barrier)) {
+                group.watch = None;
+                roused = true;
+            }
+        }
+        if roused && self.state == State::Asleep {
+            self.state = State::Ready;
+        }
+    }
+
+    /// What the warp does from now on is not what others have learnt of it.
+    pub fn advance(&mut self) {
+        self.clock[self.index as usize] += 1;
+    }
+
+    /// All lanes have met: their accesses are ordered.
+    pub fn meet(&mut self) {
+        self.advance();
+        self.meetings += 1;
     }
 
     /// Lets every waiting group look again.
@@ -126,7 +186,7 @@ impl Warp {
     /// all wait.
     pub fn regroup(&mut self) -> bool {
         if self.active != 0 {
-            self.groups.push(Group { pc: self.pc, mask: self.active, waits_for: 0, at_barrier: false });
+            self.groups.push(Group { pc: self.pc, mask: self.active, waits_for: 0, at_barrier: false, watch: None });
             self.active = 0;
         }
         self.groups.sort_by_key(|group| group.pc);
@@ -137,11 +197,12 @@ impl Warp {
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
                 // once, since a merged group waits no more until it has looked.
                 a.waits_for = 0;
+                a.watch = None;
             }
             met
         });
         self.next_stop = u32::MAX;
-        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0) else {
+        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0 && group.watch.is_none()) else {
             return false;
         };
         let group = self.groups.remove(at);
