@@ -127,8 +127,8 @@ pub enum FaultKind {
     Proxy {
         /// The first such word.
         place: String,
-        /// The writer's index in the block.
-        thread: u32,
+        /// The writer's index in its block, and which block if it is another.
+        thread: String,
         /// The write's line.
         line: u32,
     },
@@ -173,6 +173,12 @@ pub enum FaultKind {
     /// A barrier used in a way that PTX does not define.
     #[error("barrier misuse: {what}")]
     Barrier {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Another block of the cluster was used while it is not certain to be there.
+    #[error("cluster: {what}")]
+    Cluster {
         /// What is wrong with it.
         what: String,
     },

@@ -84,7 +84,7 @@ impl Decoder<'_, '_> {
 
     /// The state space of a barrier: generic if it is not named.
     fn barrier_space(&mut self) -> Space {
-        let spaces = [("shared", Space::Shared), ("shared::cta", Space::Shared), ("shared::cluster", Space::Shared)];
+        let spaces = [("shared", Space::Shared), ("shared::cta", Space::Shared), ("shared::cluster", Space::Cluster)];
         self.choice(&spaces).unwrap_or(Space::Generic)
     }
 
@@ -227,8 +227,8 @@ impl Decoder<'_, '_> {
         Ok(match way {
             Way::Load => {
                 let multicast = self.has("multicast::cluster");
-                let (to, far) = (self.address(shared)?, self.far(rank)?);
-                let barrier = self.address(shared)?;
+                let (to, far) = (self.address(Space::Cluster)?, self.far(rank)?);
+                let barrier = self.address(Space::Cluster)?;
                 let blocks = if multicast { Some(self.wide_src(Type::B(16))?) } else { None };
                 Transfer { route: Route::Load { to, barrier, blocks }, far }
             }
@@ -246,9 +246,9 @@ impl Decoder<'_, '_> {
                 Transfer { route: Route::Store { from, reduction }, far }
             }
             Way::Peer => {
-                let (to, from) = (self.address(shared)?, self.address(shared)?);
+                let (to, from) = (self.address(Space::Cluster)?, self.address(shared)?);
                 let far = Far::Length { bytes: self.src(WORD)? };
-                let barrier = self.address(shared)?;
+                let barrier = self.address(Space::Cluster)?;
                 Transfer { route: Route::Peer { to, from, barrier, reduction }, far }
             }
         })

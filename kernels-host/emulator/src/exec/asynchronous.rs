@@ -1,12 +1,15 @@
 //! Issues bulk copies: the operands are checked, destinations and sources marked; the data move later.
 
+use super::cluster::{Cluster, OWN_BYTES};
 use super::flight::Job;
 use super::lanes;
-use super::step::{Crew, Executor, LaneFault};
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
-use crate::FaultKind;
 use crate::asynchronous::{Far, Reduce, Route, Transfer};
 use crate::instruction::{Address, Operand, Space};
+use crate::memory::{Shared, Who};
+use crate::tensor::mbarrier::BYTES;
+use crate::{Access, FaultKind};
 
 use crate::tensor::tensor_map::{DataType, MAP_BYTES, TensorMap};
 use crate::tensor::tma::{Piece, check_bulk, copy_plan};
@@ -25,13 +28,15 @@ impl Executor<'_> {
     pub(super) fn transfer(
         &mut self,
         warp: &Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         transfer: &Transfer,
         mask: u32,
     ) -> Result<(), LaneFault> {
         match &transfer.route {
-            Route::Load { to, barrier, blocks } => self.load_bulk(warp, crew, (*to, *barrier, *blocks), transfer, mask),
-            Route::Store { from, reduction } => self.store_bulk(warp, crew, (*from, *reduction), transfer, mask),
+            Route::Load { to, barrier, blocks } => {
+                self.load_bulk(warp, cluster, (*to, *barrier, *blocks), transfer, mask)
+            }
+            Route::Store { from, reduction } => self.store_bulk(warp, cluster, (*from, *reduction), transfer, mask),
             Route::Prefetch => {
                 for lane in lanes(mask) {
                     // The addresses of what is fetched need not exist.
@@ -39,9 +44,12 @@ impl Executor<'_> {
                 }
                 Ok(())
             }
-            Route::Peer { .. } => {
+            Route::Peer { reduction: Some(_), .. } => {
                 let instruction = self.opcode(warp.pc).to_owned();
                 Err(FaultKind::Unsupported { instruction }.into())
+            }
+            Route::Peer { to, from, barrier, .. } => {
+                self.peer_bulk(warp, cluster, [*to, *from, *barrier], &transfer.far, mask)
             }
         }
     }
@@ -49,25 +57,71 @@ impl Executor<'_> {
     fn load_bulk(
         &mut self,
         warp: &Warp,
-        crew: &mut Crew,
-        (to, barrier, _blocks): (Address, Address, Option<Operand>),
+        cluster: &mut Cluster,
+        (to, barrier, blocks): (Address, Address, Option<Operand>),
         transfer: &Transfer,
         mask: u32,
     ) -> Result<(), LaneFault> {
         let destinations = self.shared_addresses(warp, to, mask)?;
         let barriers = self.shared_addresses(warp, barrier, mask)?;
+        let blocks = blocks.map(|blocks| warp.get32(blocks, &self.env));
         for lane in lanes(mask) {
             let fault = |kind| LaneFault::at(lane, kind);
             let who = self.who(warp, lane);
-            let plan = self.plan(warp, lane, destinations[lane], &transfer.far).map_err(fault)?;
-            let actor = crew.shared.mbarriers.actor(barriers[lane], who).map_err(fault)?;
-            for piece in &plan.pieces {
-                let (at, bytes) = (u64::from(piece.shared), piece.bytes as usize);
-                crew.shared.begin_write(at, bytes, who, actor).map_err(fault)?;
+            let (rank, to) = home(destinations[lane], who);
+            let (counter, barrier) = home(barriers[lane], who);
+            let plan = self.plan(warp, lane, to, &transfer.far).map_err(fault)?;
+            if blocks.is_none() && rank != counter {
+                let what = "the mbarrier is in another block than the destination".to_owned();
+                return Err(fault(FaultKind::Copy { what }));
             }
-            let pieces = plan.pieces.len();
-            let job = Job::Load { pieces: plan.pieces, fill: plan.map, barrier: barriers[lane] };
-            crew.flight.push(warp, lane, who.line, job, pieces);
+            let targets = blocks.map_or(1 << rank, |blocks| blocks[lane] & 0xffff);
+            for rank in lanes(targets).map(|rank| rank as u32) {
+                let shared = block(cluster, rank, barrier, who).map_err(fault)?;
+                let actor = shared.mbarriers.actor(barrier, who).map_err(fault)?;
+                for piece in &plan.pieces {
+                    let (at, bytes) = (u64::from(piece.shared), piece.bytes as usize);
+                    shared.begin_write(at, bytes, who, actor).map_err(fault)?;
+                }
+                let job = Job::Load { pieces: plan.pieces.clone(), fill: plan.map, barrier };
+                cluster.flight.push(warp, lane, who.line, (rank, job), plan.pieces.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// From shared memory of the block to that of another, or its own.
+    fn peer_bulk(
+        &mut self,
+        warp: &Warp,
+        cluster: &mut Cluster,
+        [to, from, barrier]: [Address; 3],
+        length: &Far,
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        let Far::Length { bytes } = length else { return Ok(()) };
+        let lengths = warp.get32(*bytes, &self.env);
+        let (to, from) = (self.shared_addresses(warp, to, mask)?, self.shared_addresses(warp, from, mask)?);
+        let barriers = self.shared_addresses(warp, barrier, mask)?;
+        for lane in lanes(mask) {
+            let fault = |kind| LaneFault::at(lane, kind);
+            let who = self.who(warp, lane);
+            let ((rank, to), (counter, barrier)) = (home(to[lane], who), home(barriers[lane], who));
+            let (from, bytes) = (home(from[lane], who).1, lengths[lane]);
+            let what = check_bulk(to as u32, from, bytes).err().map(|error| error.to_string());
+            let what =
+                what.or((rank != counter).then(|| "the mbarrier is in another block than the destination".into()));
+            if let Some(what) = what {
+                return Err(fault(FaultKind::Copy { what }));
+            }
+            let own = &mut cluster.own(warp).shared;
+            own.read_async(from, bytes as usize, who).map_err(fault)?;
+            let source = own.hold(from, bytes as usize, who.line).map_err(fault)?;
+            let shared = block(cluster, rank, barrier, who).map_err(fault)?;
+            let actor = shared.mbarriers.actor(barrier, who).map_err(fault)?;
+            shared.begin_write(to, bytes as usize, who, actor).map_err(fault)?;
+            let job = Job::Peer { to, from, bytes, barrier, source: (warp.identity.rank, source) };
+            cluster.flight.push(warp, lane, who.line, (rank, job), 1);
         }
         Ok(())
     }
@@ -75,7 +129,7 @@ impl Executor<'_> {
     fn store_bulk(
         &mut self,
         warp: &Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (from, reduction): (Address, Option<Reduce>),
         transfer: &Transfer,
         mask: u32,
@@ -84,22 +138,25 @@ impl Executor<'_> {
         for lane in lanes(mask) {
             let fault = |kind| LaneFault::at(lane, kind);
             let who = self.who(warp, lane);
-            let Plan { mut pieces, map } = self.plan(warp, lane, sources[lane], &transfer.far).map_err(fault)?;
+            let source = home(sources[lane], who).1;
+            let Plan { mut pieces, map } = self.plan(warp, lane, source, &transfer.far).map_err(fault)?;
             // Nothing outside of the tensor is stored.
             pieces.retain(|piece| piece.global.is_some());
             let (mut first, mut end) = (u64::MAX, 0);
+            let shared = &mut cluster.own(warp).shared;
             for piece in &pieces {
                 let (at, bytes) = (u64::from(piece.shared), piece.bytes as usize);
-                crew.shared.read_async(at, bytes, who).map_err(fault)?;
+                shared.read_async(at, bytes, who).map_err(fault)?;
                 (first, end) = (first.min(at), end.max(at + bytes as u64));
             }
             if pieces.is_empty() {
                 continue;
             }
-            let hold = Some(crew.shared.hold(first, (end - first) as usize, who.line).map_err(fault)?);
+            let hold = Some(shared.hold(first, (end - first) as usize, who.line).map_err(fault)?);
             let reduction = reduction.map(|reduction| (reduction, element(reduction, map.as_ref())));
             let count = pieces.len();
-            crew.flight.push(warp, lane, who.line, Job::Store { pieces, reduction, hold, read: Vec::new() }, count);
+            let job = Job::Store { pieces, reduction, hold, read: Vec::new() };
+            cluster.flight.push(warp, lane, who.line, (warp.identity.rank, job), count);
         }
         Ok(())
     }
@@ -145,6 +202,19 @@ impl Executor<'_> {
         bytes.copy_from_slice(found);
         TensorMap::decode(&bytes).map_err(|error| FaultKind::Copy { what: error.to_string() })
     }
+}
+
+/// The block that an address of `shared::cluster` is in, and the address there.
+fn home(address: u64, who: Who<'_>) -> (u32, u64) {
+    let window = (address / OWN_BYTES) as u32;
+    (if window == 0 { who.rank } else { window - 1 }, address % OWN_BYTES)
+}
+
+/// The shared memory of block `rank`, which must be there.
+fn block<'c>(cluster: &'c mut Cluster, rank: u32, address: u64, who: Who<'_>) -> Result<&'c mut Shared, FaultKind> {
+    let address = (u64::from(rank) + 1) * OWN_BYTES + address;
+    let (crew, _) = cluster.reach(Access::Write, address, BYTES as usize, who)?;
+    Ok(&mut crew.shared)
 }
 
 /// The type of the elements that a reduction works on.

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::cluster::Cluster;
 use super::copy::Copy;
-use super::launch::Random;
-use super::step::{Crew, Executor, LaneFault};
+use super::schedule::Random;
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use crate::FaultKind;
 use crate::asynchronous::Reduce;
@@ -17,7 +18,7 @@ use crate::tensor::tma::Piece;
 /// A copy lands in this many parts at most.
 const MOST_PARTS: usize = 4;
 
-/// The asynchronous operations that threads of a block have issued and that are not done.
+/// The asynchronous operations that threads of a cluster have issued and that are not done.
 #[derive(Debug, Default)]
 pub(super) struct Flight {
     items: Vec<Item>,
@@ -30,6 +31,8 @@ pub(super) struct Flight {
 struct Item {
     warp: u32,
     lane: u32,
+    /// Rank of the block whose shared memory it reads or writes.
+    home: u32,
     /// Position and line of the instruction.
     pc: u32,
     line: u32,
@@ -48,18 +51,20 @@ pub(super) enum Job {
     /// Shared to global memory, in a bulk group. `hold` is on the source until a wait for the group; from then on
     /// the bytes come from `read`, if they have not been stored yet.
     Store { pieces: Vec<Piece>, reduction: Option<(Reduce, DataType)>, hold: Option<HoldId>, read: Vec<u8> },
+    /// From the shared memory of block `source.0`, which is held, to that of another, counted on `barrier`.
+    Peer { to: u64, from: u64, bytes: u32, barrier: u64, source: (u32, HoldId) },
     /// The arrival that `cp.async.mbarrier.arrive` announces.
     Arrive { copies: Vec<Copy>, barrier: u64 },
 }
 
 impl Flight {
-    /// An operation of `pieces` pieces starts.
-    pub fn push(&mut self, warp: &Warp, lane: usize, line: u32, job: Job, pieces: usize) {
+    /// An operation of `pieces` pieces on the shared memory of block `home` starts.
+    pub fn push(&mut self, warp: &Warp, lane: usize, line: u32, (home, job): (u32, Job), pieces: usize) {
         let step = pieces.div_ceil(MOST_PARTS).max(1);
         let parts = (0..pieces).step_by(step).map(|first| first..(first + step).min(pieces)).collect();
         let lane = lane as u32;
-        let group = self.committed.get(&(warp.index, lane)).copied().unwrap_or(0);
-        self.items.push(Item { warp: warp.index, lane, pc: warp.pc, line, group, job, parts });
+        let group = self.committed.get(&(warp.slot, lane)).copied().unwrap_or(0);
+        self.items.push(Item { warp: warp.slot, lane, home, pc: warp.pc, line, group, job, parts });
     }
 
     /// Closes the bulk group of each lane in `mask`.
@@ -89,48 +94,64 @@ impl Flight {
 
 impl Executor<'_> {
     /// Lets a part of one in four operations land.
-    pub fn land_some(&mut self, warps: &[Warp], crew: &mut Crew, random: &mut Random) -> Result<(), crate::Fault> {
-        if crew.flight.items.is_empty() {
+    pub fn land_some(
+        &mut self,
+        warps: &[Warp],
+        cluster: &mut Cluster,
+        random: &mut Random,
+    ) -> Result<(), crate::Fault> {
+        if cluster.flight.items.is_empty() {
             return Ok(());
         }
-        for item in 0..crew.flight.items.len() {
-            if !crew.flight.items[item].parts.is_empty() && random.below(4) == 0 {
-                self.land_one(warps, crew, item, random)?;
+        for item in 0..cluster.flight.items.len() {
+            if !cluster.flight.items[item].parts.is_empty() && random.below(4) == 0 {
+                self.land_one(warps, cluster, item, random)?;
             }
         }
-        crew.flight.sweep();
+        cluster.flight.sweep();
         Ok(())
     }
 
     /// Lets one part of any operation land, since no thread can go on before.
-    pub fn land_any(&mut self, warps: &[Warp], crew: &mut Crew, random: &mut Random) -> Result<(), crate::Fault> {
-        let airborne = |item: &usize| !crew.flight.items[*item].parts.is_empty();
-        let items: Vec<usize> = (0..crew.flight.items.len()).filter(airborne).collect();
+    pub fn land_any(&mut self, warps: &[Warp], cluster: &mut Cluster, random: &mut Random) -> Result<(), crate::Fault> {
+        let airborne = |item: &usize| !cluster.flight.items[*item].parts.is_empty();
+        let items: Vec<usize> = (0..cluster.flight.items.len()).filter(airborne).collect();
         let item = items[random.below(items.len() as u64) as usize];
-        self.land_one(warps, crew, item, random)?;
-        crew.flight.sweep();
+        self.land_one(warps, cluster, item, random)?;
+        cluster.flight.sweep();
         Ok(())
     }
 
     fn land_one(
         &mut self,
         warps: &[Warp],
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         item: usize,
         random: &mut Random,
     ) -> Result<(), crate::Fault> {
-        let part = crew.flight.draw(item, random);
-        let Item { warp, lane, pc, .. } = crew.flight.items[item];
-        self.land_part(crew, item, part).map_err(|kind| {
+        let part = cluster.flight.draw(item, random);
+        let Item { warp, lane, pc, .. } = cluster.flight.items[item];
+        self.land_part(cluster, item, part).map_err(|kind| {
             let fault = LaneFault { kind, lane: Some(lane as usize), pc: Some(pc) };
             self.fault(&warps[warp as usize], fault)
         })
     }
 
-    fn land_part(&mut self, crew: &mut Crew, item: usize, part: Range<usize>) -> Result<(), FaultKind> {
-        let Crew { shared, flight, .. } = crew;
-        let Item { job, line, .. } = &mut flight.items[item];
+    fn land_part(&mut self, cluster: &mut Cluster, item: usize, part: Range<usize>) -> Result<(), FaultKind> {
+        let Cluster { crews, flight, .. } = cluster;
+        let Item { job, line, home, .. } = &mut flight.items[item];
+        if let Job::Peer { to, from, bytes, barrier, source: (source, hold) } = *job {
+            let data = crews[source as usize].shared.peek(from, bytes as usize).to_vec();
+            let shared = &mut crews[*home as usize].shared;
+            let (actor, epoch) = shared.mbarriers.landing(barrier)?;
+            shared.land(to, &data, actor, epoch);
+            shared.mbarriers.complete_tx(barrier, bytes, Some(*line))?;
+            crews[source as usize].shared.hand_over(hold, actor, epoch);
+            return Ok(());
+        }
+        let shared = &mut crews[*home as usize].shared;
         match job {
+            Job::Peer { .. } => Ok(()),
             Job::Load { pieces, fill, barrier } => {
                 let (actor, epoch) = shared.mbarriers.landing(*barrier)?;
                 let mut bytes = 0;
@@ -201,26 +222,27 @@ impl Executor<'_> {
     pub(super) fn wait_groups(
         &mut self,
         warp: &Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         pending: u32,
         read: bool,
         mask: u32,
     ) -> Result<(), LaneFault> {
-        for item in 0..crew.flight.items.len() {
-            let Item { warp: owner, lane, group, .. } = crew.flight.items[item];
-            let committed = crew.flight.committed.get(&(owner, lane)).copied().unwrap_or(0);
-            let waited = owner == warp.index && mask >> lane & 1 != 0 && group + pending < committed;
-            if !waited || !matches!(crew.flight.items[item].job, Job::Store { .. }) {
+        for item in 0..cluster.flight.items.len() {
+            let Item { warp: owner, lane, group, .. } = cluster.flight.items[item];
+            let committed = cluster.flight.committed.get(&(owner, lane)).copied().unwrap_or(0);
+            let waited = owner == warp.slot && mask >> lane & 1 != 0 && group + pending < committed;
+            if !waited || !matches!(cluster.flight.items[item].job, Job::Store { .. }) {
                 continue;
             }
             if !read {
-                for part in std::mem::take(&mut crew.flight.items[item].parts) {
-                    let pc = Some(crew.flight.items[item].pc);
+                for part in std::mem::take(&mut cluster.flight.items[item].parts) {
+                    let pc = Some(cluster.flight.items[item].pc);
                     let fault = |kind| LaneFault { kind, lane: Some(lane as usize), pc };
-                    self.land_part(crew, item, part).map_err(fault)?;
+                    self.land_part(cluster, item, part).map_err(fault)?;
                 }
             }
-            let Crew { shared, flight, .. } = &mut *crew;
+            let Cluster { crews, flight, .. } = &mut *cluster;
+            let shared = &mut crews[warp.identity.rank as usize].shared;
             let Job::Store { pieces, hold, read, .. } = &mut flight.items[item].job else { continue };
             if let Some(id) = hold.take() {
                 *read =
@@ -229,22 +251,22 @@ impl Executor<'_> {
                 shared.release(id, who).map_err(|kind| LaneFault::at(lane as usize, kind))?;
             }
         }
-        crew.flight.sweep();
+        cluster.flight.sweep();
         Ok(())
     }
 
-    /// Ends a block whose threads have all exited: nothing that it started may still need its shared memory.
-    pub fn retire(&mut self, warps: &[Warp], crew: &mut Crew, random: &mut Random) -> Result<(), crate::Fault> {
-        while crew.flight.is_airborne() {
-            self.land_any(warps, crew, random)?;
+    /// Ends a cluster whose threads have all exited: nothing that it started may still need its shared memory.
+    pub fn retire(&mut self, warps: &[Warp], cluster: &mut Cluster, random: &mut Random) -> Result<(), crate::Fault> {
+        while cluster.flight.is_airborne() {
+            self.land_any(warps, cluster, random)?;
         }
         let Some(first) = warps.first() else { return Ok(()) };
-        if let Some(Item { warp, lane, pc, line, .. }) = crew.flight.items.first() {
+        if let Some(Item { warp, lane, pc, line, .. }) = cluster.flight.items.first() {
             let what = format!("the copy of line {line} may still read shared memory: wait_group.read comes first");
             let fault = LaneFault { kind: FaultKind::Exit { what }, lane: Some(*lane as usize), pc: Some(*pc) };
             return Err(self.fault(&warps[*warp as usize], fault));
         }
-        if let Some((what, line)) = crew.shared.mbarriers.leaked() {
+        if let Some((what, line)) = cluster.crews.iter().find_map(|crew| crew.shared.mbarriers.leaked()) {
             let at = |line: u32| self.entry.instructions.iter().position(|found| found.line == line);
             let pc = line.and_then(at).map(|pc| pc as u32);
             let fault = LaneFault { kind: FaultKind::Exit { what }, lane: None, pc };

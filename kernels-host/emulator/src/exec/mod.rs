@@ -4,6 +4,7 @@ mod access;
 mod alu;
 mod asynchronous;
 mod barrier;
+pub(crate) mod cluster;
 mod collective;
 mod convert;
 mod copy;
@@ -12,6 +13,7 @@ mod float;
 pub(crate) mod launch;
 mod matrix;
 mod mbarrier;
+mod schedule;
 mod step;
 mod warp;
 

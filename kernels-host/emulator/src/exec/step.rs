@@ -1,11 +1,10 @@
 //! One instruction of one warp.
 
-use super::barrier::Barriers;
-use super::flight::Flight;
+use super::cluster::Cluster;
 use super::warp::{Env, State, Warp, Watch};
 use super::{alu, collective, convert, lanes};
 use crate::instruction::{Collective, Instruction, Op, Operand};
-use crate::memory::{Memory, Shared};
+use crate::memory::Memory;
 use crate::module::Entry;
 use crate::{Fault, FaultKind, Site};
 
@@ -20,14 +19,6 @@ pub(super) struct Executor<'a> {
     pub limit: u64,
     /// How often in a row all sleepers were told that their time is up.
     pub expiries: u32,
-}
-
-/// What the warps of a block share.
-#[derive(Debug)]
-pub(super) struct Crew {
-    pub shared: Shared,
-    pub barriers: Barriers,
-    pub flight: Flight,
 }
 
 /// A fault before its site is known.
@@ -54,28 +45,28 @@ impl From<FaultKind> for LaneFault {
 
 impl<'a> Executor<'a> {
     /// Runs `warp` for `budget` instructions, or until it must wait.
-    pub fn run(&mut self, warp: &mut Warp, crew: &mut Crew, budget: u32) -> Result<(), Fault> {
+    pub fn run(&mut self, warp: &mut Warp, cluster: &mut Cluster, budget: u32) -> Result<(), Fault> {
         for _ in 0..budget {
-            if warp.state != State::Ready || !crew.barriers.released.is_empty() {
+            if warp.state != State::Ready || !cluster.own(warp).barriers.released.is_empty() {
                 break;
             }
             if (warp.active == 0 || warp.pc >= warp.next_stop) && !warp.regroup() {
-                if warp.groups.iter().any(|group| group.watch.is_some()) {
-                    warp.state = State::Asleep;
+                if let Some(state) = warp.rest() {
+                    warp.state = state;
                     break;
                 }
                 let waits = self.waits(warp);
                 return Err(self.fault(warp, FaultKind::Divergent { waits }.into()));
             }
-            self.step(warp, crew).map_err(|fault| self.fault(warp, fault))?;
+            self.step(warp, cluster).map_err(|fault| self.fault(warp, fault))?;
         }
         Ok(())
     }
 
-    fn step(&mut self, warp: &mut Warp, crew: &mut Crew) -> Result<(), LaneFault> {
+    fn step(&mut self, warp: &mut Warp, cluster: &mut Cluster) -> Result<(), LaneFault> {
         let entry = self.entry;
         let Some(instruction) = entry.instructions.get(warp.pc as usize) else {
-            return self.exit(warp, crew, warp.active);
+            return self.exit(warp, cluster, warp.active);
         };
         let mask = match instruction.guard {
             Some(guard) => warp.active & warp.guard(guard),
@@ -86,11 +77,11 @@ impl<'a> Executor<'a> {
             return Ok(());
         }
         self.count(instruction)?;
-        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, crew, &instruction.op, mask)? {
+        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, cluster, &instruction.op, mask)? {
             warp.pc += 1;
             return Ok(());
         }
-        self.control(warp, crew, instruction, mask)
+        self.control(warp, cluster, instruction, mask)
     }
 
     fn count(&mut self, instruction: &Instruction) -> Result<(), LaneFault> {
@@ -110,7 +101,7 @@ impl<'a> Executor<'a> {
     fn control(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         instruction: &Instruction,
         mask: u32,
     ) -> Result<(), LaneFault> {
@@ -129,22 +120,33 @@ impl<'a> Executor<'a> {
                 }
                 return Ok(());
             }
-            Op::Exit => return self.exit(warp, crew, mask),
+            Op::Exit => return self.exit(warp, cluster, mask),
             Op::Trap => return Err(FaultKind::Trap.into()),
             Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
             Op::Collective { what, mask: members } => {
                 return self.collective(warp, what, *members, mask);
             }
             Op::Barrier { wait, id, count } => {
-                return self.barrier(warp, crew, (*wait, *id, *count), mask);
+                return self.barrier(warp, cluster, (*wait, *id, *count), mask);
             }
             Op::Aligned | Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
                 if !self.converged(warp, mask) {
                     return Ok(());
                 }
-                self.matrix(warp, crew, &instruction.op)?;
+                self.matrix(warp, cluster.own(warp), &instruction.op)?;
             }
-            Op::Async(op) => return self.asynchronous(warp, crew, op, mask),
+            Op::Cluster { what, aligned } => {
+                if *aligned && !self.converged(warp, mask) {
+                    return Ok(());
+                }
+                if !self.cluster(warp, cluster, what, mask)? {
+                    // It will be executed, and counted, again.
+                    self.counts[instruction.kind as usize] -= 1;
+                    self.env.executed -= 1;
+                    return Ok(());
+                }
+            }
+            Op::Async(op) => return self.asynchronous(warp, cluster, op, mask),
             Op::Later => {
                 let instruction = self.entry.kinds[instruction.kind as usize].clone();
                 return Err(FaultKind::Unsupported { instruction }.into());
@@ -155,16 +157,17 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    fn exit(&mut self, warp: &mut Warp, crew: &mut Crew, mask: u32) -> Result<(), LaneFault> {
+    fn exit(&mut self, warp: &mut Warp, cluster: &mut Cluster, mask: u32) -> Result<(), LaneFault> {
         warp.live &= !mask;
         warp.active &= !mask;
         warp.pc += 1;
         // Those who wait for the lanes that left need not any longer.
         warp.unpark();
         warp.next_stop = 0;
+        cluster.barrier.exit(warp.slot as usize, mask);
         if warp.live == 0 {
             warp.state = State::Done;
-            crew.barriers.exit().map_err(|what| FaultKind::Barrier { what })?;
+            cluster.own(warp).exit(&warp.clock, warp.identity.warps)?;
         } else if warp.active == 0 && warp.groups.is_empty() {
             return Err(FaultKind::Divergent { waits: self.waits(warp) }.into());
         }
@@ -185,7 +188,7 @@ impl<'a> Executor<'a> {
     fn barrier(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (wait, id, count): (bool, Operand, Option<Operand>),
         mask: u32,
     ) -> Result<(), LaneFault> {
@@ -200,7 +203,8 @@ impl<'a> Executor<'a> {
         } else {
             warp.pc += 1;
         }
-        crew.barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
+        let barriers = &mut cluster.own(warp).barriers;
+        barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
         warp.meet();
         Ok(())
     }

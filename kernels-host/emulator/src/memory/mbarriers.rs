@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::proxy::Actors;
 use super::race::Who;
-use super::shared::Shared;
+use super::shared::{Shared, culprit};
 use super::{BARRIER, UNINITIALISED};
 use crate::tensor::mbarrier::{BYTES, Mbarrier, MbarrierError, Token};
 use crate::{Access, FaultKind};
@@ -96,6 +96,7 @@ impl Mbarriers {
             && epoch > who.clock[warp as usize]
         {
             let (access, place) = (Access::Atomic, format!("the mbarrier at byte {address} of shared memory"));
+            let (_, thread) = culprit(thread, who);
             return Err(FaultKind::Race { access, place, other: Access::Write, thread, line });
         }
         Ok(slot)
@@ -191,7 +192,7 @@ impl Mbarriers {
         let Init { warp, thread, epoch, line, fenced } = slot.init;
         if !fenced && epoch > who.clock[actors.fenced(warp)] {
             let place = format!("the mbarrier at byte {address} of shared memory");
-            return Err(FaultKind::Proxy { place, thread, line });
+            return Err(FaultKind::Proxy { place, thread: culprit(thread, who).1.to_string(), line });
         }
         Ok(actors.mbarrier(slot.number))
     }

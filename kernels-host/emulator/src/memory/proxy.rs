@@ -9,7 +9,7 @@
 //! clocks joins both. That is the memory model's rule: a proxy fence somewhere along the causality order.
 
 use super::race::Who;
-use super::shared::{Shared, place, raced, words};
+use super::shared::{Shared, culprit, place, raced, words};
 use super::{IN_FLIGHT, WRITTEN};
 use crate::{Access, FaultKind};
 
@@ -79,6 +79,15 @@ impl Async {
     pub fn new(actors: Actors) -> Self {
         Self { actors, holds: Vec::new(), next: 0, bounds: (usize::MAX, 0), fences: Vec::new() }
     }
+
+    fn take(&mut self, id: HoldId) -> Option<Hold> {
+        let at = self.holds.iter().position(|hold| hold.id == id)?;
+        let hold = self.holds.swap_remove(at);
+        if self.holds.is_empty() {
+            self.bounds = (usize::MAX, 0);
+        }
+        Some(hold)
+    }
 }
 
 impl Shared {
@@ -89,7 +98,7 @@ impl Shared {
         self.settled(Access::Read, offset, bytes)?;
         for (word, mask) in words(offset, bytes) {
             let found = self.words[word].check(Access::Read, who, mask);
-            found.map_err(|conflict| raced(Access::Read, word, conflict))?;
+            found.map_err(|conflict| raced(Access::Read, word, conflict, who))?;
         }
         self.fenced(offset, bytes, who)?;
         Ok(&self.bytes[offset..offset + bytes])
@@ -108,18 +117,19 @@ impl Shared {
 
     /// The operation was waited for by `who`: its reads are `who`'s, now.
     pub fn release(&mut self, id: HoldId, who: Who<'_>) -> Result<(), FaultKind> {
-        let held = &mut self.asynchronous;
-        let Some(at) = held.holds.iter().position(|hold| hold.id == id) else { return Ok(()) };
-        let Hold { offset, bytes, line, .. } = held.holds.swap_remove(at);
-        if held.holds.is_empty() {
-            held.bounds = (usize::MAX, 0);
+        match self.asynchronous.take(id) {
+            None => Ok(()),
+            Some(Hold { offset, bytes, line, .. }) => self.record(Access::Read, offset, bytes, Who { line, ..who }),
         }
-        self.record(Access::Read, offset, bytes, Who { line, ..who })
     }
 
-    /// Whether operations still read this memory; the line of one.
-    pub fn held(&self) -> Option<u32> {
-        self.asynchronous.holds.first().map(|hold| hold.line)
+    /// The operation is done: who hears of `actor`'s `epoch` is ordered after its reads.
+    pub fn hand_over(&mut self, id: HoldId, actor: u32, epoch: u32) {
+        if let Some(Hold { offset, bytes, line, .. }) = self.asynchronous.take(id) {
+            for (word, mask) in words(offset, bytes) {
+                self.words[word].read_by(actor, epoch, mask, line);
+            }
+        }
     }
 
     /// The bytes as they are, for an operation that was checked when it was issued.
@@ -149,7 +159,7 @@ impl Shared {
         self.fenced(offset, bytes, who)?;
         for (word, mask) in words(offset, bytes) {
             let begun = self.words[word].begin_copy(who, mask, actor);
-            begun.map_err(|conflict| raced(Access::Write, word, conflict))?;
+            begun.map_err(|conflict| raced(Access::Write, word, conflict, who))?;
         }
         self.state[offset..offset + bytes].fill(IN_FLIGHT);
         Ok(())
@@ -199,8 +209,10 @@ impl Shared {
             if known && fences.iter().all(covers) {
                 continue;
             }
+            let (block, thread) = culprit(write.thread, who);
+            let of = block.map_or(String::new(), |block| format!(" of block {block} of the cluster"));
             let place = format!("shared memory at byte {}", word * 4);
-            return Err(FaultKind::Proxy { place, thread: write.thread, line: write.line });
+            return Err(FaultKind::Proxy { place, thread: format!("{thread}{of}"), line: write.line });
         }
         Ok(())
     }

@@ -7,7 +7,8 @@
 
 use crate::Access;
 
-/// Who accesses: the clock is the warp's own at this moment.
+/// Who accesses: the clock is the warp's own at this moment. Warps are numbered throughout their cluster, block by
+/// block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who<'c> {
     pub warp: u32,
@@ -18,6 +19,17 @@ pub(crate) struct Who<'c> {
     /// How often the warp's lanes have met: accesses of two lanes are ordered if it differs.
     pub meetings: u32,
     pub line: u32,
+    /// Rank of the warp's block in its cluster.
+    pub rank: u32,
+    /// Warps of a block.
+    pub per_block: u32,
+}
+
+impl Who<'_> {
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.warp as usize]
+    }
 }
 
 /// An access that races with the one being made.
@@ -153,6 +165,11 @@ impl Word {
         }
     }
 
+    /// An asynchronous operation, of `line`, has read `bytes`; who hears of `actor`'s `epoch` is ordered after that.
+    pub fn read_by(&mut self, actor: u32, epoch: u32, bytes: u8, line: u32) {
+        self.read(Stamp { actor, thread: 0, epoch, meetings: 0, line, bytes, several: false });
+    }
+
     /// The write of a `cp.async` becomes a copy's that something else counts.
     pub fn adopt(&mut self) {
         if let Some(write) = &mut self.write {
@@ -195,7 +212,7 @@ mod tests {
     use super::*;
 
     fn who(warp: u32, lane: u32, clock: &[u32]) -> Who<'_> {
-        Who { warp, lane, clock, meetings: clock[warp as usize], line: 1 }
+        Who { warp, lane, clock, meetings: clock[warp as usize], line: 1, rank: 0, per_block: 2 }
     }
 
     #[test]

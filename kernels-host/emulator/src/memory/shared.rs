@@ -127,7 +127,7 @@ impl Shared {
         who: Who<'_>,
     ) -> Result<(), FaultKind> {
         for (word, mask) in words(offset, bytes) {
-            self.words[word].access(access, who, mask).map_err(|conflict| raced(access, word, conflict))?;
+            self.words[word].access(access, who, mask).map_err(|conflict| raced(access, word, conflict, who))?;
         }
         Ok(())
     }
@@ -148,12 +148,21 @@ pub(super) fn words(offset: usize, bytes: usize) -> impl Iterator<Item = (usize,
     })
 }
 
-/// The fault of an access to `word` that conflicts with an earlier one.
-pub(super) fn raced(access: Access, word: usize, conflict: Conflict) -> FaultKind {
+/// The fault of an access by `who` to `word` that conflicts with an earlier one.
+pub(super) fn raced(access: Access, word: usize, conflict: Conflict, who: Who<'_>) -> FaultKind {
     let Conflict { access: other, copy, thread, line } = conflict;
     if copy {
         return FaultKind::InFlight { access, place: place(word * 4), line };
     }
-    let place = format!("shared memory at byte {}", word * 4);
+    let (block, thread) = culprit(thread, who);
+    let from = block.map_or(String::new(), |block| format!(", the other by block {block} of the cluster"));
+    let place = format!("shared memory at byte {}{from}", word * 4);
     FaultKind::Race { access, place, other, thread, line }
+}
+
+/// The index in its block of thread `thread` of the cluster, and the block if it is another than `who`'s.
+pub(super) fn culprit(thread: u32, who: Who<'_>) -> (Option<u32>, u32) {
+    let per_block = who.per_block * 32;
+    let block = thread / per_block;
+    ((block != who.rank).then_some(block), thread % per_block)
 }

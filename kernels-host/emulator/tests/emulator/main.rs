@@ -1,5 +1,6 @@
 //! The emulator from outside: instructions, faults, and entries that Wootz ships.
 
+mod clusters;
 mod faults;
 mod instructions;
 mod shipped;
