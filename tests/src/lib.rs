@@ -9,6 +9,7 @@ use std::process::ExitCode;
 mod chat;
 mod cli;
 mod devices;
+pub mod differential;
 mod engine;
 pub mod goldens;
 mod kernels;
@@ -28,6 +29,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
     trials.extend(probes::trials());
+    trials.extend(differential::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
     trials.extend(cli::trials());

@@ -30,6 +30,8 @@ pub struct Emulation {
     pub instructions: u64,
     /// Launches by PTX entry.
     pub launches: BTreeMap<&'static str, u64>,
+    /// Warp instructions by opcode.
+    pub opcodes: BTreeMap<String, u64>,
 }
 
 pub(crate) struct Emulated {
@@ -126,6 +128,12 @@ impl Emulated {
                 let report = state.device.launch(module, entry, *grid, params, *shared);
                 let report = report.map_err(|fault| self.fault(entry, fault))?;
                 state.done.instructions += report.total();
+                for (opcode, count) in &report.instructions {
+                    match state.done.opcodes.get_mut(opcode) {
+                        Some(total) => *total += count,
+                        None => drop(state.done.opcodes.insert(opcode.clone(), *count)),
+                    }
+                }
                 *state.done.launches.entry(entry).or_default() += 1;
             }
             Call::Fill { to, byte, len } => {
