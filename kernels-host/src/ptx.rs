@@ -66,6 +66,12 @@ pub fn find(target: Target, entry: &str) -> Option<&'static str> {
     Some(&module.text()[range.clone()])
 }
 
+/// The PTX that a GPU whose newest module is `target` runs, and its target: that module's where it holds the entry,
+/// else the baseline's.
+pub(crate) fn newest(target: Target, entry: &str) -> Option<(Target, &'static str)> {
+    [target, Target::Sm80].into_iter().find_map(|target| Some((target, find(target, entry)?)))
+}
+
 /// Whether a GPU whose newest module is `target` can run the entry: from that module or the baseline's.
 pub fn runs_on(target: Target, entry: &str) -> bool {
     INDEX.keys().any(|&(built, name)| name == entry && built <= target)

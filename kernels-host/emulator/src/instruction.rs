@@ -1,6 +1,7 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
 
 /// One decoded instruction.
@@ -59,11 +60,19 @@ pub(crate) enum Special {
     LaneId,
     WarpId,
     NWarpId,
+    /// Instructions so far, as many bits as are asked for.
     Clock,
+    ClockHigh,
+    ClusterCtaId(u8),
+    ClusterNCtaId(u8),
+    ClusterId(u8),
+    NClusterId(u8),
+    ClusterCtaRank,
+    ClusterNCtaRank,
     LaneMask(Cmp),
     DynamicSharedBytes,
     TotalSharedBytes,
-    /// `%smid`, `%clusterid`… of a grid without clusters: one value for all.
+    /// `%smid`, `%nsmid`: one value for all.
     Constant(u32),
 }
 
@@ -233,7 +242,22 @@ pub(crate) enum Space {
     Generic,
     Global,
     Shared,
+    /// `shared::cluster`: the block's own or another's of the cluster.
+    Cluster,
     Param,
+}
+
+/// What blocks of a cluster do together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ClusterOp {
+    /// `mapa`: the address at which the block `rank` has what this one has at `a`.
+    Map { ty: Type, dst: Reg, a: Operand, rank: Operand },
+    /// `getctarank`: the rank of the block that `a` is in.
+    Rank { dst: Reg, a: Operand },
+    /// `barrier.cluster.arrive`, `.release` unless it is relaxed.
+    Arrive { release: bool },
+    /// `barrier.cluster.wait`.
+    Wait,
 }
 
 /// `[base + offset]`.
@@ -469,10 +493,17 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
+    /// An instruction of clusters; with `aligned`, of all lanes of the warp at once.
+    Cluster {
+        what: ClusterOp,
+        aligned: bool,
+    },
     /// Fences, prefetches, hints: nothing to do on a machine without caches.
     Nothing,
     /// `.aligned` instructions without an effect here (`setmaxnreg`).
     Aligned,
+    /// Mbarriers, bulk copies and proxy fences.
+    Async(Box<Async>),
     /// Decoded, not executed: the operands are resolved, so registers and labels exist.
     Later,
 }

@@ -1,8 +1,9 @@
 //! Loads, stores, atomics and asynchronous copies.
 
+use super::cluster::{Cluster, Crew};
 use super::copy::{Copy, CopyShape};
 use super::float::canonical;
-use super::step::{Crew, Executor, LaneFault};
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use super::{Lanes, lanes};
 use crate::instruction::{Address, AtomicOp, Op, Operand, Reg, Space, Type};
@@ -14,21 +15,27 @@ const MOST_ELEMENTS: usize = 4;
 
 impl Executor<'_> {
     /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
-    pub(super) fn access(&mut self, warp: &mut Warp, crew: &mut Crew, op: &Op, mask: u32) -> Result<bool, LaneFault> {
+    pub(super) fn access(
+        &mut self,
+        warp: &mut Warp,
+        cluster: &mut Cluster,
+        op: &Op,
+        mask: u32,
+    ) -> Result<bool, LaneFault> {
         match op {
-            Op::Load { ty, dst, address } => self.load(warp, crew, *ty, dst, *address, mask)?,
-            Op::Store { ty, src, address } => self.store(warp, crew, *ty, src, *address, mask)?,
+            Op::Load { ty, dst, address } => self.load(warp, cluster, *ty, dst, *address, mask)?,
+            Op::Store { ty, src, address } => self.store(warp, cluster, *ty, src, *address, mask)?,
             Op::Atomic { op, ty, dst, address, b, c } => {
-                self.atomic(warp, crew, (*op, *ty, *dst), *address, (*b, *c), mask)?;
+                self.atomic(warp, cluster, (*op, *ty, *dst), *address, (*b, *c), mask)?;
             }
             Op::CopyAsync { bytes, to, from, from_bytes } => {
                 let shape = CopyShape { bytes: *bytes, from_bytes: *from_bytes };
-                self.issue_copies(warp, crew, shape, *to, *from, mask)?;
+                self.issue_copies(warp, cluster.own(warp), shape, *to, *from, mask)?;
             }
             Op::CopyCommit => warp.copies.commit(mask),
             Op::CopyWait { pending } => {
                 for copy in warp.copies.take(mask, *pending) {
-                    self.finish_copy(warp, crew, copy)?;
+                    self.finish_copy(warp, cluster.own(warp), copy)?;
                 }
             }
             Op::ToGeneric { space, ty, dst, a } => {
@@ -54,7 +61,7 @@ impl Executor<'_> {
     fn load(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         ty: Type,
         dst: &[Option<Reg>],
         address: Address,
@@ -70,7 +77,9 @@ impl Executor<'_> {
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Read, at, bytes).map_err(fault)?;
             let data = match space {
-                Space::Shared => crew.shared.read(at, bytes, who),
+                Space::Shared | Space::Cluster => cluster
+                    .shared(space, Access::Read, at, bytes, who)
+                    .and_then(|(shared, at)| shared.read(at, bytes, who)),
                 Space::Param => param(self.params, at, bytes),
                 _ => self.memory.read(at, bytes),
             }
@@ -90,7 +99,7 @@ impl Executor<'_> {
     fn store(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         ty: Type,
         src: &[Operand],
         address: Address,
@@ -113,7 +122,9 @@ impl Executor<'_> {
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Write, at, bytes).map_err(fault)?;
             match space {
-                Space::Shared => crew.shared.write(at, &data[..bytes], who),
+                Space::Shared | Space::Cluster => cluster
+                    .shared(space, Access::Write, at, bytes, who)
+                    .and_then(|(shared, at)| shared.write(at, &data[..bytes], who)),
                 Space::Param => Err(outside_params(Access::Write, at, bytes)),
                 _ => self.memory.write(at, &data[..bytes]),
             }
@@ -125,7 +136,7 @@ impl Executor<'_> {
     fn atomic(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (op, ty, dst): (AtomicOp, Type, Option<Reg>),
         address: Address,
         (b, c): (Operand, Option<Operand>),
@@ -138,20 +149,25 @@ impl Executor<'_> {
         let mut old = [0_u64; 32];
         for lane in lanes(mask) {
             let who = self.who(warp, lane);
-            let (space, at) = resolve(address.space, addresses[lane]);
+            let (space, mut at) = resolve(address.space, addresses[lane]);
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Atomic, at, bytes).map_err(fault)?;
-            let data = match space {
-                Space::Shared => crew.shared.modify(at, bytes, who),
-                Space::Param => Err(outside_params(Access::Atomic, at, bytes)),
+            let mut shared = None;
+            if matches!(space, Space::Shared | Space::Cluster) {
+                let (found, there) = cluster.shared(space, Access::Atomic, at, bytes, who).map_err(fault)?;
+                (shared, at) = (Some(found), there);
+            }
+            let data = match (&mut shared, space) {
+                (Some(shared), _) => shared.modify(at, bytes, who),
+                (_, Space::Param) => Err(outside_params(Access::Atomic, at, bytes)),
                 _ => self.memory.read(at, bytes),
             }
             .map_err(fault)?;
             old[lane] = number(data, ty);
             let new = modified(op, ty, old[lane], b[lane], c[lane]).to_le_bytes();
-            match space {
-                Space::Shared => crew.shared.store(at, &new[..bytes]),
-                _ => self.memory.write(at, &new[..bytes]).map_err(fault)?,
+            match shared {
+                Some(shared) => shared.store(at, &new[..bytes]),
+                None => self.memory.write(at, &new[..bytes]).map_err(fault)?,
             }
         }
         if let Some(dst) = dst {
@@ -195,15 +211,21 @@ impl Executor<'_> {
 
     /// Moves the data of a copy, now.
     pub(super) fn land_copy(&mut self, crew: &mut Crew, copy: &mut Copy) -> Result<(), LaneFault> {
-        let mut data = [0_u8; 16];
-        let count = copy.from_bytes as usize;
-        if count > 0 {
-            let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
-            data[..count].copy_from_slice(self.memory.read(copy.from, count).map_err(fault)?);
-        }
+        let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
+        let data = self.copied(copy).map_err(fault)?;
         crew.shared.store(copy.to, &data[..copy.bytes as usize]);
         copy.landed = true;
         Ok(())
+    }
+
+    /// What a copy brings: zeros behind the bytes that come from memory.
+    pub(super) fn copied(&self, copy: &Copy) -> Result<[u8; 16], FaultKind> {
+        let mut data = [0_u8; 16];
+        let count = copy.from_bytes as usize;
+        if count > 0 {
+            data[..count].copy_from_slice(self.memory.read(copy.from, count)?);
+        }
+        Ok(data)
     }
 
     fn finish_copy(&mut self, warp: &Warp, crew: &mut Crew, mut copy: Copy) -> Result<(), LaneFault> {
@@ -217,23 +239,25 @@ impl Executor<'_> {
 
     pub(super) fn who<'w>(&self, warp: &'w Warp, lane: usize) -> Who<'w> {
         let line = self.line(warp.pc);
-        Who { warp: warp.index, lane: lane as u32, clock: &warp.clock, line }
+        let identity = &warp.identity;
+        let (rank, per_block) = (identity.rank, identity.warps);
+        Who { warp: warp.slot, lane: lane as u32, clock: &warp.clock, meetings: warp.meetings, line, rank, per_block }
     }
 }
 
 fn window(space: Space) -> u64 {
     match space {
-        Space::Shared => SHARED_WINDOW,
+        Space::Shared | Space::Cluster => SHARED_WINDOW,
         Space::Param => PARAM_WINDOW,
         Space::Global | Space::Generic => 0,
     }
 }
 
 /// The state space that an address is in, and the address there.
-fn resolve(space: Space, address: u64) -> (Space, u64) {
+pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
     match space {
         Space::Generic if (SHARED_WINDOW..SHARED_WINDOW + WINDOW_BYTES).contains(&address) => {
-            (Space::Shared, address - SHARED_WINDOW)
+            (Space::Cluster, address - SHARED_WINDOW)
         }
         Space::Generic if (PARAM_WINDOW..PARAM_WINDOW + WINDOW_BYTES).contains(&address) => {
             (Space::Param, address - PARAM_WINDOW)
@@ -250,7 +274,7 @@ fn aligned(access: Access, address: u64, bytes: usize) -> Result<(), FaultKind> 
     Err(FaultKind::Misaligned { access, bytes, address })
 }
 
-fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
+pub(super) fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
     let range = address as usize..(address as usize).saturating_add(bytes);
     params.get(range).ok_or_else(|| outside_params(Access::Read, address, bytes))
 }
