@@ -1,6 +1,7 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
 
 /// One decoded instruction.
@@ -501,6 +502,8 @@ pub(crate) enum Op {
     Nothing,
     /// `.aligned` instructions without an effect here (`setmaxnreg`).
     Aligned,
+    /// Mbarriers, bulk copies and proxy fences.
+    Async(Box<Async>),
     /// Decoded, not executed: the operands are resolved, so registers and labels exist.
     Later,
 }

@@ -65,7 +65,7 @@ impl Decoder<'_, '_> {
                 self.src(Type::U(32))?;
                 Op::Aligned
             }
-            "mbarrier" | "wgmma" => self.later()?,
+            "wgmma" => self.later()?,
             _ => return Ok(None),
         }))
     }
