@@ -152,6 +152,7 @@ impl Device {
             seed: self.seed,
             limit: self.limit,
             resident: self.resident,
+            dependent: false,
         };
         launch::run(&setup, &mut self.memory)
     }

@@ -4,7 +4,7 @@ use super::barrier::Barriers;
 use super::step::{Crew, Executor};
 use super::warp::{Env, Identity, State, Warp};
 use crate::device::{Grid, Report};
-use crate::memory::{Memory, Shared};
+use crate::memory::{Geometry, Memory, Shared};
 use crate::module::Entry;
 use crate::{Fault, FaultKind};
 
@@ -22,6 +22,8 @@ pub(crate) struct Setup<'a> {
     pub limit: u64,
     /// Blocks that run at once.
     pub resident: usize,
+    /// The launch may begin before the one before it is finished.
+    pub dependent: bool,
 }
 
 /// A resident block.
@@ -40,6 +42,9 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         counts: vec![0; setup.entry.kinds.len()],
         limit: setup.limit,
     };
+    let warps = setup.grid.threads.iter().product::<u32>().div_ceil(32);
+    let geometry = Geometry { blocks: setup.grid.blocks, warps };
+    executor.memory.begin_launch(&setup.entry.name, geometry, setup.dependent);
     let mut random = Random(setup.seed);
     let total: u64 = setup.grid.blocks.iter().map(|n| u64::from(*n)).product();
     let mut next = 0;
@@ -142,6 +147,8 @@ impl Block {
             dynamic_shared: setup.shared_bytes as u32,
             total_shared: shared as u32,
             warps,
+            number: number as u32,
+            cluster_number: number as u32,
         };
         let warp = |index| Warp::new(index, setup.entry.registers, identity);
         Self {

@@ -9,6 +9,7 @@ mod copy;
 mod float;
 pub(crate) mod launch;
 mod matrix;
+mod order;
 mod step;
 mod warp;
 

@@ -117,6 +117,7 @@ impl<'a> Executor<'a> {
                 return Ok(());
             }
             Op::Exit => return self.exit(warp, crew, mask),
+            Op::Fence { .. } | Op::GridDependency { .. } => self.order(warp, &instruction.op, mask),
             Op::Trap => return Err(FaultKind::Trap.into()),
             Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
             Op::Collective { what, mask: members } => {

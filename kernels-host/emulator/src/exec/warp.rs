@@ -4,6 +4,7 @@
 //! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
 
 use super::copy::Copies;
+use super::order::Recent;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
 
@@ -55,6 +56,9 @@ pub(crate) struct Warp {
     pub clock: Vec<u32>,
     pub copies: Copies,
     pub identity: Identity,
+    /// The first and last epoch of a run that only releases divided: lanes did not meet within it.
+    run: (u32, u32),
+    pub recent: Recent,
 }
 
 /// What special registers are made of.
@@ -66,6 +70,10 @@ pub(crate) struct Identity {
     pub dynamic_shared: u32,
     pub total_shared: u32,
     pub warps: u32,
+    /// The block's number in the grid.
+    pub number: u32,
+    /// Its cluster's number in the grid.
+    pub cluster_number: u32,
 }
 
 impl Warp {
@@ -91,7 +99,29 @@ impl Warp {
             clock,
             copies: Copies::default(),
             identity,
+            run: (0, 0),
+            recent: Recent::default(),
         }
+    }
+
+    // Time.
+
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.index as usize]
+    }
+
+    /// The first epoch since the lanes last met.
+    pub fn since(&self) -> u32 {
+        let epoch = self.epoch();
+        if self.run.1 == epoch { self.run.0 } else { epoch }
+    }
+
+    /// Begins an epoch: some lanes have told others of what was before. A barrier that all lanes come to raises the
+    /// clock itself.
+    pub fn next_epoch(&mut self) {
+        self.run = (self.since(), self.epoch() + 1);
+        self.clock[self.index as usize] += 1;
     }
 
     /// `%tid` of a lane.

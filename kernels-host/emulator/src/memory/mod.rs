@@ -1,10 +1,13 @@
 //! Global and shared memory with a state per byte.
 
 mod global;
+pub(crate) mod order;
+mod predecessor;
 mod race;
+pub(crate) mod shadow;
 mod shared;
 
-pub(crate) use global::Memory;
+pub(crate) use global::{Geometry, Memory};
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;
 

@@ -120,7 +120,7 @@ impl Shared {
             let mask = (0xf_u8 << first) & (0xf_u8 >> (4 - last));
             if let Err(Conflict { access: other, thread, line }) = self.words[word].access(access, who, mask) {
                 let place = format!("shared memory at byte {}", word * 4);
-                return Err(FaultKind::Race { access, place, other, thread, line });
+                return Err(FaultKind::Race { access, place, other, thread, block: None, line });
             }
         }
         Ok(())

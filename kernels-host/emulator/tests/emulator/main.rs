@@ -2,6 +2,7 @@
 
 mod faults;
 mod instructions;
+mod races;
 mod shipped;
 
 use ptx_emulator::{Device, Fault, Grid, Module, Param};
