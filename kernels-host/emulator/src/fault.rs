@@ -161,6 +161,12 @@ pub enum FaultKind {
         /// What is wrong with it.
         what: String,
     },
+    /// Another block of the cluster was used while it is not certain to be there.
+    #[error("cluster: {what}")]
+    Cluster {
+        /// What is wrong with it.
+        what: String,
+    },
     /// No warp can go on.
     #[error("deadlock: {waits}")]
     Deadlock {

@@ -59,11 +59,19 @@ pub(crate) enum Special {
     LaneId,
     WarpId,
     NWarpId,
+    /// Instructions so far, as many bits as are asked for.
     Clock,
+    ClockHigh,
+    ClusterCtaId(u8),
+    ClusterNCtaId(u8),
+    ClusterId(u8),
+    NClusterId(u8),
+    ClusterCtaRank,
+    ClusterNCtaRank,
     LaneMask(Cmp),
     DynamicSharedBytes,
     TotalSharedBytes,
-    /// `%smid`, `%clusterid`… of a grid without clusters: one value for all.
+    /// `%smid`, `%nsmid`: one value for all.
     Constant(u32),
 }
 
@@ -233,6 +241,8 @@ pub(crate) enum Space {
     Generic,
     Global,
     Shared,
+    /// `shared::cluster`: the block's own or another's of the cluster.
+    Cluster,
     Param,
 }
 
@@ -263,6 +273,19 @@ impl Order {
     /// A plain load or store.
     pub const WEAK: Self =
         Self { strong: false, acquire: false, release: false, scope: Scope::Device, modifies: false, constant: false };
+}
+
+/// What blocks of a cluster do together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ClusterOp {
+    /// `mapa`: the address at which the block `rank` has what this one has at `a`.
+    Map { ty: Type, dst: Reg, a: Operand, rank: Operand },
+    /// `getctarank`: the rank of the block that `a` is in.
+    Rank { dst: Reg, a: Operand },
+    /// `barrier.cluster.arrive`, `.release` unless it is relaxed.
+    Arrive { release: bool },
+    /// `barrier.cluster.wait`.
+    Wait,
 }
 
 /// `[base + offset]`.
@@ -508,6 +531,11 @@ pub(crate) enum Op {
     /// `griddepcontrol.wait`, or `griddepcontrol.launch_dependents`.
     GridDependency {
         wait: bool,
+    },
+    /// An instruction of clusters; with `aligned`, of all lanes of the warp at once.
+    Cluster {
+        what: ClusterOp,
+        aligned: bool,
     },
     /// Prefetches, hints, fences of proxies: nothing to do on a machine without caches.
     Nothing,

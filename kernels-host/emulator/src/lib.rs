@@ -40,12 +40,12 @@
 //! # What is checked
 //! Bounds and alignment of every access; reads of memory that nothing has written, byte by byte; data races in
 //! shared memory by happens-before, lanes of one warp included; `cp.async` destinations touched before their wait;
-//! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers; deadlock,
-//! with who waits where. A [`Fault`] names the allocation, the thread, the instruction and its line.
+//! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers and of a
+//! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where. A [`Fault`] names the allocation, the thread, the instruction and its line.
 //!
 //! # Limits
-//! `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached ([`FaultKind::Unsupported`]). Clusters,
-//! functions (`.func`), local memory and textures are not known. Races in global memory are not reported, nor is
+//! `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached ([`FaultKind::Unsupported`]).
+//! Functions (`.func`), local memory and textures are not known. Races in global memory are not reported, nor is
 //! what a missing fence would do: every access takes effect at once. A register holds zero until it is written.
 
 #![forbid(unsafe_code)]
@@ -58,9 +58,10 @@ pub mod formats;
 mod instruction;
 mod memory;
 mod module;
+mod residency;
 mod syntax;
 pub mod tensor;
 
-pub use device::{Device, Grid, Param, Report};
+pub use device::{Device, Grid, LaunchOptions, Param, Report};
 pub use fault::{Access, Fault, FaultKind, ParseError, Site};
 pub use module::Module;

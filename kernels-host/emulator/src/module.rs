@@ -33,6 +33,12 @@ pub(crate) struct Entry {
     pub static_shared: usize,
     /// Threads per block at most, from `.maxntid`.
     pub max_threads: Option<u32>,
+    /// Blocks per multiprocessor at least, from `.minnctapersm`.
+    pub min_blocks: Option<u32>,
+    /// Blocks of a cluster, from `.reqnctapercluster`.
+    pub cluster: Option<[u32; 3]>,
+    /// Blocks of a cluster at most, from `.maxclusterrank`.
+    pub max_cluster: Option<u32>,
 }
 
 /// Where a parameter lies in the launch's parameters.
@@ -108,9 +114,9 @@ impl Entry {
     fn new<'a>(raw: &RawEntry<'a>, symbols: &mut Symbols<'a>, static_shared: usize) -> Result<Self, ParseError> {
         let params = place_params(&raw.params, symbols);
         let (instructions, kinds) = decode(raw, symbols)?;
-        let threads = |(name, numbers): &(&str, Vec<u32>)| {
-            (matches!(*name, ".maxntid" | ".reqntid")).then(|| numbers.iter().product())
-        };
+        let directive = |wanted: &str| raw.directives.iter().find(|(name, _)| *name == wanted).map(|(_, n)| n);
+        let number = |wanted: &str| directive(wanted).and_then(|numbers| numbers.first().copied());
+        let axes = |numbers: &Vec<u32>| std::array::from_fn(|axis| numbers.get(axis).copied().unwrap_or(1).max(1));
         Ok(Self {
             name: raw.name.to_owned(),
             instructions,
@@ -118,7 +124,10 @@ impl Entry {
             params,
             registers: raw.registers,
             static_shared,
-            max_threads: raw.directives.iter().find_map(threads),
+            max_threads: directive(".maxntid").or(directive(".reqntid")).map(|numbers| numbers.iter().product()),
+            min_blocks: number(".minnctapersm"),
+            cluster: directive(".reqnctapercluster").map(axes),
+            max_cluster: number(".maxclusterrank"),
         })
     }
 }

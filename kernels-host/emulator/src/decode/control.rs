@@ -3,7 +3,7 @@
 use super::Decoder;
 use super::memory::SCOPES;
 use crate::ParseError;
-use crate::instruction::{AtomicOp, Collective, Guard, Op, Operand, Scope, ShuffleMode, Type, VoteMode};
+use crate::instruction::{AtomicOp, ClusterOp, Collective, Guard, Op, Operand, Scope, ShuffleMode, Type, VoteMode};
 use crate::syntax::raw::RawOperand;
 
 const SHUFFLES: &[(&str, ShuffleMode)] =
@@ -43,6 +43,8 @@ impl Decoder<'_, '_> {
             }
             "trap" => Op::Trap,
             "bar" if self.has("warp") => self.warp_barrier()?,
+            "barrier" if self.has("cluster") => self.cluster_barrier()?,
+            "mapa" | "getctarank" => self.cluster_address(name == "mapa")?,
             "bar" | "barrier" => self.barrier(name == "bar")?,
             "shfl" => self.shuffle()?,
             "vote" => self.vote()?,
@@ -105,6 +107,37 @@ impl Decoder<'_, '_> {
             return self.wrong("an arrival needs the number of threads".into());
         }
         Ok(Op::Barrier { wait, id, count })
+    }
+
+    fn cluster_barrier(&mut self) -> Result<Op, ParseError> {
+        let arrive = self.required(&[("arrive", true), ("wait", false)])?;
+        let what = match arrive {
+            true if self.has("relaxed") => ClusterOp::Arrive { release: false },
+            true => {
+                let _ = self.has("release");
+                ClusterOp::Arrive { release: true }
+            }
+            false => {
+                let _ = self.has("acquire");
+                ClusterOp::Wait
+            }
+        };
+        Ok(Op::Cluster { what, aligned: self.has("aligned") })
+    }
+
+    /// `mapa{.shared::cluster}.type d, a, rank` and `getctarank{.shared::cluster}.type d, a`.
+    fn cluster_address(&mut self, map: bool) -> Result<Op, ParseError> {
+        let _ = self.has("shared::cluster");
+        let ty = self.ty()?;
+        let word = Type::U(32);
+        let what = match map {
+            true => {
+                let dst = self.dst(ty)?;
+                ClusterOp::Map { ty, dst, a: self.wide_src(ty)?, rank: self.src(word)? }
+            }
+            false => ClusterOp::Rank { dst: self.dst(word)?, a: self.wide_src(ty)? },
+        };
+        Ok(Op::Cluster { what, aligned: false })
     }
 
     fn synchronised(&mut self) -> Result<(), ParseError> {

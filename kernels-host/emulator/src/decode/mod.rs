@@ -320,6 +320,10 @@ fn special_named(name: &str) -> Option<Special> {
             "ntid" => Special::NTid(axis),
             "ctaid" => Special::CtaId(axis),
             "nctaid" => Special::NCtaId(axis),
+            "cluster_ctaid" => Special::ClusterCtaId(axis),
+            "cluster_nctaid" => Special::ClusterNCtaId(axis),
+            "clusterid" => Special::ClusterId(axis),
+            "nclusterid" => Special::NClusterId(axis),
             _ => return None,
         });
     }
@@ -327,7 +331,8 @@ fn special_named(name: &str) -> Option<Special> {
         "laneid" => Special::LaneId,
         "warpid" => Special::WarpId,
         "nwarpid" => Special::NWarpId,
-        "clock" | "clock_hi" | "clock64" | "globaltimer" | "globaltimer_lo" => Special::Clock,
+        "clock" | "clock64" | "globaltimer" | "globaltimer_lo" => Special::Clock,
+        "clock_hi" | "globaltimer_hi" => Special::ClockHigh,
         "lanemask_eq" => Special::LaneMask(Cmp::Eq),
         "lanemask_lt" => Special::LaneMask(Cmp::Lt),
         "lanemask_le" => Special::LaneMask(Cmp::Le),
@@ -335,8 +340,9 @@ fn special_named(name: &str) -> Option<Special> {
         "lanemask_ge" => Special::LaneMask(Cmp::Ge),
         "dynamic_smem_size" => Special::DynamicSharedBytes,
         "total_smem_size" => Special::TotalSharedBytes,
-        "cluster_ctarank" | "smid" => Special::Constant(0),
-        "cluster_nctarank" => Special::Constant(1),
+        "cluster_ctarank" => Special::ClusterCtaRank,
+        "cluster_nctarank" => Special::ClusterNCtaRank,
+        "smid" => Special::Constant(0),
         "nsmid" => Special::Constant(132),
         _ => return None,
     })

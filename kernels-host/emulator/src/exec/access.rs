@@ -1,8 +1,9 @@
 //! Loads, stores, atomics and asynchronous copies.
 
+use super::cluster::{Cluster, Crew};
 use super::copy::{Copy, CopyShape};
 use super::float::canonical;
-use super::step::{Crew, Executor, LaneFault};
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use super::{Lanes, lanes};
 use crate::instruction::{Address, AtomicOp, Op, Operand, Order, Reg, Space, Type};
@@ -14,21 +15,27 @@ const MOST_ELEMENTS: usize = 4;
 
 impl Executor<'_> {
     /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
-    pub(super) fn access(&mut self, warp: &mut Warp, crew: &mut Crew, op: &Op, mask: u32) -> Result<bool, LaneFault> {
+    pub(super) fn access(
+        &mut self,
+        warp: &mut Warp,
+        cluster: &mut Cluster,
+        op: &Op,
+        mask: u32,
+    ) -> Result<bool, LaneFault> {
         match op {
-            Op::Load { ty, dst, address, order } => self.load(warp, crew, (*ty, dst), (*address, *order), mask)?,
-            Op::Store { ty, src, address, order } => self.store(warp, crew, (*ty, src), (*address, *order), mask)?,
+            Op::Load { ty, dst, address, order } => self.load(warp, cluster, (*ty, dst), (*address, *order), mask)?,
+            Op::Store { ty, src, address, order } => self.store(warp, cluster, (*ty, src), (*address, *order), mask)?,
             Op::Atomic { op, ty, dst, address, order, b, c } => {
-                self.atomic(warp, crew, (*op, *ty, *dst), (*address, *order), (*b, *c), mask)?;
+                self.atomic(warp, cluster, (*op, *ty, *dst), (*address, *order), (*b, *c), mask)?;
             }
             Op::CopyAsync { bytes, to, from, from_bytes } => {
                 let shape = CopyShape { bytes: *bytes, from_bytes: *from_bytes };
-                self.issue_copies(warp, crew, shape, *to, *from, mask)?;
+                self.issue_copies(warp, cluster.own(warp), shape, *to, *from, mask)?;
             }
             Op::CopyCommit => warp.copies.commit(mask),
             Op::CopyWait { pending } => {
                 for copy in warp.copies.take(mask, *pending) {
-                    self.finish_copy(warp, crew, copy)?;
+                    self.finish_copy(warp, cluster.own(warp), copy)?;
                 }
             }
             Op::ToGeneric { space, ty, dst, a } => {
@@ -54,7 +61,7 @@ impl Executor<'_> {
     fn load(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (ty, dst): (Type, &[Option<Reg>]),
         (address, order): (Address, Order),
         mask: u32,
@@ -69,7 +76,9 @@ impl Executor<'_> {
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Read, at, bytes).map_err(fault)?;
             let data = match space {
-                Space::Shared => crew.shared.read(at, bytes, self.who(warp, lane)),
+                Space::Shared | Space::Cluster => cluster
+                    .shared(space, Access::Read, at, bytes, self.who(warp, lane))
+                    .and_then(|(shared, at)| shared.read(at, bytes, self.who(warp, lane))),
                 Space::Param => param(self.params, at, bytes),
                 _ => self.memory.load(at, bytes, &self.by(warp, lane, instant)),
             }
@@ -94,7 +103,7 @@ impl Executor<'_> {
     fn store(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (ty, src): (Type, &[Operand]),
         (address, order): (Address, Order),
         mask: u32,
@@ -117,7 +126,9 @@ impl Executor<'_> {
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Write, at, bytes).map_err(fault)?;
             match space {
-                Space::Shared => crew.shared.write(at, &data[..bytes], self.who(warp, lane)),
+                Space::Shared | Space::Cluster => cluster
+                    .shared(space, Access::Write, at, bytes, self.who(warp, lane))
+                    .and_then(|(shared, at)| shared.write(at, &data[..bytes], self.who(warp, lane))),
                 Space::Param => Err(outside_params(Access::Write, at, bytes)),
                 _ => self.memory.store(at, &data[..bytes], &self.by(warp, lane, instant)),
             }
@@ -133,7 +144,7 @@ impl Executor<'_> {
     fn atomic(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (op, ty, dst): (AtomicOp, Type, Option<Reg>),
         (address, order): (Address, Order),
         (b, c): (Operand, Option<Operand>),
@@ -147,25 +158,32 @@ impl Executor<'_> {
         let instant = (self.instant(warp, address.space, order), order);
         let mut told = false;
         for lane in lanes(mask) {
-            let (space, at) = resolve(address.space, addresses[lane]);
+            let who = self.who(warp, lane);
+            let place = resolve(address.space, addresses[lane]);
+            let (space, mut at) = place;
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Atomic, at, bytes).map_err(fault)?;
-            let data = match space {
-                Space::Shared => crew.shared.modify(at, bytes, self.who(warp, lane)),
-                Space::Param => Err(outside_params(Access::Atomic, at, bytes)),
+            let mut shared = None;
+            if matches!(space, Space::Shared | Space::Cluster) {
+                let (found, there) = cluster.shared(space, Access::Atomic, at, bytes, who).map_err(fault)?;
+                (shared, at) = (Some(found), there);
+            }
+            let data = match (&mut shared, space) {
+                (Some(shared), _) => shared.modify(at, bytes, who),
+                (_, Space::Param) => Err(outside_params(Access::Atomic, at, bytes)),
                 _ => self.memory.modify(at, bytes, &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
             old[lane] = number(data, ty);
             let new = modified(op, ty, old[lane], b[lane], c[lane]).to_le_bytes();
-            match space {
-                Space::Shared => crew.shared.store(at, &new[..bytes]),
-                _ => self.memory.write(at, &new[..bytes]).map_err(fault)?,
+            match shared {
+                Some(shared) => shared.store(at, &new[..bytes]),
+                None => self.memory.write(at, &new[..bytes]).map_err(fault)?,
             }
             if dst.is_some() {
-                self.acquire(warp, order, lane, (space, at));
+                self.acquire(warp, order, lane, place);
             }
-            told |= self.release(warp, order, lane, (space, at));
+            told |= self.release(warp, order, lane, place);
         }
         if told {
             warp.next_epoch();
@@ -238,13 +256,15 @@ impl Executor<'_> {
 
     pub(super) fn who<'w>(&self, warp: &'w Warp, lane: usize) -> Who<'w> {
         let line = self.line(warp.pc);
-        Who { warp: warp.index, lane: lane as u32, clock: &warp.clock, line }
+        let identity = &warp.identity;
+        let (rank, per_block) = (identity.rank, identity.warps);
+        Who { warp: warp.slot, lane: lane as u32, clock: &warp.clock, line, rank, per_block }
     }
 }
 
 fn window(space: Space) -> u64 {
     match space {
-        Space::Shared => SHARED_WINDOW,
+        Space::Shared | Space::Cluster => SHARED_WINDOW,
         Space::Param => PARAM_WINDOW,
         Space::Global | Space::Generic => 0,
     }
@@ -254,7 +274,7 @@ fn window(space: Space) -> u64 {
 fn resolve(space: Space, address: u64) -> (Space, u64) {
     match space {
         Space::Generic if (SHARED_WINDOW..SHARED_WINDOW + WINDOW_BYTES).contains(&address) => {
-            (Space::Shared, address - SHARED_WINDOW)
+            (Space::Cluster, address - SHARED_WINDOW)
         }
         Space::Generic if (PARAM_WINDOW..PARAM_WINDOW + WINDOW_BYTES).contains(&address) => {
             (Space::Param, address - PARAM_WINDOW)

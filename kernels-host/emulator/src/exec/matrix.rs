@@ -1,7 +1,8 @@
 //! `ldmatrix`, `stmatrix` and `mma`, by the functions of [`crate::tensor`].
 
 use super::Lanes;
-use super::step::{Crew, Executor, LaneFault};
+use super::cluster::Crew;
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use crate::instruction::{MatrixRows, MmaOp, Op};
 use crate::tensor::fragment::mma_sync;

@@ -3,6 +3,7 @@
 mod access;
 mod alu;
 mod barrier;
+pub(crate) mod cluster;
 mod collective;
 mod convert;
 mod copy;
@@ -10,6 +11,7 @@ mod float;
 pub(crate) mod launch;
 mod matrix;
 mod order;
+mod schedule;
 mod step;
 mod warp;
 

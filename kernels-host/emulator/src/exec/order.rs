@@ -1,5 +1,6 @@
 //! What orders accesses of different blocks: strong accesses, fences, and waits for earlier launches.
 
+use super::cluster::OWN_BYTES;
 use super::step::Executor;
 use super::warp::Warp;
 use crate::instruction::{Op, Order, Space};
@@ -51,7 +52,7 @@ impl Executor<'_> {
             let instant = Instant {
                 cluster: identity.cluster_number,
                 block: identity.number,
-                slot: warp.index,
+                slot: warp.slot,
                 epoch,
                 line: self.line(pc),
                 order,
@@ -95,17 +96,19 @@ pub(super) fn actor(warp: &Warp) -> Actor<'_> {
     Actor {
         cluster: identity.cluster_number,
         block: identity.number,
-        slot: warp.index,
+        slot: warp.slot,
         clock: &warp.clock,
         since: warp.since(),
     }
 }
 
 fn location(warp: &Warp, space: Space, address: u64) -> Location {
-    match space {
-        Space::Shared => (warp.identity.number + 1, address),
-        _ => (0, address),
-    }
+    let rank = match (space, address / OWN_BYTES) {
+        (Space::Shared, _) | (Space::Cluster, 0) => warp.identity.rank,
+        (Space::Cluster, window) => window as u32 - 1,
+        _ => return (0, address),
+    };
+    (warp.identity.cluster_number + 1, u64::from(rank) * OWN_BYTES + address % OWN_BYTES)
 }
 
 fn learn(warp: &mut Warp, gained: Option<Vec<u32>>) {

@@ -1,10 +1,10 @@
 //! One instruction of one warp.
 
-use super::barrier::Barriers;
+use super::cluster::Cluster;
 use super::warp::{Env, State, Warp};
 use super::{alu, collective, convert, lanes};
 use crate::instruction::{Collective, Instruction, Op, Operand};
-use crate::memory::{Memory, Shared};
+use crate::memory::Memory;
 use crate::module::Entry;
 use crate::{Fault, FaultKind, Site};
 
@@ -17,13 +17,6 @@ pub(super) struct Executor<'a> {
     /// Executions by kind of instruction.
     pub counts: Vec<u64>,
     pub limit: u64,
-}
-
-/// What the warps of a block share.
-#[derive(Debug)]
-pub(super) struct Crew {
-    pub shared: Shared,
-    pub barriers: Barriers,
 }
 
 /// A fault before its site is known.
@@ -50,24 +43,28 @@ impl From<FaultKind> for LaneFault {
 
 impl<'a> Executor<'a> {
     /// Runs `warp` for `budget` instructions, or until it must wait.
-    pub fn run(&mut self, warp: &mut Warp, crew: &mut Crew, budget: u32) -> Result<(), Fault> {
+    pub fn run(&mut self, warp: &mut Warp, cluster: &mut Cluster, budget: u32) -> Result<(), Fault> {
         for _ in 0..budget {
-            if warp.state != State::Ready || !crew.barriers.released.is_empty() {
+            if warp.state != State::Ready || !cluster.own(warp).barriers.released.is_empty() {
                 break;
             }
             if (warp.active == 0 || warp.pc >= warp.next_stop) && !warp.regroup() {
+                if warp.groups.iter().all(|group| group.at_cluster) {
+                    warp.state = State::AtCluster;
+                    break;
+                }
                 let waits = self.waits(warp);
                 return Err(self.fault(warp, FaultKind::Divergent { waits }.into()));
             }
-            self.step(warp, crew).map_err(|fault| self.fault(warp, fault))?;
+            self.step(warp, cluster).map_err(|fault| self.fault(warp, fault))?;
         }
         Ok(())
     }
 
-    fn step(&mut self, warp: &mut Warp, crew: &mut Crew) -> Result<(), LaneFault> {
+    fn step(&mut self, warp: &mut Warp, cluster: &mut Cluster) -> Result<(), LaneFault> {
         let entry = self.entry;
         let Some(instruction) = entry.instructions.get(warp.pc as usize) else {
-            return self.exit(warp, crew, warp.active);
+            return self.exit(warp, cluster, warp.active);
         };
         let mask = match instruction.guard {
             Some(guard) => warp.active & warp.guard(guard),
@@ -78,11 +75,11 @@ impl<'a> Executor<'a> {
             return Ok(());
         }
         self.count(instruction)?;
-        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, crew, &instruction.op, mask)? {
+        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, cluster, &instruction.op, mask)? {
             warp.pc += 1;
             return Ok(());
         }
-        self.control(warp, crew, instruction, mask)
+        self.control(warp, cluster, instruction, mask)
     }
 
     fn count(&mut self, instruction: &Instruction) -> Result<(), LaneFault> {
@@ -97,7 +94,7 @@ impl<'a> Executor<'a> {
     fn control(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         instruction: &Instruction,
         mask: u32,
     ) -> Result<(), LaneFault> {
@@ -116,7 +113,7 @@ impl<'a> Executor<'a> {
                 }
                 return Ok(());
             }
-            Op::Exit => return self.exit(warp, crew, mask),
+            Op::Exit => return self.exit(warp, cluster, mask),
             Op::Fence { .. } | Op::GridDependency { .. } => self.order(warp, &instruction.op, mask),
             Op::Trap => return Err(FaultKind::Trap.into()),
             Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
@@ -124,13 +121,24 @@ impl<'a> Executor<'a> {
                 return self.collective(warp, what, *members, mask);
             }
             Op::Barrier { wait, id, count } => {
-                return self.barrier(warp, crew, (*wait, *id, *count), mask);
+                return self.barrier(warp, cluster, (*wait, *id, *count), mask);
             }
             Op::Aligned | Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
                 if !self.converged(warp, mask) {
                     return Ok(());
                 }
-                self.matrix(warp, crew, &instruction.op)?;
+                self.matrix(warp, cluster.own(warp), &instruction.op)?;
+            }
+            Op::Cluster { what, aligned } => {
+                if *aligned && !self.converged(warp, mask) {
+                    return Ok(());
+                }
+                if !self.cluster(warp, cluster, what, mask)? {
+                    // It will be executed, and counted, again.
+                    self.counts[instruction.kind as usize] -= 1;
+                    self.env.executed -= 1;
+                    return Ok(());
+                }
             }
             Op::Later => {
                 let instruction = self.entry.kinds[instruction.kind as usize].clone();
@@ -142,16 +150,17 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    fn exit(&mut self, warp: &mut Warp, crew: &mut Crew, mask: u32) -> Result<(), LaneFault> {
+    fn exit(&mut self, warp: &mut Warp, cluster: &mut Cluster, mask: u32) -> Result<(), LaneFault> {
         warp.live &= !mask;
         warp.active &= !mask;
         warp.pc += 1;
         // Those who wait for the lanes that left need not any longer.
         warp.unpark();
         warp.next_stop = 0;
+        cluster.barrier.exit(warp.slot as usize, mask);
         if warp.live == 0 {
             warp.state = State::Done;
-            crew.barriers.exit().map_err(|what| FaultKind::Barrier { what })?;
+            cluster.own(warp).exit(&warp.clock, warp.identity.warps)?;
         } else if warp.active == 0 && warp.groups.is_empty() {
             return Err(FaultKind::Divergent { waits: self.waits(warp) }.into());
         }
@@ -172,7 +181,7 @@ impl<'a> Executor<'a> {
     fn barrier(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (wait, id, count): (bool, Operand, Option<Operand>),
         mask: u32,
     ) -> Result<(), LaneFault> {
@@ -187,9 +196,10 @@ impl<'a> Executor<'a> {
         } else {
             warp.pc += 1;
         }
-        crew.barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
+        let barriers = &mut cluster.own(warp).barriers;
+        barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
         // What the warp does from now on is not what the others learn of here.
-        warp.clock[warp.index as usize] += 1;
+        warp.clock[warp.slot as usize] += 1;
         Ok(())
     }
 
@@ -219,7 +229,7 @@ impl<'a> Executor<'a> {
             left &= !group;
         }
         if barrier {
-            warp.clock[warp.index as usize] += 1;
+            warp.clock[warp.slot as usize] += 1;
         }
         warp.pc += 1;
         Ok(())
@@ -290,5 +300,5 @@ fn meet(warp: &mut Warp, wanted: u32) {
             group.at_barrier = false;
         }
     }
-    warp.clock[warp.index as usize] += 1;
+    warp.clock[warp.slot as usize] += 1;
 }

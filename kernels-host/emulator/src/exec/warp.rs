@@ -26,6 +26,20 @@ pub(crate) struct Group {
     pub waits_for: u32,
     /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
     pub at_barrier: bool,
+    /// It waits for the cluster's barrier.
+    pub at_cluster: bool,
+}
+
+impl Group {
+    /// Lanes that can run.
+    pub fn running(pc: u32, mask: u32) -> Self {
+        Self::waiting(pc, mask, 0)
+    }
+
+    /// Lanes that wait for others.
+    pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
+        Self { pc, mask, waits_for, at_barrier: false, at_cluster: false }
+    }
 }
 
 /// What keeps a warp from running.
@@ -34,13 +48,18 @@ pub(crate) enum State {
     Ready,
     /// At the named barrier of the block.
     Waiting(u32),
+    /// At the barrier of the cluster.
+    AtCluster,
     Done,
 }
 
 /// A warp of a resident block.
 #[derive(Debug)]
 pub(crate) struct Warp {
+    /// Number in the block.
     pub index: u32,
+    /// Number in the cluster, block by block.
+    pub slot: u32,
     pub registers: Registers,
     pub pc: u32,
     /// The lanes that run.
@@ -52,7 +71,7 @@ pub(crate) struct Warp {
     /// Position at which running lanes meet a group.
     pub next_stop: u32,
     pub state: State,
-    /// Vector clock over the warps of the block.
+    /// Vector clock over the warps of the cluster, by their slots.
     pub clock: Vec<u32>,
     pub copies: Copies,
     pub identity: Identity,
@@ -69,11 +88,22 @@ pub(crate) struct Identity {
     pub threads: [u32; 3],
     pub dynamic_shared: u32,
     pub total_shared: u32,
+    /// Warps of a block.
     pub warps: u32,
+    /// Blocks of a cluster.
+    pub cluster: [u32; 3],
+    /// The block's rank in its cluster.
+    pub rank: u32,
     /// The block's number in the grid.
     pub number: u32,
     /// Its cluster's number in the grid.
     pub cluster_number: u32,
+}
+
+impl Identity {
+    fn cluster_blocks(&self) -> u32 {
+        self.cluster.iter().product()
+    }
 }
 
 impl Warp {
@@ -81,10 +111,12 @@ impl Warp {
         let threads: u32 = identity.threads.iter().product();
         let count = (threads - index * 32).min(32);
         let live = ALL >> (32 - count);
-        let mut clock = vec![0; identity.warps as usize];
-        clock[index as usize] = 1;
+        let slot = identity.rank * identity.warps + index;
+        let mut clock = vec![0; (identity.warps * identity.cluster_blocks()) as usize];
+        clock[slot as usize] = 1;
         Self {
             index,
+            slot,
             registers: Registers {
                 pred: vec![0; registers[0] as usize],
                 narrow: vec![[0; 32]; registers[1] as usize],
@@ -108,7 +140,7 @@ impl Warp {
 
     /// The warp's own time.
     pub fn epoch(&self) -> u32 {
-        self.clock[self.index as usize]
+        self.clock[self.slot as usize]
     }
 
     /// The first epoch since the lanes last met.
@@ -121,7 +153,7 @@ impl Warp {
     /// clock itself.
     pub fn next_epoch(&mut self) {
         self.run = (self.since(), self.epoch() + 1);
-        self.clock[self.index as usize] += 1;
+        self.clock[self.slot as usize] += 1;
     }
 
     /// `%tid` of a lane.
@@ -136,19 +168,31 @@ impl Warp {
     /// Sends the running lanes in `mask` to `pc`; the rest stay.
     pub fn leave(&mut self, mask: u32, pc: u32) {
         self.active &= !mask;
-        self.groups.push(Group { pc, mask, waits_for: 0, at_barrier: false });
+        self.groups.push(Group::running(pc, mask));
     }
 
     /// The running lanes wait at their instruction until `waits_for` are there.
     pub fn park(&mut self, waits_for: u32, at_barrier: bool) {
-        self.groups.push(Group { pc: self.pc, mask: self.active, waits_for, at_barrier });
+        self.groups.push(Group { at_barrier, ..Group::waiting(self.pc, self.active, waits_for) });
         self.active = 0;
     }
 
     /// Lets every waiting group look again.
     pub fn unpark(&mut self) {
-        for group in &mut self.groups {
+        for group in self.groups.iter_mut().filter(|group| !group.at_cluster) {
             group.waits_for = 0;
+        }
+    }
+
+    /// The lanes that wait for the cluster's barrier look again.
+    pub fn cluster_barrier_completed(&mut self) {
+        for group in self.groups.iter_mut().filter(|group| group.at_cluster) {
+            group.at_cluster = false;
+            group.waits_for = 0;
+            self.next_stop = 0;
+        }
+        if self.state == State::AtCluster {
+            self.state = State::Ready;
         }
     }
 
@@ -156,12 +200,12 @@ impl Warp {
     /// all wait.
     pub fn regroup(&mut self) -> bool {
         if self.active != 0 {
-            self.groups.push(Group { pc: self.pc, mask: self.active, waits_for: 0, at_barrier: false });
+            self.groups.push(Group::running(self.pc, self.active));
             self.active = 0;
         }
         self.groups.sort_by_key(|group| group.pc);
         self.groups.dedup_by(|b, a| {
-            let met = a.pc == b.pc;
+            let met = a.pc == b.pc && !(a.at_cluster || b.at_cluster);
             if met {
                 a.mask |= b.mask;
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
@@ -208,6 +252,7 @@ impl Warp {
             Operand::Reg(Reg { class: Class::B64, index }) => self.registers.wide[index as usize],
             Operand::Reg(reg) => super::map(&self.registers.narrow[reg.index as usize], u64::from),
             Operand::Imm(bits) => [bits; 32],
+            Operand::Special(Special::Clock) => [env.executed; 32],
             Operand::Special(special) => super::map(&self.special(special, env), u64::from),
             Operand::Global(index) => [env.globals[index as usize]; 32],
         }
@@ -268,6 +313,13 @@ impl Warp {
             Special::LaneMask(_) => each(&|lane| !((1 << lane) - 1)),
             Special::DynamicSharedBytes => [id.dynamic_shared; 32],
             Special::TotalSharedBytes => [id.total_shared; 32],
+            Special::ClusterCtaId(axis) => [id.block[axis as usize] % id.cluster[axis as usize]; 32],
+            Special::ClusterNCtaId(axis) => [id.cluster[axis as usize]; 32],
+            Special::ClusterId(axis) => [id.block[axis as usize] / id.cluster[axis as usize]; 32],
+            Special::NClusterId(axis) => [id.blocks[axis as usize] / id.cluster[axis as usize]; 32],
+            Special::ClusterCtaRank => [id.rank; 32],
+            Special::ClusterNCtaRank => [id.cluster_blocks(); 32],
+            Special::ClockHigh => [(env.executed >> 32) as u32; 32],
             Special::Constant(value) => [value; 32],
         }
     }

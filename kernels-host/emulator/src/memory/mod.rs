@@ -23,4 +23,4 @@ pub(crate) const SHARED_WINDOW: u64 = 0x0100_0000_0000_0000;
 /// Where the window of parameters lies in the generic address space.
 pub(crate) const PARAM_WINDOW: u64 = 0x0200_0000_0000_0000;
 /// Size of either window.
-pub(crate) const WINDOW_BYTES: u64 = 1 << 24;
+pub(crate) const WINDOW_BYTES: u64 = 1 << 32;

@@ -156,8 +156,8 @@ struct Log {
     waits: Vec<Noted<()>>,
 }
 
-/// Where something was released: zero and an address in global memory, or one more than the block's number and an
-/// address in its shared memory.
+/// Where something was released: zero and an address in global memory, or one more than the cluster's number and a
+/// place in its shared memory.
 pub(crate) type Location = (u32, u64);
 
 /// All that is known between the clusters of a launch.

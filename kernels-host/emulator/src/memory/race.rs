@@ -7,7 +7,8 @@
 
 use crate::Access;
 
-/// Who accesses: the clock is the warp's own at this moment.
+/// Who accesses: the clock is the warp's own at this moment. Warps are numbered throughout their cluster, block by
+/// block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who<'c> {
     pub warp: u32,
@@ -15,6 +16,17 @@ pub(crate) struct Who<'c> {
     /// The vector clock of the warp; its own entry is its current epoch.
     pub clock: &'c [u32],
     pub line: u32,
+    /// Rank of the warp's block in its cluster.
+    pub rank: u32,
+    /// Warps of a block.
+    pub per_block: u32,
+}
+
+impl Who<'_> {
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.warp as usize]
+    }
 }
 
 /// An access that races with the one being made.
@@ -121,7 +133,7 @@ mod tests {
     use super::*;
 
     fn who(warp: u32, lane: u32, clock: &[u32]) -> Who<'_> {
-        Who { warp, lane, clock, line: 1 }
+        Who { warp, lane, clock, line: 1, rank: 0, per_block: 2 }
     }
 
     #[test]

@@ -119,8 +119,13 @@ impl Shared {
             let last = (end - word * 4).min(4);
             let mask = (0xf_u8 << first) & (0xf_u8 >> (4 - last));
             if let Err(Conflict { access: other, thread, line }) = self.words[word].access(access, who, mask) {
-                let place = format!("shared memory at byte {}", word * 4);
-                return Err(FaultKind::Race { access, place, other, thread, block: None, line });
+                let per_block = who.per_block * 32;
+                let from = match thread / per_block {
+                    other if other == who.rank => String::new(),
+                    other => format!(", the other by block {other} of the cluster"),
+                };
+                let place = format!("shared memory at byte {}{from}", word * 4);
+                return Err(FaultKind::Race { access, place, other, thread: thread % per_block, block: None, line });
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! The emulator from outside: instructions, faults, and entries that Wootz ships.
 
+mod clusters;
+mod dependent;
 mod faults;
 mod instructions;
 mod races;
