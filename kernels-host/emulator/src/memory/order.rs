@@ -74,26 +74,22 @@ impl Knowledge {
                 .any(|l| (l.cluster, l.slot) == (cluster, slot) && (l.lane == lane || lane > 31) && l.epoch >= epoch)
     }
 
-    fn within(&self, other: &Self) -> bool {
-        let clocks = self.clocks.iter().all(|(cluster, clock)| {
-            let theirs = other.clock(*cluster);
-            theirs.is_some_and(|theirs| clock.iter().zip(theirs).all(|(ours, theirs)| ours <= theirs))
-        });
-        clocks && self.lanes.iter().all(|l| other.covers(l.cluster, l.slot, l.lane, l.epoch))
-    }
-
     fn join(&mut self, other: &Self) {
-        for (cluster, clock) in &other.clocks {
-            match self.clocks.binary_search_by_key(cluster, |(number, _)| *number) {
-                Err(at) => self.clocks.insert(at, (*cluster, clock.clone())),
-                Ok(at) => {
-                    let ours = &self.clocks[at].1;
-                    if !Rc::ptr_eq(ours, clock) {
-                        self.clocks[at].1 = ours.iter().zip(clock.iter()).map(|(a, b)| *a.max(b)).collect();
-                    }
+        let mut theirs = other.clocks.iter().peekable();
+        let mut all = Vec::with_capacity(self.clocks.len().max(other.clocks.len()));
+        for (cluster, clock) in self.clocks.drain(..) {
+            while let Some(their) = theirs.next_if(|(number, _)| *number < cluster) {
+                all.push(their.clone());
+            }
+            match theirs.next_if(|(number, _)| *number == cluster) {
+                Some((_, their)) if !Rc::ptr_eq(their, &clock) => {
+                    all.push((cluster, clock.iter().zip(their.iter()).map(|(a, b)| *a.max(b)).collect()));
                 }
+                _ => all.push((cluster, clock)),
             }
         }
+        all.extend(theirs.cloned());
+        self.clocks = all;
         for lane in &other.lanes {
             self.add_lane(*lane);
         }
@@ -138,6 +134,14 @@ struct Noted<T> {
     what: T,
 }
 
+/// What some lanes know, all that they learnt before included.
+#[derive(Debug)]
+struct Learnt {
+    all: Rc<Knowledge>,
+    /// What it was learnt from last: whoever spins learns the same again and again.
+    source: Rc<Knowledge>,
+}
+
 /// A fence's half of a release pattern: what it makes known once a strong write follows.
 #[derive(Debug)]
 struct Fence {
@@ -148,7 +152,7 @@ struct Fence {
 /// What the warps of one cluster have learnt, seen and fenced.
 #[derive(Debug, Default)]
 struct Log {
-    learnt: Vec<Noted<Rc<Knowledge>>>,
+    learnt: Vec<Noted<Learnt>>,
     /// Strong reads: what a fence would make known, with the scope of the read.
     seen: Vec<Noted<(Scope, Release)>>,
     fences: Vec<Noted<Fence>>,
@@ -171,8 +175,8 @@ impl Orders {
     /// Whether lane `lane` of `by` knows what a lane of another cluster did.
     pub fn knows(&self, by: &Actor<'_>, lane: u32, (cluster, slot, at, epoch): (u32, u32, u32, u32)) -> bool {
         let Some(log) = self.logs.get(&by.cluster) else { return false };
-        let heard = |noted: &&Noted<Rc<Knowledge>>| by.heard(lane, noted.slot, noted.epoch, noted.lanes);
-        log.learnt.iter().rev().filter(heard).any(|noted| noted.what.covers(cluster, slot, at, epoch))
+        let heard = |noted: &&Noted<Learnt>| by.heard(lane, noted.slot, noted.epoch, noted.lanes);
+        log.learnt.iter().rev().filter(heard).any(|noted| noted.what.all.covers(cluster, slot, at, epoch))
     }
 
     /// All that lane `lane` of `by` knows, itself included.
@@ -180,7 +184,7 @@ impl Orders {
         let mut all = Knowledge::default();
         if let Some(log) = self.logs.get(&by.cluster) {
             for noted in log.learnt.iter().filter(|noted| by.heard(lane, noted.slot, noted.epoch, noted.lanes)) {
-                all.join(&noted.what);
+                all.join(&noted.what.all);
             }
         }
         // Its warp's other lanes are known only until they last met.
@@ -289,6 +293,11 @@ impl Orders {
 
     fn learn(&mut self, by: &Actor<'_>, lanes: u32, what: &Rc<Knowledge>) -> Option<Vec<u32>> {
         let learnt = &mut self.logs.entry(by.cluster).or_default().learnt;
+        let mine = |noted: &&mut Noted<Learnt>| noted.slot == by.slot && noted.lanes == lanes;
+        let last = learnt.iter_mut().rev().find(mine);
+        if last.as_ref().is_some_and(|last| Rc::ptr_eq(&last.what.source, what)) {
+            return None;
+        }
         let gained = what.clock(by.cluster).map(|clock| {
             let mut clock = clock.to_vec();
             // The dense clock has no lanes: inside a cluster the warp of a lane is as far as the lane.
@@ -298,16 +307,19 @@ impl Orders {
             clock[by.slot as usize] = 0;
             clock
         });
-        let mine = |noted: &&mut Noted<Rc<Knowledge>>| noted.slot == by.slot && noted.lanes == lanes;
-        match learnt.iter_mut().rev().find(mine) {
-            Some(last) if what.within(&last.what) => {}
-            Some(last) if last.epoch == by.epoch() => {
-                let mut all = (*last.what).clone();
+        let source = what.clone();
+        let (all, epoch) = match last {
+            None => (what.clone(), 0),
+            Some(last) => {
+                let mut all = (*last.what.all).clone();
                 all.join(what);
-                last.what = Rc::new(all);
+                (Rc::new(all), last.epoch)
             }
-            _ => learnt.push(Noted { slot: by.slot, lanes, epoch: by.epoch(), what: what.clone() }),
-        }
+        };
+        let (slot, now) = (by.slot, by.epoch());
+        // Who heard of an earlier epoch knows what was learnt until then, and no more.
+        learnt.retain(|old| old.slot != slot || old.lanes != lanes || old.epoch != now || epoch != now);
+        learnt.push(Noted { slot, lanes, epoch: now, what: Learnt { all, source } });
         gained
     }
 }
