@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::exec::launch;
 use crate::memory::Memory;
 use crate::module::Entry;
-use crate::{Fault, FaultKind, Module, residency};
+use crate::{Counters, Fault, FaultKind, Module, residency};
 
 /// Shared memory of a block at most, in bytes: that of compute capability 9.0.
 const MAX_SHARED: usize = 232_448;
@@ -81,6 +81,8 @@ impl Param {
 pub struct Report {
     /// Warp instructions by opcode.
     pub instructions: BTreeMap<String, u64>,
+    /// What they asked of memory and of the tensor cores.
+    pub counters: Counters,
 }
 
 impl Report {

@@ -69,6 +69,9 @@ impl Executor<'_> {
         let element = ty.bytes();
         let bytes = element * dst.len();
         let addresses = self.addresses(warp, address);
+        if address.space != Space::Param {
+            self.count_access(Access::Read, address.space, &addresses, mask, bytes);
+        }
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
         let instant = (self.instant(warp, address.space, order), order);
         for lane in lanes(mask) {
@@ -111,6 +114,7 @@ impl Executor<'_> {
         let element = ty.bytes();
         let bytes = element * src.len();
         let addresses = self.addresses(warp, address);
+        self.count_access(Access::Write, address.space, &addresses, mask, bytes);
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
         for (values, operand) in values.iter_mut().zip(src) {
             *values = warp.get64(*operand, &self.env);
@@ -152,6 +156,7 @@ impl Executor<'_> {
     ) -> Result<(), LaneFault> {
         let bytes = ty.bytes();
         let addresses = self.addresses(warp, address);
+        self.count_access(Access::Atomic, address.space, &addresses, mask, bytes);
         let b = warp.get64(b, &self.env);
         let c = c.map_or([0; 32], |c| warp.get64(c, &self.env));
         let mut old = [0_u64; 32];
@@ -206,6 +211,9 @@ impl Executor<'_> {
         let (to, from) = (self.addresses(warp, to), self.addresses(warp, from));
         let bytes = shape.bytes;
         let from_bytes = shape.from_bytes.map_or([bytes; 32], |n| warp.get32(n, &self.env));
+        let reading = lanes(mask).filter(|lane| from_bytes[*lane] > 0).fold(0, |all, lane| all | 1 << lane);
+        self.count_access(Access::Read, Space::Global, &from, reading, bytes as usize);
+        self.count_access(Access::Write, Space::Shared, &to, mask, bytes as usize);
         let instant = (self.instant(warp, Space::Global, Order::WEAK), Order::WEAK);
         for lane in lanes(mask) {
             let fault = |kind| LaneFault::at(lane, kind);
@@ -271,7 +279,7 @@ fn window(space: Space) -> u64 {
 }
 
 /// The state space that an address is in, and the address there.
-fn resolve(space: Space, address: u64) -> (Space, u64) {
+pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
     match space {
         Space::Generic if (SHARED_WINDOW..SHARED_WINDOW + WINDOW_BYTES).contains(&address) => {
             (Space::Cluster, address - SHARED_WINDOW)

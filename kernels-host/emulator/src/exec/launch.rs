@@ -7,7 +7,7 @@ use super::warp::{Env, Identity, State, Warp};
 use crate::device::{Grid, Report};
 use crate::memory::{Geometry, Memory};
 use crate::module::Entry;
-use crate::{Fault, FaultKind};
+use crate::{Counters, Fault, FaultKind};
 
 /// A warp runs this many instructions at most before the next is drawn.
 const LONGEST_TURN: u64 = 96;
@@ -46,6 +46,7 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         params: setup.params,
         env: Env { globals: setup.globals, executed: 0 },
         counts: vec![0; setup.entry.kinds.len()],
+        counters: Counters::default(),
         limit: setup.limit,
     };
     let warps = setup.grid.threads.iter().product::<u32>().div_ceil(32);
@@ -68,7 +69,9 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         }
     }
     let kinds = setup.entry.kinds.iter().cloned().zip(executor.counts);
-    Ok(Report { instructions: kinds.filter(|(_, count)| *count > 0).collect() })
+    let mut counters = executor.counters;
+    (counters.global_bytes_read, counters.global_bytes_written) = executor.memory.bytes_touched();
+    Ok(Report { instructions: kinds.filter(|(_, count)| *count > 0).collect(), counters })
 }
 
 /// How a turn ended.

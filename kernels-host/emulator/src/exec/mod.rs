@@ -13,6 +13,7 @@ mod matrix;
 mod order;
 mod schedule;
 mod step;
+mod traffic;
 mod warp;
 
 /// One value per lane.

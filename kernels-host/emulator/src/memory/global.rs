@@ -265,11 +265,12 @@ impl Memory {
         }
     }
 
-    /// Sectors of all allocations that the launch has read and written.
-    pub fn sectors(&self) -> (u64, u64) {
+    /// Bytes that the launch has read and written at least once, in whole sectors.
+    pub fn bytes_touched(&self) -> (u64, u64) {
         let pages = self.allocations.iter().flat_map(|found| found.pages.iter().flatten());
         pages.flat_map(|page| page.touched()).fold((0, 0), |(reads, writes), (_, read, written)| {
-            (reads + u64::from(read != 0), writes + u64::from(written != 0))
+            let bytes = |mask: u32| if mask != 0 { SECTOR as u64 } else { 0 };
+            (reads + bytes(read), writes + bytes(written))
         })
     }
 }

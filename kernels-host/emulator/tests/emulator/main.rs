@@ -1,6 +1,7 @@
 //! The emulator from outside: instructions, faults, and entries that Wootz ships.
 
 mod clusters;
+mod counters;
 mod dependent;
 mod faults;
 mod instructions;
