@@ -1,6 +1,7 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
 
 /// One decoded instruction.
@@ -270,6 +271,8 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// A reduction that says nothing of its order.
+    pub const REDUCTION: Self = Self { strong: true, modifies: true, ..Self::WEAK };
     /// A plain load or store.
     pub const WEAK: Self =
         Self { strong: false, acquire: false, release: false, scope: Scope::Device, modifies: false, constant: false };
@@ -541,6 +544,8 @@ pub(crate) enum Op {
     Nothing,
     /// `.aligned` instructions without an effect here (`setmaxnreg`).
     Aligned,
+    /// Mbarriers, bulk copies and proxy fences.
+    Async(Box<Async>),
     /// Decoded, not executed: the operands are resolved, so registers and labels exist.
     Later,
 }

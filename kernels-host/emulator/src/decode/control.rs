@@ -71,17 +71,13 @@ impl Decoder<'_, '_> {
                 self.src(Type::U(32))?;
                 Op::Aligned
             }
-            "mbarrier" | "wgmma" => self.later()?,
+            "wgmma" => self.later()?,
             _ => return Ok(None),
         }))
     }
 
-    /// Fences of memory order. Those of proxies and of `mbarrier` initialisation order nothing here.
+    /// Fences of memory order.
     fn fence(&mut self) -> Result<Op, ParseError> {
-        if self.words.iter().any(|word| *word == "proxy" || *word == "mbarrier_init") {
-            self.words.clear();
-            return Ok(Op::Nothing);
-        }
         // One that only acquires or releases orders less than this does: no race is made up.
         let _ = self.choice(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
         Ok(Op::Fence { scope: self.required(SCOPES)? })

@@ -155,9 +155,6 @@ impl Decoder<'_, '_> {
         if !self.has("async") {
             return self.wrong("only the asynchronous copies exist".into());
         }
-        if matches!(self.words.first(), Some(&("bulk" | "mbarrier"))) {
-            return self.later();
-        }
         if self.has("commit_group") {
             return Ok(Op::CopyCommit);
         }
@@ -187,7 +184,7 @@ impl Decoder<'_, '_> {
     }
 
     /// Accepts all modifiers; operands must name registers that exist.
-    fn ignored(&mut self) -> Result<Op, ParseError> {
+    pub(super) fn ignored(&mut self) -> Result<Op, ParseError> {
         self.words.clear();
         while self.left() > 0 {
             let raw = self.next()?;

@@ -4,11 +4,12 @@
 //! size are those of the blocks by rank, which `mapa` leads to. So an address says which block it means wherever it is used.
 
 use super::barrier::Barriers;
+use super::flight::Flight;
 use super::lanes;
 use super::step::{Executor, LaneFault};
 use super::warp::{Group, Warp};
 use crate::instruction::{ClusterOp, Reg, Space, Type};
-use crate::memory::{Shared, Who};
+use crate::memory::{Actors, Shared, Who};
 use crate::{Access, FaultKind};
 
 /// Size of a block's window of addresses.
@@ -30,11 +31,12 @@ pub(super) struct Crew {
 pub(super) struct Cluster {
     pub crews: Vec<Crew>,
     pub barrier: ClusterBarrier,
+    pub flight: Flight,
 }
 
 impl Crew {
-    fn new(shared_bytes: usize, warps: u32) -> Self {
-        let (shared, barriers) = (Shared::new(shared_bytes), Barriers::new(warps));
+    fn new(shared_bytes: usize, warps: u32, actors: Actors) -> Self {
+        let (shared, barriers) = (Shared::new(shared_bytes, actors), Barriers::new(warps));
         Self { shared, barriers, visits: Vec::new(), farewell: Vec::new() }
     }
 
@@ -65,9 +67,10 @@ impl Crew {
 
 impl Cluster {
     /// `blocks` blocks of `threads` threads.
-    pub fn new(blocks: u32, threads: u32, shared_bytes: usize) -> Self {
-        let crew = |_| Crew::new(shared_bytes, threads.div_ceil(32));
-        Self { crews: (0..blocks).map(crew).collect(), barrier: ClusterBarrier::new(blocks, threads) }
+    pub fn new(blocks: u32, threads: u32, shared_bytes: usize, actors: Actors) -> Self {
+        let crew = |rank| Crew::new(shared_bytes, threads.div_ceil(32), Actors { rank, ..actors });
+        let barrier = ClusterBarrier::new(blocks, threads);
+        Self { crews: (0..blocks).map(crew).collect(), barrier, flight: Flight::default() }
     }
 
     /// The shared memory that `address` of `space` (`Shared` or `Cluster`) is in, and the address there.
@@ -227,9 +230,7 @@ impl ClusterBarrier {
 /// Makes `clock` know what `other` knows.
 pub(super) fn join(clock: &mut Vec<u32>, other: &[u32]) {
     clock.resize(clock.len().max(other.len()), 0);
-    for (own, learnt) in clock.iter_mut().zip(other) {
-        *own = (*own).max(*learnt);
-    }
+    crate::memory::mbarriers::join(clock, other);
 }
 
 impl Executor<'_> {
@@ -260,13 +261,16 @@ impl Executor<'_> {
                 let slot = warp.slot as usize;
                 cluster.barrier.arrive(slot, mask, release.then_some(&*warp.clock)).map_err(misuse)?;
                 if *release {
-                    warp.clock[slot] += 1;
+                    warp.advance();
                 }
             }
             ClusterOp::Wait => {
                 let slot = warp.slot as usize;
                 match cluster.barrier.wait(slot, mask).map_err(misuse)? {
-                    Some(learnt) => join(&mut warp.clock, learnt),
+                    Some(learnt) => {
+                        join(&mut warp.clock, learnt);
+                        warp.meet();
+                    }
                     None => {
                         wait_here(warp, mask);
                         return Ok(false);

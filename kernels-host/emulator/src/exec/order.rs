@@ -28,7 +28,7 @@ impl Executor<'_> {
             Op::Fence { scope } => {
                 let gained = self.memory.history.orders.fence(&actor(warp), mask, *scope);
                 learn(warp, gained);
-                warp.next_epoch();
+                warp.advance();
             }
             Op::GridDependency { wait: true } => {
                 self.memory.waited();
@@ -46,20 +46,20 @@ impl Executor<'_> {
             return 0;
         }
         let (pc, epoch) = (warp.pc, warp.epoch());
-        let known = &mut warp.recent.known[pc as usize % 4];
-        if known.number == 0 || known.pc != pc || known.epoch != epoch {
-            let identity = &warp.identity;
-            let instant = Instant {
-                cluster: identity.cluster_number,
-                block: identity.number,
-                slot: warp.slot,
-                epoch,
-                line: self.line(pc),
-                order,
-            };
-            *known = Known { pc, epoch, number: self.memory.history.add(instant) };
+        let known = warp.recent.known[pc as usize % 4];
+        if known.number != 0 && known.pc == pc && known.epoch == epoch {
+            return known.number;
         }
-        known.number
+        let number = self.instant_of_copy(warp, epoch, self.line(pc), order);
+        warp.recent.known[pc as usize % 4] = Known { pc, epoch, number };
+        number
+    }
+
+    /// A new instant for the accesses of an asynchronous copy; its epoch is [`IN_FLIGHT`] until its thread waits.
+    pub(super) fn instant_of_copy(&mut self, warp: &Warp, epoch: u32, line: u32, order: Order) -> u32 {
+        let identity = &warp.identity;
+        let (cluster, block) = (identity.cluster_number, identity.number);
+        self.memory.history.add(Instant { cluster, block, slot: warp.slot, epoch, line, order })
     }
 
     /// Lane `lane`, which accesses global memory at `instant`.
@@ -98,7 +98,7 @@ pub(super) fn actor(warp: &Warp) -> Actor<'_> {
         block: identity.number,
         slot: warp.slot,
         clock: &warp.clock,
-        since: warp.since(),
+        since: warp.since,
     }
 }
 

@@ -191,6 +191,24 @@ impl Memory {
         self.allocations[at].settled(offset, bytes)
     }
 
+    /// An asynchronous copy for `by` will write, at an instant that is in flight.
+    pub fn begin_copy(&mut self, address: u64, bytes: usize, by: &By<'_>) -> Result<(), FaultKind> {
+        let (at, offset) = self.locate(Access::Write, address, bytes)?;
+        self.record(Access::Write, at, offset, bytes, by)
+    }
+
+    /// The thread of an asynchronous copy has waited for its writes, which were made at the instant `before`.
+    pub fn settle_copy(&mut self, address: u64, bytes: usize, before: u32, by: &By<'_>) -> Result<(), FaultKind> {
+        let (at, mut offset) = self.locate(Access::Write, address, bytes)?;
+        let end = offset + bytes;
+        while offset < end {
+            let next = (offset / PAGE * PAGE + PAGE).min(end);
+            self.allocations[at].page_mut(offset).settle(offset % PAGE, next - offset, before, by);
+            offset = next;
+        }
+        Ok(())
+    }
+
     /// Records an access sector by sector.
     fn record(
         &mut self,

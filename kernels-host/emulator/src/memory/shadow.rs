@@ -16,6 +16,9 @@ pub(crate) const PAGE: usize = 4096;
 /// Bytes of a sector.
 pub(crate) const SECTOR: usize = 32;
 
+/// The epoch of an asynchronous write that nobody has waited for: nothing orders it.
+pub(crate) const IN_FLIGHT: u32 = u32::MAX;
+
 /// In place of a lane: several lanes of the warp.
 pub(super) const SEVERAL: u8 = u8::MAX;
 
@@ -77,7 +80,9 @@ impl History {
             // No order helps what must be constant throughout the launch.
             return true;
         }
-        let ordered = if other.cluster != actor.cluster {
+        let ordered = if other.epoch == IN_FLIGHT {
+            instant == by.instant
+        } else if other.cluster != actor.cluster {
             self.orders.knows(actor, by.lane, (other.cluster, other.slot, u32::from(lane), other.epoch))
         } else if other.slot == actor.slot {
             other.epoch < actor.since || lane == SEVERAL || u32::from(lane) == by.lane
@@ -228,6 +233,17 @@ impl Page {
             };
         }
         Ok(())
+    }
+
+    /// The write at `before` becomes one at `by`: its thread has waited for it.
+    pub fn settle(&mut self, offset: usize, bytes: usize, before: u32, by: &By<'_>) {
+        let Some(words) = &mut self.words else { return };
+        for (word, _) in words_of(offset, bytes) {
+            let found = &mut words.last[word];
+            if found.instant == before {
+                found.instant = by.instant;
+            }
+        }
     }
 
     /// Whether another lane of this very instruction wrote the bytes at `offset`.
