@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod chat;
 mod cli;
+pub mod counters;
 mod devices;
 mod engine;
 pub mod goldens;
@@ -28,6 +29,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(goldens::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
+    trials.extend(counters::trials());
     trials.extend(cli::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     let whole = !arguments.list && conclusion.num_filtered_out == 0;

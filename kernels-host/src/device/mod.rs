@@ -5,7 +5,7 @@ mod gpu;
 mod stream;
 mod tensor_map;
 
-pub use emulated::Emulation;
+pub use emulated::{Emulation, Launches};
 pub use stream::{Event, Graph, Launch, Stream};
 
 use crate::{DType, Error, Target};
