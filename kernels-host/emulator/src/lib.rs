@@ -51,6 +51,7 @@
 #![forbid(unsafe_code)]
 
 mod asynchronous;
+mod counters;
 mod decode;
 mod device;
 mod exec;
@@ -60,9 +61,12 @@ mod instruction;
 mod memory;
 mod module;
 mod residency;
+mod source;
 mod syntax;
 pub mod tensor;
 
+pub use counters::{Banks, Counters, Traffic};
 pub use device::{Device, Grid, LaunchOptions, Param, Report};
 pub use fault::{Access, Fault, FaultKind, ParseError, Site};
 pub use module::Module;
+pub use source::SourceLine;

@@ -54,7 +54,7 @@ pub(crate) fn decode(
         };
         let op = decoder.op()?;
         decoder.finish()?;
-        instructions.push(Instruction { op, guard, line: statement.line, kind });
+        instructions.push(Instruction { op, guard, line: statement.line, source: statement.source, kind });
     }
     Ok((instructions, kinds))
 }

@@ -11,6 +11,7 @@ use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use crate::FaultKind;
 use crate::asynchronous::Reduce;
+use crate::instruction::Order;
 use crate::memory::HoldId;
 use crate::tensor::tensor_map::{DataType, TensorMap};
 use crate::tensor::tma::Piece;
@@ -49,8 +50,14 @@ pub(super) enum Job {
     /// Global to shared memory, counted on `barrier`.
     Load { pieces: Vec<Piece>, fill: Option<TensorMap>, barrier: u64 },
     /// Shared to global memory, in a bulk group. `hold` is on the source until a wait for the group; from then on
-    /// the bytes come from `read`, if they have not been stored yet.
-    Store { pieces: Vec<Piece>, reduction: Option<(Reduce, DataType)>, hold: Option<HoldId>, read: Vec<u8> },
+    /// the bytes come from `read`, if they have not been stored yet. `instant` is that of its writes.
+    Store {
+        pieces: Vec<Piece>,
+        reduction: Option<(Reduce, DataType)>,
+        hold: Option<HoldId>,
+        read: Vec<u8>,
+        instant: u32,
+    },
     /// From the shared memory of block `source.0`, which is held, to that of another, counted on `barrier`.
     Peer { to: u64, from: u64, bytes: u32, barrier: u64, source: (u32, HoldId) },
     /// The arrival that `cp.async.mbarrier.arrive` announces.
@@ -171,7 +178,7 @@ impl Executor<'_> {
                 }
                 shared.mbarriers.complete_tx(*barrier, bytes, Some(*line))
             }
-            Job::Store { pieces, reduction, hold, read } => {
+            Job::Store { pieces, reduction, hold, read, .. } => {
                 let skipped: usize = pieces[..part.start].iter().map(|piece| piece.bytes as usize).sum();
                 let mut at = skipped;
                 for piece in &pieces[part] {
@@ -241,6 +248,10 @@ impl Executor<'_> {
                     self.land_part(cluster, item, part).map_err(fault)?;
                 }
             }
+            if !read {
+                self.settle_stores(warp, &cluster.flight.items[item])
+                    .map_err(|kind| LaneFault::at(lane as usize, kind))?;
+            }
             let Cluster { crews, flight, .. } = &mut *cluster;
             let shared = &mut crews[warp.identity.rank as usize].shared;
             let Job::Store { pieces, hold, read, .. } = &mut flight.items[item].job else { continue };
@@ -252,6 +263,20 @@ impl Executor<'_> {
             }
         }
         cluster.flight.sweep();
+        Ok(())
+    }
+
+    /// A lane has waited for a copy to global memory: its writes are now the lane's, like any before.
+    fn settle_stores(&mut self, warp: &Warp, item: &Item) -> Result<(), FaultKind> {
+        let Job::Store { pieces, reduction, instant, .. } = &item.job else { return Ok(()) };
+        let order = if reduction.is_some() { Order::REDUCTION } else { Order::WEAK };
+        let now = self.instant_of_copy(warp, warp.epoch(), item.line, order);
+        let by = self.by(warp, item.lane as usize, (now, order));
+        for piece in pieces {
+            if let Some(global) = piece.global {
+                self.memory.settle_copy(global, piece.bytes as usize, *instant, &by)?;
+            }
+        }
         Ok(())
     }
 

@@ -13,8 +13,11 @@ mod float;
 pub(crate) mod launch;
 mod matrix;
 mod mbarrier;
+mod order;
+mod partial;
 mod schedule;
 mod step;
+mod traffic;
 mod warp;
 
 /// One value per lane.

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::copy::Copies;
+use super::order::Recent;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
 use crate::memory::Actors;
@@ -29,6 +30,8 @@ pub(crate) struct Group {
     pub waits_for: u32,
     /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
     pub at_barrier: bool,
+    /// It waits at an `.aligned` instruction for the whole warp.
+    pub aligned: bool,
     /// It waits for the cluster's barrier.
     pub at_cluster: bool,
     /// It sleeps until a phase of this mbarrier ends.
@@ -57,7 +60,7 @@ impl Group {
 
     /// Lanes that wait for others.
     pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
-        Self { pc, mask, waits_for, at_barrier: false, at_cluster: false, watch: None }
+        Self { pc, mask, waits_for, at_barrier: false, aligned: false, at_cluster: false, watch: None }
     }
 }
 
@@ -100,6 +103,9 @@ pub(crate) struct Warp {
     pub expired: bool,
     pub copies: Copies,
     pub identity: Identity,
+    /// The first epoch since the lanes last met.
+    pub since: u32,
+    pub recent: Recent,
 }
 
 /// What special registers are made of.
@@ -116,6 +122,10 @@ pub(crate) struct Identity {
     pub cluster: [u32; 3],
     /// The block's rank in its cluster.
     pub rank: u32,
+    /// The block's number in the grid.
+    pub number: u32,
+    /// Its cluster's number in the grid.
+    pub cluster_number: u32,
 }
 
 impl Identity {
@@ -152,7 +162,16 @@ impl Warp {
             expired: false,
             copies: Copies::default(),
             identity,
+            since: 1,
+            recent: Recent::default(),
         }
+    }
+
+    // Time.
+
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.slot as usize]
     }
 
     /// `%tid` of a lane.
@@ -214,6 +233,7 @@ impl Warp {
     pub fn meet(&mut self) {
         self.advance();
         self.meetings += 1;
+        self.since = self.epoch();
     }
 
     /// Lets every waiting group look again.
@@ -250,6 +270,7 @@ impl Warp {
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
                 // once, since a merged group waits no more until it has looked.
                 a.waits_for = 0;
+                a.aligned = false;
                 a.watch = None;
             }
             met
