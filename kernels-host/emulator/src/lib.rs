@@ -51,6 +51,7 @@
 #![forbid(unsafe_code)]
 
 mod asynchronous;
+mod counters;
 mod decode;
 mod device;
 mod exec;
@@ -63,6 +64,7 @@ mod residency;
 mod syntax;
 pub mod tensor;
 
+pub use counters::{Banks, Counters, Traffic};
 pub use device::{Device, Grid, LaunchOptions, Param, Report};
 pub use fault::{Access, Fault, FaultKind, ParseError, Site};
 pub use module::Module;

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::copy::Copies;
+use super::order::Recent;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
 use crate::memory::Actors;
@@ -100,6 +101,9 @@ pub(crate) struct Warp {
     pub expired: bool,
     pub copies: Copies,
     pub identity: Identity,
+    /// The first epoch since the lanes last met.
+    pub since: u32,
+    pub recent: Recent,
 }
 
 /// What special registers are made of.
@@ -116,6 +120,10 @@ pub(crate) struct Identity {
     pub cluster: [u32; 3],
     /// The block's rank in its cluster.
     pub rank: u32,
+    /// The block's number in the grid.
+    pub number: u32,
+    /// Its cluster's number in the grid.
+    pub cluster_number: u32,
 }
 
 impl Identity {
@@ -152,7 +160,16 @@ impl Warp {
             expired: false,
             copies: Copies::default(),
             identity,
+            since: 1,
+            recent: Recent::default(),
         }
+    }
+
+    // Time.
+
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.slot as usize]
     }
 
     /// `%tid` of a lane.
@@ -214,6 +231,7 @@ impl Warp {
     pub fn meet(&mut self) {
         self.advance();
         self.meetings += 1;
+        self.since = self.epoch();
     }
 
     /// Lets every waiting group look again.

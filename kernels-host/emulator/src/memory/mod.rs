@@ -2,11 +2,14 @@
 
 mod global;
 pub(crate) mod mbarriers;
+pub(crate) mod order;
+mod predecessor;
 pub(crate) mod proxy;
 mod race;
+pub(crate) mod shadow;
 mod shared;
 
-pub(crate) use global::Memory;
+pub(crate) use global::{Geometry, Memory};
 pub(crate) use proxy::{Actors, HoldId};
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;

@@ -68,7 +68,7 @@ fn launch(seed: u64, body: &str, grid: Grid, cluster: Option<[u32; 3]>) -> Resul
     let target = if body.contains("[%rd9, {%r3, %r4}], [%r8]") { out } else { input };
     let map = map(target, Swizzle::B128).encode().to_vec();
     let params = [Param::U64(out), Param::U64(input), Param::Bytes(map)];
-    device.launch_with(&module, "k", grid, &params, &LaunchOptions { shared_bytes: 16 << 10, cluster })?;
+    device.launch_with(&module, "k", grid, &params, &LaunchOptions { shared_bytes: 16 << 10, cluster, ..Default::default() })?;
     Ok(numbers(&device.read(out, WORDS * 4)?))
 }
 
@@ -378,13 +378,17 @@ bar.warp.sync -1;
 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%rd1], [%r4], 128;
 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%rd1], [%r4], 128;
 cp.async.bulk.commit_group;
-cp.async.bulk.wait_group 0;
+cp.async.bulk.wait_group.read 0;
+WHOLE
 ld.global.b32 %r6, [%rd1+124];
 st.global.b32 [%rd1+128], %r6;
 end:";
     for seed in 0..SEEDS {
-        let out = run(seed, body, 32).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        let whole = body.replace("WHOLE", "cp.async.bulk.wait_group 0;");
+        let out = run(seed, &whole, 32).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
         assert_eq!((out[0], out[5], out[31], out[32]), (0, 10, 62, 62), "seed {seed}");
+        let early = run(seed, &body.replace("WHOLE", ""), 32).unwrap_err();
+        assert!(matches!(early.kind, FaultKind::Race { .. }), "seed {seed}: {early}");
     }
 }
 
