@@ -198,8 +198,8 @@ impl Executor<'_> {
 
     /// A copy reads global memory for a lane, from now on.
     fn read_globally(&mut self, warp: &Warp, lane: usize, pieces: &[Piece]) -> Result<(), FaultKind> {
-        let instant = self.instant_of_copy(warp, warp.epoch(), self.line(warp.pc), Order::WEAK);
-        let by = self.by(warp, lane, (instant, Order::WEAK));
+        let instant = self.instant_of_copy(warp, warp.epoch(), self.line(warp.pc), Order::COPY);
+        let by = self.by(warp, lane, (instant, Order::COPY));
         for piece in pieces {
             if let Some(global) = piece.global {
                 self.memory.load(global, piece.bytes as usize, &by)?;
@@ -211,7 +211,7 @@ impl Executor<'_> {
 
     /// A copy writes global memory for a lane, at some time until the lane waits for it; returns its instant.
     fn write_globally(&mut self, warp: &Warp, lane: usize, pieces: &[Piece], modify: bool) -> Result<u32, FaultKind> {
-        let order = if modify { Order::REDUCTION } else { Order::WEAK };
+        let order = if modify { Order::COPY_REDUCTION } else { Order::COPY };
         let instant = self.instant_of_copy(warp, IN_FLIGHT, self.line(warp.pc), order);
         let by = self.by(warp, lane, (instant, order));
         for piece in pieces {

@@ -280,7 +280,7 @@ impl Executor<'_> {
     /// A lane has waited for a copy to global memory: its writes are now the lane's, like any before.
     fn settle_stores(&mut self, warp: &Warp, item: &Item) -> Result<(), FaultKind> {
         let Job::Store { pieces, reduction, instant, .. } = &item.job else { return Ok(()) };
-        let order = if reduction.is_some() { Order::REDUCTION } else { Order::WEAK };
+        let order = if reduction.is_some() { Order::COPY_REDUCTION } else { Order::COPY };
         let now = self.instant_of_copy(warp, warp.epoch(), item.line, order);
         let by = self.by(warp, item.lane as usize, (now, order));
         for piece in pieces {
