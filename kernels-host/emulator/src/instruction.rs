@@ -270,14 +270,27 @@ pub(crate) struct Order {
     pub modifies: bool,
     /// `.nc`: the bytes must not change while the kernel runs.
     pub constant: bool,
+    /// Through the async proxy.
+    pub copies: bool,
 }
 
 impl Order {
     /// A reduction that says nothing of its order.
     pub const REDUCTION: Self = Self { strong: true, modifies: true, ..Self::WEAK };
     /// A plain load or store.
-    pub const WEAK: Self =
-        Self { strong: false, acquire: false, release: false, scope: Scope::Device, modifies: false, constant: false };
+    pub const WEAK: Self = Self {
+        strong: false,
+        acquire: false,
+        release: false,
+        scope: Scope::Device,
+        modifies: false,
+        constant: false,
+        copies: false,
+    };
+    /// A bulk copy or a tensor copy.
+    pub const COPY: Self = Self { copies: true, ..Self::WEAK };
+    /// One that reduces.
+    pub const COPY_REDUCTION: Self = Self { copies: true, ..Self::REDUCTION };
 }
 
 /// What blocks of a cluster do together.

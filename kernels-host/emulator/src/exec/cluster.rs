@@ -92,6 +92,23 @@ impl Cluster {
         Ok((&mut crew.shared, address))
     }
 
+    /// The shared memory of block `rank`, for an asynchronous operation that `who` issues: whoever waits for it knows
+    /// that it is over.
+    ///
+    /// # Errors
+    /// No such block; or it is not certain that the block is there.
+    pub fn target(&mut self, access: Access, rank: u32, who: Who<'_>) -> Result<&mut Shared, FaultKind> {
+        let blocks = self.crews.len();
+        let Some(crew) = self.crews.get_mut(rank as usize) else {
+            let what = format!("{access} of the shared memory of block {rank} of a cluster of {blocks}");
+            return Err(FaultKind::Cluster { what });
+        };
+        if rank != who.rank {
+            crew.present(access, rank, who)?;
+        }
+        Ok(&mut crew.shared)
+    }
+
     /// The crew of the block that `warp` is in.
     pub fn own(&mut self, warp: &Warp) -> &mut Crew {
         &mut self.crews[warp.identity.rank as usize]
@@ -124,6 +141,14 @@ impl Cluster {
 
 impl Crew {
     fn visit(&mut self, access: Access, rank: u32, who: Who<'_>) -> Result<(), FaultKind> {
+        self.present(access, rank, who)?;
+        self.visits.resize(who.clock.len(), (0, 0));
+        self.visits[who.warp as usize] = (who.epoch(), who.line);
+        Ok(())
+    }
+
+    /// The block, of this rank, has certainly started and not exited.
+    fn present(&self, access: Access, rank: u32, who: Who<'_>) -> Result<(), FaultKind> {
         if self.barriers.live == 0 {
             let what = format!("{access} of the shared memory of block {rank} of the cluster, which has exited");
             return Err(FaultKind::Cluster { what });
@@ -136,8 +161,6 @@ impl Crew {
             );
             return Err(FaultKind::Cluster { what });
         }
-        self.visits.resize(who.clock.len(), (0, 0));
-        self.visits[who.warp as usize] = (who.epoch(), who.line);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Global and shared memory with a state per byte.
 
+mod fences;
 mod global;
 pub(crate) mod mbarriers;
 pub(crate) mod order;
