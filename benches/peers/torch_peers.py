@@ -128,8 +128,9 @@ try:
 
     if not torch.cuda.is_available():
         raise RuntimeError("PyTorch sees no GPU")
+    versions = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()}
 except Exception as problem:
     answer({"error": f"{type(problem).__name__}: {problem}".splitlines()[0]})
     sys.exit(1)
-answer({"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()})
+answer(versions)
 main()

@@ -11,7 +11,6 @@ mod row;
 mod torch;
 
 use super::timing::{Replay, Samples, repeats};
-use super::write_json;
 use crate::device::{DeviceArgs, DeviceChoice};
 use crate::terminal::{Terminal, one_line};
 use anyhow::{Context, Result};
@@ -152,10 +151,12 @@ impl Bench<'_> {
     fn save(&self) -> Result<()> {
         let Some(folder) = &self.out else { return Ok(()) };
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        write_json(&folder.join("peers.json"), &report::json(&self.results))?;
-        for (name, text) in
-            [("peers.md", report::markdown(&self.results)), ("roofline.svg", report::svg(&self.results))]
-        {
+        let files = [
+            ("peers.json", report::json_text(&self.results)),
+            ("peers.md", report::markdown(&self.results)),
+            ("roofline.svg", report::svg(&self.results)),
+        ];
+        for (name, text) in files {
             let path = folder.join(name);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }

@@ -39,6 +39,9 @@ pub fn run(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Queues one turn.
+type Side<'a> = &'a dyn Fn(&Stream, usize) -> Result<(), Error>;
+
 /// What the three sides share.
 struct Data<'a> {
     fusion: &'a Fusion,
@@ -113,7 +116,7 @@ fn compare(bench: &Bench<'_>, fusion: &Fusion, m: usize) -> Result<Row> {
         product: empty(copies * m * n)?,
         out: RefCell::new(random(stream, copies * m * n, 14)?),
     };
-    let sides: [&dyn Fn(&Stream, usize) -> Result<(), Error>; 3] = [
+    let sides: [Side<'_>; 3] = [
         &|stream, turn| data.fused(stream, turn),
         &|stream, turn| data.plain(stream, turn).and_then(|()| data.separate(stream, turn)),
         &|stream, turn| data.separate(stream, turn),

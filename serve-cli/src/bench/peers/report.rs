@@ -17,10 +17,16 @@ pub fn header(results: &Results) -> String {
     )
 }
 
-/// Everything, for other programs.
-pub fn json(results: &Results) -> Value {
+/// Everything, for other programs: a row a line, because these files are committed.
+pub fn json_text(results: &Results) -> String {
     let read = results.best_read();
-    let rows: Vec<Value> = results.rows.iter().map(|row| row_json(row, read)).collect();
+    let rows: Vec<String> = results.rows.iter().map(|row| format!("    {}", row_json(row, read))).collect();
+    let head = format!("{:#}", head_json(results));
+    let head = head.trim_end().trim_end_matches('}').trim_end();
+    format!("{head},\n  \"rows\": [\n{}\n  ]\n}}\n", rows.join(",\n"))
+}
+
+fn head_json(results: &Results) -> Value {
     let groups: Vec<Value> = results.groups().into_iter().map(|group| group_json(results, group)).collect();
     json!({
         "device": results.device,
@@ -29,40 +35,38 @@ pub fn json(results: &Results) -> Value {
         "torch": results.torch,
         "version": env!("CARGO_PKG_VERSION"),
         "calibration": {
-            "product_tflop_per_s": results.calibration.product_tflop_per_s,
-            "copy_gb_per_s": results.calibration.copy_gb_per_s,
-            "read_gb_per_s": results.calibration.read_gb_per_s,
-            "best_read_gb_per_s": read,
-            "best_product_tflop_per_s": results.best_product(),
+            "product_tflop_per_s": rounded(results.calibration.product_tflop_per_s),
+            "copy_gb_per_s": rounded(results.calibration.copy_gb_per_s),
+            "read_gb_per_s": rounded(results.calibration.read_gb_per_s),
+            "best_read_gb_per_s": rounded(results.best_read()),
+            "best_product_tflop_per_s": rounded(results.best_product()),
         },
         "bars": groups,
-        "rows": rows,
     })
 }
 
+/// To a thousandth.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
 fn row_json(row: &Row, read: f64) -> Value {
-    let seconds = row.ours.median * 1e-6;
     let ratio = row.ratio(read);
     let mut value = json!({
         "group": row.group.name(),
         "work": row.work,
-        "ours_us": row.ours.median,
-        "ours_least_us": row.ours.least,
-        "ours_most_us": row.ours.most,
+        "ours_us": rounded(row.ours.median),
+        "ours_range_us": [rounded(row.ours.least), rounded(row.ours.most)],
         "rival": row.rival_name,
-        "rival_us": row.rival_us(read),
-        "ratio": ratio,
+        "rival_us": row.rival_us(read).map(rounded),
+        "ratio": ratio.map(rounded),
         "bar": row.bar(),
         "met": ratio.map(|ratio| ratio >= row.bar()),
         "bytes": row.bytes,
         "flops": row.flops,
-        "gb_per_s": row.bytes as f64 / seconds / 1e9,
-        "tflop_per_s": row.flops as f64 / seconds / 1e12,
-        "share_of_best_read": row.bytes as f64 / seconds / 1e9 / read,
     });
     if let Rival::Timed(time) = row.rival {
-        value["rival_least_us"] = json!(time.least);
-        value["rival_most_us"] = json!(time.most);
+        value["rival_range_us"] = json!([rounded(time.least), rounded(time.most)]);
     }
     value
 }
@@ -99,9 +103,9 @@ fn group_json(results: &Results, group: Group) -> Value {
         "group": group.name(),
         "rows": summary.rows,
         "cleared": summary.cleared,
-        "geometric_mean": summary.mean,
+        "geometric_mean": rounded(summary.mean),
         "mean_bar": group.mean_bar(),
-        "worst": summary.worst.as_ref().map(|(ratio, _)| ratio),
+        "worst": summary.worst.as_ref().map(|(ratio, _)| rounded(*ratio)),
         "worst_work": summary.worst.as_ref().map(|(_, work)| work),
         "met": summary.met,
     })
@@ -298,8 +302,9 @@ mod tests {
         let timed = |median| Rival::Timed(Time { median, least: median, most: median });
         // 1.25 and 1.0 times as fast: mean 1.118; both above 0.98.
         let results_met = results(vec![row(100.0, timed(125.0), None), row(110.0, timed(110.0), None)]);
-        let json = json(&results_met);
+        let json: Value = serde_json::from_str(&json_text(&results_met)).unwrap();
         assert_eq!(json["bars"][0]["met"], true);
+        assert_eq!(json["rows"][0]["ratio"], 1.25);
         assert!((results_met.mean(Group::GemmDecode) - 1.25f64.sqrt()).abs() < 1e-9);
         // 400 MB in 100 µs: 4000 GB/s, no more than what reading alone did.
         assert_eq!(results_met.best_read(), 4000.0);
@@ -315,7 +320,7 @@ mod tests {
         let timed = Rival::Timed(Time { median: 80.0, least: 80.0, most: 80.0 });
         let results = results(vec![row(100.0, timed, None), row(100.0, Rival::Floor, Some(0.9))]);
         assert_eq!(results.best_read(), 5000.0);
-        let json = json(&results);
+        let json: Value = serde_json::from_str(&json_text(&results)).unwrap();
         assert_eq!(json["rows"][1]["ratio"], 0.8);
         assert_eq!(json["rows"][1]["met"], false);
     }
