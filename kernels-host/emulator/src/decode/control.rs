@@ -60,12 +60,7 @@ impl Decoder<'_, '_> {
                 self.src(ty)?;
                 Op::Nothing
             }
-            "setmaxnreg" => {
-                self.words.clear();
-                self.src(Type::U(32))?;
-                Op::Aligned
-            }
-            "mbarrier" | "wgmma" => self.later()?,
+            "mbarrier" => self.later()?,
             _ => return Ok(None),
         }))
     }

@@ -13,6 +13,7 @@ mod matrix;
 mod schedule;
 mod step;
 mod warp;
+mod warpgroup;
 
 /// One value per lane.
 pub(crate) type Lanes<T> = [T; 32];

@@ -4,8 +4,10 @@
 //! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
 
 use super::copy::Copies;
+use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
+use crate::module::Entry;
 
 /// Registers of a warp.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub(crate) enum State {
     Waiting(u32),
     /// At the barrier of the cluster.
     AtCluster,
+    /// At a `setmaxnreg` that needs so many more for each thread.
+    ForRegisters(u32),
     Done,
 }
 
@@ -73,6 +77,7 @@ pub(crate) struct Warp {
     /// Vector clock over the warps of the cluster, by their slots.
     pub clock: Vec<u32>,
     pub copies: Copies,
+    pub tensor: TensorState,
     pub identity: Identity,
 }
 
@@ -99,7 +104,8 @@ impl Identity {
 }
 
 impl Warp {
-    pub fn new(index: u32, registers: [u32; 3], identity: Identity) -> Self {
+    pub fn new(index: u32, entry: &Entry, identity: Identity) -> Self {
+        let registers = entry.registers;
         let threads: u32 = identity.threads.iter().product();
         let count = (threads - index * 32).min(32);
         let live = ALL >> (32 - count);
@@ -122,6 +128,7 @@ impl Warp {
             state: State::Ready,
             clock,
             copies: Copies::default(),
+            tensor: TensorState::new(entry),
             identity,
         }
     }

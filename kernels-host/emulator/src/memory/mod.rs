@@ -1,10 +1,12 @@
 //! Global and shared memory with a state per byte.
 
 mod global;
+mod operands;
 mod race;
 mod shared;
 
 pub(crate) use global::Memory;
+pub(crate) use operands::CHUNK;
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;
 

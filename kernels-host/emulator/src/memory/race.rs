@@ -110,6 +110,16 @@ impl Word {
         Ok(())
     }
 
+    /// Whether a read by `who` would race, without recording it.
+    pub fn check_read(&self, who: Who<'_>) -> Result<(), Conflict> {
+        match &self.write {
+            Some(write) if write.unordered(who, 0xf) => {
+                Err(write.conflict(if self.atomic { Access::Atomic } else { Access::Write }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Another lane of the same warp wrote the word in this epoch at the same line.
     pub fn written_by_instruction(&self, who: Who<'_>) -> bool {
         let epoch = who.clock[who.warp as usize];

@@ -1,5 +1,6 @@
 //! The shared memory of a block.
 
+use super::operands::OperandReads;
 use super::race::{Conflict, Who, Word};
 use super::{IN_FLIGHT, UNINITIALISED, WRITTEN};
 use crate::{Access, FaultKind};
@@ -7,9 +8,10 @@ use crate::{Access, FaultKind};
 /// Bytes, their states, and the history of each word.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    bytes: Vec<u8>,
-    state: Vec<u8>,
-    words: Vec<Word>,
+    pub(super) bytes: Vec<u8>,
+    pub(super) state: Vec<u8>,
+    pub(super) words: Vec<Word>,
+    pub(super) operands: OperandReads,
 }
 
 impl Shared {
@@ -18,10 +20,11 @@ impl Shared {
             bytes: vec![0; bytes],
             state: vec![UNINITIALISED; bytes],
             words: vec![Word::default(); bytes.div_ceil(4)],
+            operands: OperandReads::default(),
         }
     }
 
-    fn bounds(&self, access: Access, address: u64, bytes: usize) -> Result<usize, FaultKind> {
+    pub(super) fn bounds(&self, access: Access, address: u64, bytes: usize) -> Result<usize, FaultKind> {
         let offset = address as usize;
         if offset.saturating_add(bytes) <= self.bytes.len() {
             return Ok(offset);
@@ -85,7 +88,7 @@ impl Shared {
         self.record(Access::Write, offset, bytes, who)
     }
 
-    fn settled(&self, access: Access, offset: usize, bytes: usize) -> Result<(), FaultKind> {
+    pub(super) fn settled(&self, access: Access, offset: usize, bytes: usize) -> Result<(), FaultKind> {
         self.landed(access, offset, bytes)?;
         let state = &self.state[offset..offset + bytes];
         match state.iter().position(|state| *state == UNINITIALISED) {
@@ -113,21 +116,30 @@ impl Shared {
     }
 
     fn record(&mut self, access: Access, offset: usize, bytes: usize, who: Who<'_>) -> Result<(), FaultKind> {
+        if access != Access::Read {
+            self.operands.check_write(access, offset, bytes, who)?;
+        }
         let end = offset + bytes;
         for word in offset / 4..end.div_ceil(4) {
             let first = offset.saturating_sub(word * 4).min(4);
             let last = (end - word * 4).min(4);
             let mask = (0xf_u8 << first) & (0xf_u8 >> (4 - last));
-            if let Err(Conflict { access: other, thread, line }) = self.words[word].access(access, who, mask) {
-                let per_block = who.per_block * 32;
-                let from = match thread / per_block {
-                    other if other == who.rank => String::new(),
-                    other => format!(", the other by block {other} of the cluster"),
-                };
-                let place = format!("shared memory at byte {}{from}", word * 4);
-                return Err(FaultKind::Race { access, place, other, thread: thread % per_block, line });
+            if let Err(conflict) = self.words[word].access(access, who, mask) {
+                return Err(self.raced(access, word, who, conflict));
             }
         }
         Ok(())
+    }
+
+    /// The fault of an access to `word` that conflicts with an earlier one.
+    pub(super) fn raced(&self, access: Access, word: usize, who: Who<'_>, conflict: Conflict) -> FaultKind {
+        let Conflict { access: other, thread, line } = conflict;
+        let per_block = who.per_block * 32;
+        let from = match thread / per_block {
+            other if other == who.rank => String::new(),
+            other => format!(", the other by block {other} of the cluster"),
+        };
+        let place = format!("shared memory at byte {}{from}", word * 4);
+        FaultKind::Race { access, place, other, thread: thread % per_block, line }
     }
 }
