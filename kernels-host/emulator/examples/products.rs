@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let one = element.format().map_or(5, |format| format.from_f32(1.0, ptx_emulator::formats::Narrowing::RN));
             let mut code = || {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (one ^ (state >> 20 & 7)) | (state >> 31) * sign
+                (one ^ (state >> 20 & 7)) | ((state >> 31) * sign)
             };
             Matrix { element, k, codes: (0..rows * k).map(|_| code()).collect() }
         };

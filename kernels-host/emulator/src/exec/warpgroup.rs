@@ -344,7 +344,7 @@ impl Executor<'_> {
                 what: format!("the warp exits before the wgmma at line {line} is waited for"),
             });
         }
-        if crew.warpgroups.logs.is_empty() {
+        if self.entry.tensor_registers.uses.is_empty() && crew.warpgroups.logs.is_empty() {
             return Ok(());
         }
         let log = crew.warpgroups.log(warp);
