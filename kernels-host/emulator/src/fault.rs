@@ -100,12 +100,55 @@ pub enum FaultKind {
         place: String,
     },
     /// An access to the destination of an asynchronous copy that was not waited for.
-    #[error("{access} of {place} while an asynchronous copy to it is in flight")]
+    #[error("{access} of {place} while an asynchronous copy to it, of line {line}, is in flight: wait for it first")]
     InFlight {
         /// How.
         access: Access,
         /// The first such byte.
         place: String,
+        /// Line of the copy.
+        line: u32,
+    },
+    /// A write to memory that an asynchronous operation still reads.
+    #[error("{access} of {place}, which the asynchronous operation of line {line} still reads: wait for it first")]
+    InUse {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+        /// Line of the operation.
+        line: u32,
+    },
+    /// An asynchronous operation on what threads wrote without a proxy fence in between.
+    #[error(
+        "missing fence.proxy.async: {place} was written by thread {thread} at line {line} through the generic proxy; \
+         that thread fences before the barrier that publishes it"
+    )]
+    Proxy {
+        /// The first such word.
+        place: String,
+        /// The writer's index in its block, and which block if it is another.
+        thread: String,
+        /// The write's line.
+        line: u32,
+    },
+    /// An mbarrier used in a way that PTX does not define.
+    #[error("mbarrier: {what}")]
+    Mbarrier {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An asynchronous copy that the hardware would not do.
+    #[error("asynchronous copy: {what}")]
+    Copy {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A block exits before what it started is done.
+    #[error("exit too early: {what}")]
+    Exit {
+        /// What is still going on.
+        what: String,
     },
     /// A write to an operand in shared memory of a matrix instruction that was not waited for.
     #[error("{access} of {place}, an operand of the wgmma at line {line}, before wgmma.wait_group covers that")]

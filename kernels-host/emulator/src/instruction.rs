@@ -3,6 +3,7 @@
 
 mod warpgroup;
 
+use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
 pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, WarpgroupOp};
 
@@ -503,8 +504,8 @@ pub(crate) enum Op {
     /// Fences, prefetches, hints: nothing to do on a machine without caches.
     Nothing,
     Warpgroup(WarpgroupOp),
-    /// Decoded, not executed: the operands are resolved, so registers and labels exist.
-    Later,
+    /// Mbarriers, bulk copies and proxy fences.
+    Async(Box<Async>),
 }
 
 /// `setp`.

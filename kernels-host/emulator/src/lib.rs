@@ -50,6 +50,7 @@
 
 #![forbid(unsafe_code)]
 
+mod asynchronous;
 mod decode;
 mod device;
 mod exec;

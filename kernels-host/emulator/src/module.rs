@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ParseError;
+use crate::asynchronous::Async;
 use crate::decode::{Code, Symbol, Symbols, decode};
-use crate::instruction::{Instruction, TensorRegisters};
+use crate::instruction::{Instruction, Op, TensorRegisters};
 use crate::syntax::parser::parse;
 use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
@@ -32,6 +33,8 @@ pub(crate) struct Entry {
     pub registers: [u32; 3],
     /// Bytes of the module's `.shared` variables of known size.
     pub static_shared: usize,
+    /// Some instruction initialises an mbarrier.
+    pub has_mbarriers: bool,
     /// Threads per block at most, from `.maxntid`.
     pub max_threads: Option<u32>,
     /// Registers per thread at most, from `.maxnreg`.
@@ -120,7 +123,12 @@ impl Entry {
         let directive = |wanted: &str| raw.directives.iter().find(|(name, _)| *name == wanted).map(|(_, n)| n);
         let number = |wanted: &str| directive(wanted).and_then(|numbers| numbers.first().copied());
         let axes = |numbers: &Vec<u32>| std::array::from_fn(|axis| numbers.get(axis).copied().unwrap_or(1).max(1));
+        let is_init = |instruction: &Instruction| match &instruction.op {
+            Op::Async(op) => matches!(**op, Async::Init { .. }),
+            _ => false,
+        };
         Ok(Self {
+            has_mbarriers: instructions.iter().any(is_init),
             name: raw.name.to_owned(),
             instructions,
             kinds,

@@ -60,7 +60,6 @@ impl Decoder<'_, '_> {
                 self.src(ty)?;
                 Op::Nothing
             }
-            "mbarrier" => self.later()?,
             _ => return Ok(None),
         }))
     }

@@ -143,9 +143,6 @@ impl Decoder<'_, '_> {
         if !self.has("async") {
             return self.wrong("only the asynchronous copies exist".into());
         }
-        if matches!(self.words.first(), Some(&("bulk" | "mbarrier"))) {
-            return self.later();
-        }
         if self.has("commit_group") {
             return Ok(Op::CopyCommit);
         }
@@ -175,19 +172,13 @@ impl Decoder<'_, '_> {
     }
 
     /// Accepts all modifiers; operands must name registers that exist.
-    fn ignored(&mut self) -> Result<Op, ParseError> {
+    pub(super) fn ignored(&mut self) -> Result<Op, ParseError> {
         self.words.clear();
         while self.left() > 0 {
             let raw = self.next()?;
             self.resolve(raw)?;
         }
         Ok(Op::Nothing)
-    }
-
-    /// Decodes an instruction that is not executed yet: its operands must resolve.
-    pub(super) fn later(&mut self) -> Result<Op, ParseError> {
-        self.ignored()?;
-        Ok(Op::Later)
     }
 
     fn resolve(&self, raw: &RawOperand<'_>) -> Result<(), ParseError> {

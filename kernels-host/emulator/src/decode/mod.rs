@@ -2,6 +2,7 @@
 //! left over is an error, so nothing is executed that was only half read.
 
 mod arithmetic;
+mod asynchronous;
 mod control;
 mod convert;
 mod matrix;
@@ -89,7 +90,15 @@ impl<'d, 'a> Decoder<'d, 'a> {
 
     fn op(&mut self) -> Result<Op, ParseError> {
         let name = self.statement.opcode.split('.').next().unwrap_or_default();
-        let families = [Self::arithmetic, Self::conversion, Self::memory, Self::matrix, Self::warpgroup, Self::control];
+        let families = [
+            Self::arithmetic,
+            Self::conversion,
+            Self::asynchronous,
+            Self::memory,
+            Self::matrix,
+            Self::warpgroup,
+            Self::control,
+        ];
         for family in families {
             if let Some(op) = family(self, name)? {
                 return Ok(op);

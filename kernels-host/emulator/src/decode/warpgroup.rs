@@ -19,7 +19,7 @@ impl Decoder<'_, '_> {
             "setmaxnreg" => self.set_registers()?,
             "wgmma" => match self.words.first() {
                 Some(&"mma_async") => WarpgroupOp::Multiply(Box::new(self.product()?)),
-                _ => self.ordering()?,
+                _ => self.group_order()?,
             },
             _ => return Ok(None),
         };
@@ -37,7 +37,7 @@ impl Decoder<'_, '_> {
         Ok(WarpgroupOp::SetRegisters { count: count as u32, increase })
     }
 
-    fn ordering(&mut self) -> Result<WarpgroupOp, ParseError> {
+    fn group_order(&mut self) -> Result<WarpgroupOp, ParseError> {
         self.aligned()?;
         if self.has("fence") {
             return Ok(WarpgroupOp::Fence);

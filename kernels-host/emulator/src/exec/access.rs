@@ -211,15 +211,21 @@ impl Executor<'_> {
 
     /// Moves the data of a copy, now.
     pub(super) fn land_copy(&mut self, crew: &mut Crew, copy: &mut Copy) -> Result<(), LaneFault> {
-        let mut data = [0_u8; 16];
-        let count = copy.from_bytes as usize;
-        if count > 0 {
-            let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
-            data[..count].copy_from_slice(self.memory.read(copy.from, count).map_err(fault)?);
-        }
+        let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
+        let data = self.copied(copy).map_err(fault)?;
         crew.shared.store(copy.to, &data[..copy.bytes as usize]);
         copy.landed = true;
         Ok(())
+    }
+
+    /// What a copy brings: zeros behind the bytes that come from memory.
+    pub(super) fn copied(&self, copy: &Copy) -> Result<[u8; 16], FaultKind> {
+        let mut data = [0_u8; 16];
+        let count = copy.from_bytes as usize;
+        if count > 0 {
+            data[..count].copy_from_slice(self.memory.read(copy.from, count)?);
+        }
+        Ok(data)
     }
 
     fn finish_copy(&mut self, warp: &Warp, crew: &mut Crew, mut copy: Copy) -> Result<(), LaneFault> {
@@ -235,7 +241,7 @@ impl Executor<'_> {
         let line = self.line(warp.pc);
         let identity = &warp.identity;
         let (rank, per_block) = (identity.rank, identity.warps);
-        Who { warp: warp.slot, lane: lane as u32, clock: &warp.clock, line, rank, per_block }
+        Who { warp: warp.slot, lane: lane as u32, clock: &warp.clock, meetings: warp.meetings, line, rank, per_block }
     }
 }
 
@@ -248,7 +254,7 @@ fn window(space: Space) -> u64 {
 }
 
 /// The state space that an address is in, and the address there.
-fn resolve(space: Space, address: u64) -> (Space, u64) {
+pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
     match space {
         Space::Generic if (SHARED_WINDOW..SHARED_WINDOW + WINDOW_BYTES).contains(&address) => {
             (Space::Cluster, address - SHARED_WINDOW)
@@ -268,7 +274,7 @@ fn aligned(access: Access, address: u64, bytes: usize) -> Result<(), FaultKind> 
     Err(FaultKind::Misaligned { access, bytes, address })
 }
 
-fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
+pub(super) fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
     let range = address as usize..(address as usize).saturating_add(bytes);
     params.get(range).ok_or_else(|| outside_params(Access::Read, address, bytes))
 }

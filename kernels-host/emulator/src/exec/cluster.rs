@@ -4,12 +4,13 @@
 //! size are those of the blocks by rank, which `mapa` leads to. So an address says which block it means wherever it is used.
 
 use super::barrier::Barriers;
+use super::flight::Flight;
 use super::lanes;
 use super::step::{Executor, LaneFault};
 use super::warp::{Group, Warp};
 use super::warpgroup::Warpgroups;
 use crate::instruction::{ClusterOp, Reg, Space, Type};
-use crate::memory::{Shared, Who};
+use crate::memory::{Actors, Shared, Who};
 use crate::{Access, FaultKind};
 
 /// Size of a block's window of addresses.
@@ -32,11 +33,12 @@ pub(super) struct Crew {
 pub(super) struct Cluster {
     pub crews: Vec<Crew>,
     pub barrier: ClusterBarrier,
+    pub flight: Flight,
 }
 
 impl Crew {
-    fn new(shared_bytes: usize, warps: u32) -> Self {
-        let (shared, barriers) = (Shared::new(shared_bytes), Barriers::new(warps));
+    fn new(shared_bytes: usize, warps: u32, actors: Actors) -> Self {
+        let (shared, barriers) = (Shared::new(shared_bytes, actors), Barriers::new(warps));
         Self { shared, barriers, warpgroups: Warpgroups::default(), visits: Vec::new(), farewell: Vec::new() }
     }
 
@@ -67,9 +69,10 @@ impl Crew {
 
 impl Cluster {
     /// `blocks` blocks of `threads` threads.
-    pub fn new(blocks: u32, threads: u32, shared_bytes: usize) -> Self {
-        let crew = |_| Crew::new(shared_bytes, threads.div_ceil(32));
-        Self { crews: (0..blocks).map(crew).collect(), barrier: ClusterBarrier::new(blocks, threads) }
+    pub fn new(blocks: u32, threads: u32, shared_bytes: usize, actors: Actors) -> Self {
+        let crew = |rank| Crew::new(shared_bytes, threads.div_ceil(32), Actors { rank, ..actors });
+        let barrier = ClusterBarrier::new(blocks, threads);
+        Self { crews: (0..blocks).map(crew).collect(), barrier, flight: Flight::default() }
     }
 
     /// The shared memory that `address` of `space` (`Shared` or `Cluster`) is in, and the address there.
@@ -89,6 +92,23 @@ impl Cluster {
         }
         let (crew, address) = self.reach(access, address, bytes, who)?;
         Ok((&mut crew.shared, address))
+    }
+
+    /// The shared memory of block `rank`, for an asynchronous operation that `who` issues: whoever waits for it knows
+    /// that it is over.
+    ///
+    /// # Errors
+    /// No such block; or it is not certain that the block is there.
+    pub fn target(&mut self, access: Access, rank: u32, who: Who<'_>) -> Result<&mut Shared, FaultKind> {
+        let blocks = self.crews.len();
+        let Some(crew) = self.crews.get_mut(rank as usize) else {
+            let what = format!("{access} of the shared memory of block {rank} of a cluster of {blocks}");
+            return Err(FaultKind::Cluster { what });
+        };
+        if rank != who.rank {
+            crew.present(access, rank, who)?;
+        }
+        Ok(&mut crew.shared)
     }
 
     /// The crew of the block that `warp` is in.
@@ -123,6 +143,14 @@ impl Cluster {
 
 impl Crew {
     fn visit(&mut self, access: Access, rank: u32, who: Who<'_>) -> Result<(), FaultKind> {
+        self.present(access, rank, who)?;
+        self.visits.resize(who.clock.len(), (0, 0));
+        self.visits[who.warp as usize] = (who.epoch(), who.line);
+        Ok(())
+    }
+
+    /// The block, of this rank, has certainly started and not exited.
+    fn present(&self, access: Access, rank: u32, who: Who<'_>) -> Result<(), FaultKind> {
         if self.barriers.live == 0 {
             let what = format!("{access} of the shared memory of block {rank} of the cluster, which has exited");
             return Err(FaultKind::Cluster { what });
@@ -135,8 +163,6 @@ impl Crew {
             );
             return Err(FaultKind::Cluster { what });
         }
-        self.visits.resize(who.clock.len(), (0, 0));
-        self.visits[who.warp as usize] = (who.epoch(), who.line);
         Ok(())
     }
 }
@@ -229,9 +255,7 @@ impl ClusterBarrier {
 /// Makes `clock` know what `other` knows.
 pub(super) fn join(clock: &mut Vec<u32>, other: &[u32]) {
     clock.resize(clock.len().max(other.len()), 0);
-    for (own, learnt) in clock.iter_mut().zip(other) {
-        *own = (*own).max(*learnt);
-    }
+    crate::memory::mbarriers::join(clock, other);
 }
 
 impl Executor<'_> {
@@ -262,13 +286,16 @@ impl Executor<'_> {
                 let slot = warp.slot as usize;
                 cluster.barrier.arrive(slot, mask, release.then_some(&*warp.clock)).map_err(misuse)?;
                 if *release {
-                    warp.clock[slot] += 1;
+                    warp.advance();
                 }
             }
             ClusterOp::Wait => {
                 let slot = warp.slot as usize;
                 match cluster.barrier.wait(slot, mask).map_err(misuse)? {
-                    Some(learnt) => join(&mut warp.clock, learnt),
+                    Some(learnt) => {
+                        join(&mut warp.clock, learnt);
+                        warp.meet();
+                    }
                     None => {
                         wait_here(warp, mask);
                         return Ok(false);

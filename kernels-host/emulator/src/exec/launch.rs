@@ -5,7 +5,7 @@ use super::schedule::{Random, Schedule};
 use super::step::Executor;
 use super::warp::{Env, Identity, State, Warp};
 use crate::device::{Grid, Report};
-use crate::memory::Memory;
+use crate::memory::{Actors, Memory};
 use crate::module::Entry;
 use crate::{Fault, FaultKind};
 
@@ -13,6 +13,11 @@ use crate::{Fault, FaultKind};
 const LONGEST_TURN: u64 = 96;
 /// Warps that the report of a deadlock names.
 const MOST_NAMED: usize = 24;
+
+/// Entries for the mbarriers of a block in the clocks, if the kernel has any. Our largest ring has 28.
+const MBARRIERS: u32 = 64;
+/// How often in a row all sleepers may be told that their time is up before that is a deadlock.
+const MOST_EXPIRIES: u32 = 64;
 
 /// What a launch is.
 pub(crate) struct Setup<'a> {
@@ -45,6 +50,7 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         env: Env { globals: setup.globals, executed: 0 },
         counts: vec![0; setup.entry.kinds.len()],
         limit: setup.limit,
+        expiries: 0,
     };
     let mut random = Random(setup.seed);
     let blocks: u32 = setup.cluster.iter().product();
@@ -56,7 +62,9 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
             Turn::Ran => {}
             Turn::Finished(at) => schedule.finish(at),
             Turn::Stuck => {
-                if !schedule.refocus(|resident| resident.ready().next().is_some()) {
+                if !schedule.refocus(|resident| resident.ready().next().is_some())
+                    && !idle(&mut executor, schedule.started_mut(), &mut random)?
+                {
                     return Err(deadlock(&executor, schedule.started()));
                 }
             }
@@ -88,13 +96,44 @@ fn turn(executor: &mut Executor<'_>, focus: &mut [Resident], random: &mut Random
             continue;
         };
         let Resident { warps, cluster } = resident;
+        executor.land_some(warps, cluster, random)?;
         land_some(executor, &mut warps[warp], cluster, random)?;
         let budget = 1 + random.below(LONGEST_TURN) as u32;
         executor.run(&mut warps[warp], cluster, budget)?;
-        resident.wake();
-        return Ok(if resident.done() { Turn::Finished(at) } else { Turn::Ran });
+        if resident.wake() {
+            executor.expiries = 0;
+        }
+        if !resident.done() {
+            return Ok(Turn::Ran);
+        }
+        executor.expiries = 0;
+        executor.retire(&resident.warps, &mut resident.cluster, random)?;
+        return Ok(Turn::Finished(at));
     }
     Ok(Turn::Ran)
+}
+
+/// No warp can go on: data must land, or the time of those that sleep in `try_wait` runs out. False if nothing helps.
+fn idle(executor: &mut Executor<'_>, residents: &mut [Resident], random: &mut Random) -> Result<bool, Fault> {
+    let mut airborne: Vec<_> = residents.iter_mut().filter(|resident| resident.cluster.flight.is_airborne()).collect();
+    if !airborne.is_empty() {
+        let pick = random.below(airborne.len() as u64) as usize;
+        let Resident { warps, cluster } = &mut *airborne[pick];
+        executor.land_any(warps, cluster, random)?;
+        airborne[pick].wake();
+        return Ok(true);
+    }
+    let asleep = |warp: &Warp| warp.state == State::Asleep;
+    let sleepers = residents.iter().any(|resident| resident.warps.iter().any(asleep));
+    if !sleepers || executor.expiries == MOST_EXPIRIES {
+        return Ok(false);
+    }
+    executor.expiries += 1;
+    for warp in residents.iter_mut().flat_map(|resident| &mut resident.warps).filter(|warp| asleep(warp)) {
+        warp.rouse(None);
+        warp.expired = true;
+    }
+    Ok(true)
 }
 
 /// Half of the time, the data of one in two copies in flight arrive.
@@ -128,6 +167,7 @@ fn deadlock(executor: &Executor<'_>, residents: &[Resident]) -> Fault {
             waits.push(format!("block {:?}: {}", warp.identity.block, executor.waits(warp)));
         }
         waits.extend(resident.cluster.crews.iter().flat_map(|crew| crew.barriers.open()));
+        waits.extend(resident.cluster.crews.iter().flat_map(|crew| crew.shared.mbarriers.open()));
         waits.extend(resident.cluster.barrier.state());
         let for_registers = |warp: &&Warp| matches!(warp.state, State::ForRegisters(_));
         if let Some(warp) = resident.warps.iter().find(for_registers) {
@@ -176,11 +216,13 @@ impl Resident {
                 rank,
             }
         };
+        let mbarriers = if setup.entry.has_mbarriers { MBARRIERS } else { 0 };
+        let actors = Actors { warps: blocks * threads.div_ceil(32), blocks, rank: 0, mbarriers };
         let warps = |rank| {
             let identity = identity(rank);
-            (0..identity.warps).map(move |index| Warp::new(index, setup.entry, identity))
+            (0..identity.warps).map(move |index| Warp::new(index, setup.entry, identity, actors))
         };
-        Self { warps: (0..blocks).flat_map(warps).collect(), cluster: Cluster::new(blocks, threads, shared) }
+        Self { warps: (0..blocks).flat_map(warps).collect(), cluster: Cluster::new(blocks, threads, shared, actors) }
     }
 
     /// Slots of the warps that can run.
@@ -192,8 +234,9 @@ impl Resident {
         self.cluster.crews.iter().all(|crew| crew.barriers.live == 0)
     }
 
-    /// Lets the warps go on whose barrier is complete.
-    fn wake(&mut self) {
+    /// Lets the warps go on whose barrier is complete; true if there is one.
+    fn wake(&mut self) -> bool {
+        let mut woken = self.cluster.barrier.completed;
         let per_block = self.warps.len() / self.cluster.crews.len();
         for (rank, crew) in self.cluster.crews.iter_mut().enumerate() {
             let warps = &mut self.warps[rank * per_block..][..per_block];
@@ -203,10 +246,17 @@ impl Resident {
                 }
             }
             for (index, clock) in crew.barriers.released.drain(..) {
+                woken = true;
                 let warp = &mut warps[index as usize];
                 super::cluster::join(&mut warp.clock, &clock);
                 warp.pc += 1;
                 warp.state = State::Ready;
+            }
+            for barrier in crew.shared.mbarriers.completed.drain(..) {
+                woken = true;
+                for warp in &mut self.warps[rank * per_block..][..per_block] {
+                    warp.rouse(Some(barrier));
+                }
             }
         }
         if std::mem::take(&mut self.cluster.barrier.completed) {
@@ -214,6 +264,7 @@ impl Resident {
                 warp.cluster_barrier_completed();
             }
         }
+        woken
     }
 }
 

@@ -2,14 +2,17 @@
 
 mod access;
 mod alu;
+mod asynchronous;
 mod barrier;
 pub(crate) mod cluster;
 mod collective;
 mod convert;
 mod copy;
+mod flight;
 mod float;
 pub(crate) mod launch;
 mod matrix;
+mod mbarrier;
 mod schedule;
 mod step;
 mod warp;

@@ -64,6 +64,11 @@ impl<T> Schedule<T> {
         &self.started
     }
 
+    /// As [`Self::started`].
+    pub fn started_mut(&mut self) -> &mut [T] {
+        &mut self.started
+    }
+
     /// Clusters that may start now.
     fn startable(&self) -> usize {
         let left = usize::try_from(self.total - self.next).unwrap_or(usize::MAX);

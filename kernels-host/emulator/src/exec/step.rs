@@ -1,7 +1,7 @@
 //! One instruction of one warp.
 
 use super::cluster::Cluster;
-use super::warp::{Env, State, Warp};
+use super::warp::{Env, State, Warp, Watch};
 use super::{alu, collective, convert, lanes};
 use crate::instruction::{Collective, Instruction, Op, Operand};
 use crate::memory::Memory;
@@ -17,6 +17,8 @@ pub(super) struct Executor<'a> {
     /// Executions by kind of instruction.
     pub counts: Vec<u64>,
     pub limit: u64,
+    /// How often in a row all sleepers were told that their time is up.
+    pub expiries: u32,
 }
 
 /// A fault before its site is known.
@@ -49,8 +51,8 @@ impl<'a> Executor<'a> {
                 break;
             }
             if (warp.active == 0 || warp.pc >= warp.next_stop) && !warp.regroup() {
-                if warp.groups.iter().all(|group| group.at_cluster) {
-                    warp.state = State::AtCluster;
+                if let Some(state) = warp.rest() {
+                    warp.state = state;
                     break;
                 }
                 let waits = self.waits(warp);
@@ -94,6 +96,11 @@ impl<'a> Executor<'a> {
             return Err(FaultKind::Limit { limit: self.limit }.into());
         }
         Ok(())
+    }
+
+    /// Takes an execution back that will be repeated.
+    pub fn uncount(&mut self, pc: u32) {
+        self.counts[self.entry.instructions[pc as usize].kind as usize] -= 1;
     }
 
     fn control(
@@ -154,10 +161,7 @@ impl<'a> Executor<'a> {
                     return Ok(());
                 }
             }
-            Op::Later => {
-                let instruction = self.entry.kinds[instruction.kind as usize].clone();
-                return Err(FaultKind::Unsupported { instruction }.into());
-            }
+            Op::Async(op) => return self.asynchronous(warp, cluster, op, mask),
             _ => {}
         }
         warp.pc += 1;
@@ -213,8 +217,7 @@ impl<'a> Executor<'a> {
         }
         let barriers = &mut cluster.own(warp).barriers;
         barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
-        // What the warp does from now on is not what the others learn of here.
-        warp.clock[warp.slot as usize] += 1;
+        warp.meet();
         Ok(())
     }
 
@@ -244,7 +247,7 @@ impl<'a> Executor<'a> {
             left &= !group;
         }
         if barrier {
-            warp.clock[warp.slot as usize] += 1;
+            warp.meet();
         }
         warp.pc += 1;
         Ok(())
@@ -265,10 +268,12 @@ impl<'a> Executor<'a> {
 
     /// Which lanes of a warp wait where.
     pub fn waits(&self, warp: &Warp) -> String {
-        let wait =
-            |(pc, mask): (u32, u32)| format!("lanes {mask:#010x} at line {} ({})", self.line(pc), self.opcode(pc));
-        let running = (warp.active != 0).then_some((warp.pc, warp.active));
-        let groups = warp.groups.iter().map(|group| (group.pc, group.mask));
+        let wait = |(pc, mask, watch): (u32, u32, Option<Watch>)| {
+            let watch = watch.map_or(String::new(), |watch| format!(" for {watch}"));
+            format!("lanes {mask:#010x} at line {} ({}){watch}", self.line(pc), self.opcode(pc))
+        };
+        let running = (warp.active != 0).then_some((warp.pc, warp.active, None));
+        let groups = warp.groups.iter().map(|group| (group.pc, group.mask, group.watch));
         let all: Vec<_> = running.into_iter().chain(groups).map(wait).collect();
         format!("warp {} has {}", warp.index, all.join(", "))
     }
@@ -315,5 +320,5 @@ fn meet(warp: &mut Warp, wanted: u32) {
             group.at_barrier = false;
         }
     }
-    warp.clock[warp.slot as usize] += 1;
+    warp.meet();
 }

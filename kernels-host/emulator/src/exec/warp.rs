@@ -3,10 +3,14 @@
 //! The lanes at the smallest position run; the others wait until the running ones reach them.
 //! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
 
+use std::fmt;
+
 use super::copy::Copies;
 use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
+use crate::memory::Actors;
+use crate::memory::mbarriers::Phase;
 use crate::module::Entry;
 
 /// Registers of a warp.
@@ -29,6 +33,22 @@ pub(crate) struct Group {
     pub at_barrier: bool,
     /// It waits for the cluster's barrier.
     pub at_cluster: bool,
+    /// It sleeps until a phase of this mbarrier ends.
+    pub watch: Option<Watch>,
+}
+
+/// What a `try_wait` sleeps for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    /// Address of the barrier in the block's shared memory.
+    pub barrier: u32,
+    pub phase: Phase,
+}
+
+impl fmt::Display for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of the mbarrier at byte {}", self.phase, self.barrier)
+    }
 }
 
 impl Group {
@@ -39,7 +59,7 @@ impl Group {
 
     /// Lanes that wait for others.
     pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
-        Self { pc, mask, waits_for, at_barrier: false, at_cluster: false }
+        Self { pc, mask, waits_for, at_barrier: false, at_cluster: false, watch: None }
     }
 }
 
@@ -49,6 +69,8 @@ pub(crate) enum State {
     Ready,
     /// At the named barrier of the block.
     Waiting(u32),
+    /// Some of its lanes sleep, see [`Group::watch`]; none can run.
+    Asleep,
     /// At the barrier of the cluster.
     AtCluster,
     /// At a `setmaxnreg` that needs so many more for each thread.
@@ -74,8 +96,12 @@ pub(crate) struct Warp {
     /// Position at which running lanes meet a group.
     pub next_stop: u32,
     pub state: State,
-    /// Vector clock over the warps of the cluster, by their slots.
+    /// Vector clock over the warps of the cluster, by their slots, and what else [`Actors`] counts.
     pub clock: Vec<u32>,
+    /// How often all lanes have met at a barrier.
+    pub meetings: u32,
+    /// The time of those that sleep is up: their `try_wait` answers no.
+    pub expired: bool,
     pub copies: Copies,
     pub tensor: TensorState,
     pub identity: Identity,
@@ -98,19 +124,20 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    fn cluster_blocks(&self) -> u32 {
-        self.cluster.iter().product()
+    /// Warps of the cluster.
+    pub fn cluster_warps(&self) -> u32 {
+        self.cluster.iter().product::<u32>() * self.warps
     }
 }
 
 impl Warp {
-    pub fn new(index: u32, entry: &Entry, identity: Identity) -> Self {
+    pub fn new(index: u32, entry: &Entry, identity: Identity, actors: Actors) -> Self {
         let registers = entry.registers;
         let threads: u32 = identity.threads.iter().product();
         let count = (threads - index * 32).min(32);
         let live = ALL >> (32 - count);
         let slot = identity.rank * identity.warps + index;
-        let mut clock = vec![0; (identity.warps * identity.cluster_blocks()) as usize];
+        let mut clock = vec![0; actors.entries()];
         clock[slot as usize] = 1;
         Self {
             index,
@@ -127,6 +154,8 @@ impl Warp {
             next_stop: u32::MAX,
             state: State::Ready,
             clock,
+            meetings: 0,
+            expired: false,
             copies: Copies::default(),
             tensor: TensorState::new(entry),
             identity,
@@ -154,6 +183,46 @@ impl Warp {
         self.active = 0;
     }
 
+    /// The running lanes in `mask` sleep at their instruction until what they watch changes.
+    pub fn sleep(&mut self, mask: u32, watch: Watch) {
+        self.groups.push(Group { watch: Some(watch), ..Group::running(self.pc, mask) });
+        self.active &= !mask;
+        self.next_stop = 0;
+    }
+
+    /// A phase of `barrier` ended, or all time is up if there is none: who sleeps for it looks again.
+    pub fn rouse(&mut self, barrier: Option<u32>) {
+        let mut roused = false;
+        for group in &mut self.groups {
+            if group.watch.is_some_and(|watch| barrier.is_none_or(|barrier| barrier == watch.barrier)) {
+                group.watch = None;
+                roused = true;
+            }
+        }
+        if roused && self.state == State::Asleep {
+            self.state = State::Ready;
+        }
+    }
+
+    /// The state of a warp none of whose lanes can run; `None` if that can never change.
+    pub fn rest(&self) -> Option<State> {
+        if self.groups.iter().any(|group| group.watch.is_some()) {
+            return Some(State::Asleep);
+        }
+        self.groups.iter().all(|group| group.at_cluster).then_some(State::AtCluster)
+    }
+
+    /// What the warp does from now on is not what others have learnt of it.
+    pub fn advance(&mut self) {
+        self.clock[self.slot as usize] += 1;
+    }
+
+    /// All lanes have met: their accesses are ordered.
+    pub fn meet(&mut self) {
+        self.advance();
+        self.meetings += 1;
+    }
+
     /// Lets every waiting group look again.
     pub fn unpark(&mut self) {
         for group in self.groups.iter_mut().filter(|group| !group.at_cluster) {
@@ -168,7 +237,7 @@ impl Warp {
             group.waits_for = 0;
             self.next_stop = 0;
         }
-        if self.state == State::AtCluster {
+        if matches!(self.state, State::AtCluster | State::Asleep) {
             self.state = State::Ready;
         }
     }
@@ -188,11 +257,12 @@ impl Warp {
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
                 // once, since a merged group waits no more until it has looked.
                 a.waits_for = 0;
+                a.watch = None;
             }
             met
         });
         self.next_stop = u32::MAX;
-        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0) else {
+        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0 && group.watch.is_none()) else {
             return false;
         };
         let group = self.groups.remove(at);
@@ -295,7 +365,7 @@ impl Warp {
             Special::ClusterId(axis) => [id.block[axis as usize] / id.cluster[axis as usize]; 32],
             Special::NClusterId(axis) => [id.blocks[axis as usize] / id.cluster[axis as usize]; 32],
             Special::ClusterCtaRank => [id.rank; 32],
-            Special::ClusterNCtaRank => [id.cluster_blocks(); 32],
+            Special::ClusterNCtaRank => [id.cluster.iter().product(); 32],
             Special::ClockHigh => [(env.executed >> 32) as u32; 32],
             Special::Constant(value) => [value; 32],
         }

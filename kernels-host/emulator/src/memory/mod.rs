@@ -1,12 +1,15 @@
 //! Global and shared memory with a state per byte.
 
 mod global;
+pub(crate) mod mbarriers;
 mod operands;
+pub(crate) mod proxy;
 mod race;
 mod shared;
 
 pub(crate) use global::Memory;
 pub(crate) use operands::CHUNK;
+pub(crate) use proxy::{Actors, HoldId};
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;
 
@@ -16,6 +19,8 @@ const UNINITIALISED: u8 = 0;
 const WRITTEN: u8 = 1;
 /// The byte is the destination of an asynchronous copy that was not waited for.
 const IN_FLIGHT: u8 = 2;
+/// The byte is part of an mbarrier.
+const BARRIER: u8 = 3;
 
 /// Where the window of shared memory lies in the generic address space.
 pub(crate) const SHARED_WINDOW: u64 = 0x0100_0000_0000_0000;

@@ -4,8 +4,8 @@
 //! may overwrite it who has not heard of that wait. Operands are made of 16-byte chunks: of each chunk it is known how
 //! many instructions in flight read it, and when each warp of the block last waited for one.
 
+use super::Who;
 use super::shared::Shared;
-use super::{UNINITIALISED, Who};
 use crate::{Access, FaultKind};
 
 /// Bytes of a chunk.
@@ -73,7 +73,7 @@ impl Shared {
     /// [`Self::finish_operand`].
     pub fn begin_operand(&mut self, address: u64, who: Who<'_>) -> Result<[u8; CHUNK], FaultKind> {
         let mut chunk = [0; CHUNK];
-        chunk.copy_from_slice(self.read_at_issue(address, CHUNK, who)?);
+        chunk.copy_from_slice(self.read_async(address, CHUNK, who)?);
         let chunks = self.bytes.len().div_ceil(CHUNK);
         self.operands.begin(address as usize / CHUNK, chunks, who);
         Ok(chunk)
@@ -83,43 +83,35 @@ impl Shared {
     pub fn finish_operand(&mut self, address: u64, who: Who<'_>) {
         self.operands.finish(address as usize / CHUNK, who);
     }
-
-    /// The bytes at `address`, written by threads that do not race with `who`. The read is not recorded.
-    fn read_at_issue(&self, address: u64, bytes: usize, who: Who<'_>) -> Result<&[u8], FaultKind> {
-        let offset = self.bounds(Access::Read, address, bytes)?;
-        let state = &self.state[offset..offset + bytes];
-        if state.contains(&UNINITIALISED) || state.contains(&super::IN_FLIGHT) {
-            self.settled(Access::Read, offset, bytes)?;
-        }
-        for word in offset / 4..(offset + bytes) / 4 {
-            self.words[word].check_read(who).map_err(|conflict| self.raced(Access::Read, word, who, conflict))?;
-        }
-        Ok(&self.bytes[offset..offset + bytes])
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Actors;
 
     fn who(warp: u32, clock: &[u32], line: u32) -> Who<'_> {
-        Who { warp, lane: 0, clock, line, rank: 0, per_block: 2 }
+        Who { warp, lane: 0, clock, meetings: 0, line, rank: 0, per_block: 2 }
     }
 
     #[test]
     fn operands_are_written_before_their_issue_and_stay_until_their_wait() {
-        let mut shared = Shared::new(64);
-        assert!(matches!(shared.begin_operand(16, who(0, &[1, 0], 5)), Err(FaultKind::Uninitialised { .. })));
-        shared.write(16, &[7; 16], who(1, &[0, 3], 4)).unwrap();
-        let early = shared.begin_operand(16, who(0, &[1, 2], 5)).unwrap_err();
+        // Of two warps, the epochs that both know, and those that are fenced.
+        let mut shared = Shared::new(64, Actors { warps: 2, blocks: 1, rank: 0, mbarriers: 0 });
+        let nothing = shared.begin_operand(16, who(0, &[1, 0, 0, 0], 5));
+        assert!(matches!(nothing, Err(FaultKind::Uninitialised { .. })));
+        shared.write(16, &[7; 16], who(1, &[0, 3, 0, 0], 4)).unwrap();
+        let early = shared.begin_operand(16, who(0, &[1, 2, 0, 2], 5)).unwrap_err();
         assert!(matches!(early, FaultKind::Race { other: Access::Write, thread: 32, line: 4, .. }), "{early}");
-        assert_eq!(shared.begin_operand(16, who(0, &[1, 3], 5)).unwrap(), [7; 16]);
-        shared.write(32, &[0; 4], who(1, &[0, 4], 6)).unwrap();
-        let late = shared.write(28, &[0; 8], who(0, &[1, 3], 7)).unwrap_err();
+        let unfenced = shared.begin_operand(16, who(0, &[1, 3, 0, 2], 5)).unwrap_err();
+        assert!(matches!(unfenced, FaultKind::Proxy { line: 4, .. }), "{unfenced}");
+        assert_eq!(shared.begin_operand(16, who(0, &[1, 3, 0, 3], 5)).unwrap(), [7; 16]);
+        shared.write(32, &[0; 4], who(1, &[0, 4, 0, 0], 6)).unwrap();
+        let late = shared.write(28, &[0; 8], who(0, &[1, 4, 0, 0], 7)).unwrap_err();
         assert!(matches!(late, FaultKind::Operand { line: 5, .. }), "{late}");
-        shared.finish_operand(16, who(0, &[2, 3], 8));
-        let unheard = shared.write(28, &[0; 4], who(1, &[1, 4], 9)).unwrap_err();
+        shared.finish_operand(16, who(0, &[2, 3, 0, 3], 8));
+        let unheard = shared.write(28, &[0; 4], who(1, &[1, 4, 0, 0], 9)).unwrap_err();
         assert!(matches!(unheard, FaultKind::Race { other: Access::Read, thread: 0, line: 5, .. }), "{unheard}");
-        shared.write(28, &[0; 4], who(1, &[2, 4], 9)).unwrap();
+        shared.write(28, &[0; 4], who(1, &[2, 4, 0, 0], 9)).unwrap();
     }
 }

@@ -1,8 +1,10 @@
 //! The shared memory of a block.
 
+use super::mbarriers::Mbarriers;
 use super::operands::OperandReads;
+use super::proxy::{Actors, Async};
 use super::race::{Conflict, Who, Word};
-use super::{IN_FLIGHT, UNINITIALISED, WRITTEN};
+use super::{BARRIER, IN_FLIGHT, UNINITIALISED, WRITTEN};
 use crate::{Access, FaultKind};
 
 /// Bytes, their states, and the history of each word.
@@ -12,15 +14,19 @@ pub(crate) struct Shared {
     pub(super) state: Vec<u8>,
     pub(super) words: Vec<Word>,
     pub(super) operands: OperandReads,
+    pub(super) asynchronous: Async,
+    pub mbarriers: Mbarriers,
 }
 
 impl Shared {
-    pub fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize, actors: Actors) -> Self {
         Self {
             bytes: vec![0; bytes],
             state: vec![UNINITIALISED; bytes],
             words: vec![Word::default(); bytes.div_ceil(4)],
             operands: OperandReads::default(),
+            asynchronous: Async::new(actors),
+            mbarriers: Mbarriers::new(actors),
         }
     }
 
@@ -45,6 +51,7 @@ impl Shared {
     pub fn write(&mut self, address: u64, data: &[u8], who: Who<'_>) -> Result<(), FaultKind> {
         let offset = self.bounds(Access::Write, address, data.len())?;
         self.landed(Access::Write, offset, data.len())?;
+        self.unheld(Access::Write, offset, data.len())?;
         // Lanes that store the same value to the same word at once agree on the outcome.
         if self.bytes[offset..offset + data.len()] == *data
             && self.state[offset..offset + data.len()].iter().all(|state| *state == WRITTEN)
@@ -62,6 +69,7 @@ impl Shared {
     pub fn modify(&mut self, address: u64, bytes: usize, who: Who<'_>) -> Result<&[u8], FaultKind> {
         let offset = self.bounds(Access::Atomic, address, bytes)?;
         self.settled(Access::Atomic, offset, bytes)?;
+        self.unheld(Access::Atomic, offset, bytes)?;
         self.record(Access::Atomic, offset, bytes, who)?;
         Ok(&self.bytes[offset..offset + bytes])
     }
@@ -76,6 +84,7 @@ impl Shared {
     pub fn launch_copy(&mut self, address: u64, bytes: usize, who: Who<'_>) -> Result<(), FaultKind> {
         let offset = self.bounds(Access::Write, address, bytes)?;
         self.landed(Access::Write, offset, bytes)?;
+        self.unheld(Access::Write, offset, bytes)?;
         self.record(Access::Write, offset, bytes, who)?;
         self.state[offset..offset + bytes].fill(IN_FLIGHT);
         Ok(())
@@ -93,53 +102,73 @@ impl Shared {
         let state = &self.state[offset..offset + bytes];
         match state.iter().position(|state| *state == UNINITIALISED) {
             None => Ok(()),
-            Some(first) => {
-                let place = format!("byte {} of shared memory", offset + first);
-                Err(FaultKind::Uninitialised { place })
-            }
+            Some(first) => Err(FaultKind::Uninitialised { place: place(offset + first) }),
         }
     }
 
-    fn landed(&self, access: Access, offset: usize, bytes: usize) -> Result<(), FaultKind> {
+    /// No byte belongs to a copy in flight or to an mbarrier.
+    pub(super) fn landed(&self, access: Access, offset: usize, bytes: usize) -> Result<(), FaultKind> {
         let state = &self.state[offset..offset + bytes];
-        match state.iter().position(|state| *state == IN_FLIGHT) {
-            None => Ok(()),
-            Some(first) => {
-                let place = format!("byte {} of shared memory", offset + first);
-                Err(FaultKind::InFlight { access, place })
-            }
+        let Some(first) = state.iter().position(|state| *state >= IN_FLIGHT) else { return Ok(()) };
+        let byte = offset + first;
+        if self.state[byte] == BARRIER {
+            let what = format!("{access} of byte {byte} of shared memory, which is part of one: mbarrier.inval first");
+            return Err(FaultKind::Mbarrier { what });
         }
+        Err(FaultKind::InFlight { access, place: place(byte), line: self.words[byte / 4].written_at() })
     }
 
     fn written_now(&self, offset: usize, who: Who<'_>) -> bool {
         self.words[offset / 4].written_by_instruction(who)
     }
 
-    fn record(&mut self, access: Access, offset: usize, bytes: usize, who: Who<'_>) -> Result<(), FaultKind> {
+    pub(super) fn record(
+        &mut self,
+        access: Access,
+        offset: usize,
+        bytes: usize,
+        who: Who<'_>,
+    ) -> Result<(), FaultKind> {
         if access != Access::Read {
             self.operands.check_write(access, offset, bytes, who)?;
         }
-        let end = offset + bytes;
-        for word in offset / 4..end.div_ceil(4) {
-            let first = offset.saturating_sub(word * 4).min(4);
-            let last = (end - word * 4).min(4);
-            let mask = (0xf_u8 << first) & (0xf_u8 >> (4 - last));
-            if let Err(conflict) = self.words[word].access(access, who, mask) {
-                return Err(self.raced(access, word, who, conflict));
-            }
+        for (word, mask) in words(offset, bytes) {
+            self.words[word].access(access, who, mask).map_err(|conflict| raced(access, word, conflict, who))?;
         }
         Ok(())
     }
+}
 
-    /// The fault of an access to `word` that conflicts with an earlier one.
-    pub(super) fn raced(&self, access: Access, word: usize, who: Who<'_>, conflict: Conflict) -> FaultKind {
-        let Conflict { access: other, thread, line } = conflict;
-        let per_block = who.per_block * 32;
-        let from = match thread / per_block {
-            other if other == who.rank => String::new(),
-            other => format!(", the other by block {other} of the cluster"),
-        };
-        let place = format!("shared memory at byte {}{from}", word * 4);
-        FaultKind::Race { access, place, other, thread: thread % per_block, line }
+/// How faults call a byte.
+pub(super) fn place(byte: usize) -> String {
+    format!("byte {byte} of shared memory")
+}
+
+/// The words that `bytes` bytes at `offset` touch, and which bytes of each.
+pub(super) fn words(offset: usize, bytes: usize) -> impl Iterator<Item = (usize, u8)> {
+    let end = offset + bytes;
+    (offset / 4..end.div_ceil(4)).map(move |word| {
+        let first = offset.saturating_sub(word * 4).min(4);
+        let last = (end - word * 4).min(4);
+        (word, (0xf_u8 << first) & (0xf_u8 >> (4 - last)))
+    })
+}
+
+/// The fault of an access by `who` to `word` that conflicts with an earlier one.
+pub(super) fn raced(access: Access, word: usize, conflict: Conflict, who: Who<'_>) -> FaultKind {
+    let Conflict { access: other, copy, thread, line } = conflict;
+    if copy {
+        return FaultKind::InFlight { access, place: place(word * 4), line };
     }
+    let (block, thread) = culprit(thread, who);
+    let from = block.map_or(String::new(), |block| format!(", the other by block {block} of the cluster"));
+    let place = format!("shared memory at byte {}{from}", word * 4);
+    FaultKind::Race { access, place, other, thread, line }
+}
+
+/// The index in its block of thread `thread` of the cluster, and the block if it is another than `who`'s.
+pub(super) fn culprit(thread: u32, who: Who<'_>) -> (Option<u32>, u32) {
+    let per_block = who.per_block * 32;
+    let block = thread / per_block;
+    ((block != who.rank).then_some(block), thread % per_block)
 }

@@ -1,5 +1,6 @@
 //! The emulator from outside: instructions, faults, and entries that Wootz ships.
 
+mod asynchronous;
 mod clusters;
 mod faults;
 mod instructions;

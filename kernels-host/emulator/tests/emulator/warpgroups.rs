@@ -64,7 +64,11 @@ fn descriptor(start: usize, swizzle: Swizzle) -> u64 {
 }
 
 fn run(seed: u64, body: &str, swizzle: Swizzle) -> Result<Vec<f32>, Fault> {
-    let module = Module::parse(&KERNEL.replace("BODY", body)).unwrap_or_else(|error| panic!("{error}"));
+    run_text(seed, &KERNEL.replace("BODY", body), swizzle)
+}
+
+fn run_text(seed: u64, text: &str, swizzle: Swizzle) -> Result<Vec<f32>, Fault> {
+    let module = Module::parse(text).unwrap_or_else(|error| panic!("{error}"));
     let mut device = Device::new(seed);
     device.set_instruction_limit(1 << 20);
     let image = image(B);
@@ -218,18 +222,18 @@ fn operands_stay_until_the_wait() {
 
 #[test]
 fn operands_are_there_before_the_issue() {
-    let fenced = "fence.proxy.async.shared::cta; bar.sync 0;";
-    for seed in 0..20 {
+    let publish = "fence.proxy.async.shared::cta; bar.sync 0;";
+    let early = |seed, instead: &str| {
         let body = format!("wgmma.fence.sync.aligned; {} {WAIT}", shared());
-        let text = KERNEL.replace(fenced, "").replace("BODY", &body);
-        let module = Module::parse(&text).unwrap();
-        let mut device = Device::new(seed);
-        let (out, data) = (device.alloc("out", 4096), device.alloc("in", 10240));
-        device.write(data, &image(B)).unwrap();
-        let (a, b) = (descriptor(0, Swizzle::B128), descriptor(B, Swizzle::B128));
-        let params = [Param::U64(out), Param::U64(data), Param::U32(10240), Param::U64(a), Param::U64(b)];
-        let early = device.launch(&module, "k", Grid::linear(1, 128), &params, 10240).unwrap_err();
-        assert!(matches!(early.kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. }), "{early}");
+        run_text(seed, &KERNEL.replace(publish, instead).replace("BODY", &body), Swizzle::B128).unwrap_err()
+    };
+    for seed in 0..20 {
+        let nothing = early(seed, "");
+        let caught =
+            matches!(nothing.kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. } | FaultKind::Proxy { .. });
+        assert!(caught, "{nothing}");
+        let unfenced = early(seed, "bar.sync 0;");
+        assert!(unfenced.to_string().contains("missing fence.proxy.async"), "{unfenced}");
     }
 }
 
