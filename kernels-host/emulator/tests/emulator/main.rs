@@ -8,6 +8,7 @@ mod faults;
 mod instructions;
 mod races;
 mod shipped;
+mod warpgroups;
 
 use ptx_emulator::{Device, Fault, Grid, Module, Param};
 
