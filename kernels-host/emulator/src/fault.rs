@@ -181,7 +181,10 @@ pub enum FaultKind {
         what: String,
     },
     /// Two accesses that no barrier orders, at least one of them a write.
-    #[error("data race: {access} of {place}, unordered with the {other} by thread {thread} at line {line}")]
+    #[error(
+        "data race: {access} of {place}, unordered with the {other} by thread {thread}{} at line {line}",
+        of_block(block)
+    )]
     Race {
         /// This access.
         access: Access,
@@ -191,8 +194,33 @@ pub enum FaultKind {
         other: Access,
         /// Its thread's index in the block.
         thread: u32,
+        /// Its block, if it is another than that of this access.
+        block: Option<[u32; 3]>,
         /// Its line.
         line: u32,
+    },
+    /// A dependent launch used memory that a launch before it may still be using.
+    #[error(
+        "predecessor's output used before griddepcontrol.wait: {access} of {place}; the {other} by launch `{launch}` \
+         may not be done"
+    )]
+    Predecessor {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+        /// How the earlier launch used it.
+        other: Access,
+        /// The earlier launch's entry.
+        launch: String,
+    },
+    /// Memory read by `ld.global.nc` that does not stay the same while the kernel may run.
+    #[error("ld.global.nc of memory that is not constant: {place} has another access by {what}")]
+    NotConstant {
+        /// The first such byte.
+        place: String,
+        /// Who else uses it, or made it.
+        what: String,
     },
     /// Lanes of a warp wait for each other at different instructions.
     #[error("divergent warp: {waits}")]
@@ -239,6 +267,10 @@ pub enum FaultKind {
         /// What does not fit.
         what: String,
     },
+}
+
+fn of_block(block: &Option<[u32; 3]>) -> String {
+    block.map_or(String::new(), |block| format!(" of block {block:?}"))
 }
 
 impl fmt::Display for Access {

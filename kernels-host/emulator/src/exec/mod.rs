@@ -13,8 +13,10 @@ mod float;
 pub(crate) mod launch;
 mod matrix;
 mod mbarrier;
+mod order;
 mod schedule;
 mod step;
+mod traffic;
 mod warp;
 mod warpgroup;
 

@@ -6,7 +6,7 @@ use super::{alu, collective, convert, lanes};
 use crate::instruction::{Collective, Instruction, Op, Operand};
 use crate::memory::Memory;
 use crate::module::Entry;
-use crate::{Fault, FaultKind, Site};
+use crate::{Counters, Fault, FaultKind, Site};
 
 /// What executes a launch.
 pub(super) struct Executor<'a> {
@@ -16,6 +16,7 @@ pub(super) struct Executor<'a> {
     pub env: Env<'a>,
     /// Executions by kind of instruction.
     pub counts: Vec<u64>,
+    pub counters: Counters,
     pub limit: u64,
     /// How often in a row all sleepers were told that their time is up.
     pub expiries: u32,
@@ -126,6 +127,7 @@ impl<'a> Executor<'a> {
                 return Ok(());
             }
             Op::Exit => return self.exit(warp, cluster, mask),
+            Op::Fence { .. } | Op::GridDependency { .. } => self.order(warp, &instruction.op, mask),
             Op::Trap => return Err(FaultKind::Trap.into()),
             Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
             Op::Collective { what, mask: members } => {
@@ -211,6 +213,7 @@ impl<'a> Executor<'a> {
         let id = warp.get32(id, &self.env)[first];
         let count = count.map(|count| warp.get32(count, &self.env)[first]);
         if wait {
+            self.counters.barrier_waits += 1;
             warp.state = State::Waiting(id);
         } else {
             warp.pc += 1;

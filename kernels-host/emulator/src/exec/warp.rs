@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::copy::Copies;
+use super::order::Recent;
 use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
@@ -105,6 +106,9 @@ pub(crate) struct Warp {
     pub copies: Copies,
     pub tensor: TensorState,
     pub identity: Identity,
+    /// The first epoch since the lanes last met.
+    pub since: u32,
+    pub recent: Recent,
 }
 
 /// What special registers are made of.
@@ -121,6 +125,10 @@ pub(crate) struct Identity {
     pub cluster: [u32; 3],
     /// The block's rank in its cluster.
     pub rank: u32,
+    /// The block's number in the grid.
+    pub number: u32,
+    /// Its cluster's number in the grid.
+    pub cluster_number: u32,
 }
 
 impl Identity {
@@ -159,7 +167,16 @@ impl Warp {
             copies: Copies::default(),
             tensor: TensorState::new(entry),
             identity,
+            since: 1,
+            recent: Recent::default(),
         }
+    }
+
+    // Time.
+
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.slot as usize]
     }
 
     /// `%tid` of a lane.
@@ -221,6 +238,7 @@ impl Warp {
     pub fn meet(&mut self) {
         self.advance();
         self.meetings += 1;
+        self.since = self.epoch();
     }
 
     /// Lets every waiting group look again.

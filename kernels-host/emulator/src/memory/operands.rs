@@ -60,7 +60,7 @@ impl OperandReads {
                 if warp != who.warp && *epoch > who.clock[warp as usize] {
                     let place = format!("shared memory at byte {byte}");
                     let thread = (warp - self.first) * 32;
-                    return Err(FaultKind::Race { access, place, other: Access::Read, thread, line });
+                    return Err(FaultKind::Race { access, place, other: Access::Read, thread, block: None, line });
                 }
             }
         }

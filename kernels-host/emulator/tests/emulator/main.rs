@@ -2,8 +2,11 @@
 
 mod asynchronous;
 mod clusters;
+mod counters;
+mod dependent;
 mod faults;
 mod instructions;
+mod races;
 mod shipped;
 mod warpgroups;
 
