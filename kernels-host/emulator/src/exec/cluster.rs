@@ -8,6 +8,7 @@ use super::flight::Flight;
 use super::lanes;
 use super::step::{Executor, LaneFault};
 use super::warp::{Group, Warp};
+use super::warpgroup::Warpgroups;
 use crate::instruction::{ClusterOp, Reg, Space, Type};
 use crate::memory::{Actors, Shared, Who};
 use crate::{Access, FaultKind};
@@ -20,6 +21,7 @@ pub(crate) const OWN_BYTES: u64 = 1 << 24;
 pub(super) struct Crew {
     pub shared: Shared,
     pub barriers: Barriers,
+    pub warpgroups: Warpgroups,
     /// The last access of each warp of the cluster, if from another block: its epoch and its line.
     visits: Vec<(u32, u32)>,
     /// Join of the clocks of the warps that have exited.
@@ -37,7 +39,7 @@ pub(super) struct Cluster {
 impl Crew {
     fn new(shared_bytes: usize, warps: u32, actors: Actors) -> Self {
         let (shared, barriers) = (Shared::new(shared_bytes, actors), Barriers::new(warps));
-        Self { shared, barriers, visits: Vec::new(), farewell: Vec::new() }
+        Self { shared, barriers, warpgroups: Warpgroups::default(), visits: Vec::new(), farewell: Vec::new() }
     }
 
     /// A warp has exited; with the last one goes the block's shared memory.

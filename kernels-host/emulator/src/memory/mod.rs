@@ -3,6 +3,7 @@
 mod fences;
 mod global;
 pub(crate) mod mbarriers;
+mod operands;
 pub(crate) mod order;
 mod predecessor;
 pub(crate) mod proxy;
@@ -11,6 +12,7 @@ pub(crate) mod shadow;
 mod shared;
 
 pub(crate) use global::{Geometry, Memory};
+pub(crate) use operands::CHUNK;
 pub(crate) use proxy::{Actors, HoldId};
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;
