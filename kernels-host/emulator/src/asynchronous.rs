@@ -1,6 +1,6 @@
 //! What the decoder makes of mbarriers, bulk copies, TMA and proxy fences.
 
-use crate::instruction::{Address, Operand, Reg};
+use crate::instruction::{Address, Operand, Reg, Type};
 use crate::tensor::reduce::Reduction;
 use crate::tensor::tensor_map::DataType;
 
@@ -36,6 +36,13 @@ pub(crate) enum Async {
         barrier: Address,
         expected: bool,
     },
+    /// `st.async`: each lane's value goes to shared memory of the cluster and is counted there.
+    Store {
+        to: Address,
+        ty: Type,
+        src: Vec<Operand>,
+        barrier: Address,
+    },
     Transfer(Transfer),
     /// `cp.async.bulk.commit_group`.
     Commit,
@@ -44,8 +51,11 @@ pub(crate) enum Async {
         pending: u32,
         read: bool,
     },
-    /// `fence.proxy.async` of shared memory.
-    FenceProxy,
+    /// `fence.proxy.async` of shared or global memory, or of both.
+    FenceProxy {
+        shared: bool,
+        global: bool,
+    },
     /// `fence.mbarrier_init`.
     FenceInit,
     /// `prefetch.tensormap`.

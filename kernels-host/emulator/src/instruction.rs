@@ -1,8 +1,11 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+mod warpgroup;
+
 use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
+pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, WarpgroupOp};
 
 /// One decoded instruction.
 #[derive(Clone, Debug)]
@@ -270,14 +273,27 @@ pub(crate) struct Order {
     pub modifies: bool,
     /// `.nc`: the bytes must not change while the kernel runs.
     pub constant: bool,
+    /// Through the async proxy.
+    pub copies: bool,
 }
 
 impl Order {
     /// A reduction that says nothing of its order.
     pub const REDUCTION: Self = Self { strong: true, modifies: true, ..Self::WEAK };
     /// A plain load or store.
-    pub const WEAK: Self =
-        Self { strong: false, acquire: false, release: false, scope: Scope::Device, modifies: false, constant: false };
+    pub const WEAK: Self = Self {
+        strong: false,
+        acquire: false,
+        release: false,
+        scope: Scope::Device,
+        modifies: false,
+        constant: false,
+        copies: false,
+    };
+    /// A bulk copy or a tensor copy.
+    pub const COPY: Self = Self { copies: true, ..Self::WEAK };
+    /// One that reduces.
+    pub const COPY_REDUCTION: Self = Self { copies: true, ..Self::REDUCTION };
 }
 
 /// What blocks of a cluster do together.
@@ -544,12 +560,9 @@ pub(crate) enum Op {
     },
     /// Prefetches, hints, fences of proxies: nothing to do on a machine without caches.
     Nothing,
-    /// `.aligned` instructions without an effect here (`setmaxnreg`).
-    Aligned,
+    Warpgroup(WarpgroupOp),
     /// Mbarriers, bulk copies and proxy fences.
     Async(Box<Async>),
-    /// Decoded, not executed: the operands are resolved, so registers and labels exist.
-    Later,
 }
 
 /// `setp`.

@@ -81,7 +81,7 @@ impl Decoder<'_, '_> {
         let constant = self.has("nc");
         let (strong, acquire, release, scope) = self.choice(ORDERS).unwrap_or((modifies, false, false, None));
         let scope = self.choice(SCOPES).or(scope).unwrap_or(Scope::Device);
-        Order { strong: strong || modifies, acquire, release, scope, modifies, constant }
+        Order { strong: strong || modifies, acquire, release, scope, modifies, constant, copies: false }
     }
 
     fn load(&mut self) -> Result<Op, ParseError> {
@@ -191,12 +191,6 @@ impl Decoder<'_, '_> {
             self.resolve(raw)?;
         }
         Ok(Op::Nothing)
-    }
-
-    /// Decodes an instruction that is not executed yet: its operands must resolve.
-    pub(super) fn later(&mut self) -> Result<Op, ParseError> {
-        self.ignored()?;
-        Ok(Op::Later)
     }
 
     fn resolve(&self, raw: &RawOperand<'_>) -> Result<(), ParseError> {

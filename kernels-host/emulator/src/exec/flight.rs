@@ -40,6 +40,8 @@ struct Item {
     /// The bulk group that the thread's next commit closes.
     group: u32,
     job: Job,
+    /// A wait has covered it: not only for its source, if it is a store.
+    waited: bool,
     /// Parts that have not landed: ranges of the job's pieces.
     parts: Vec<Range<usize>>,
 }
@@ -60,6 +62,8 @@ pub(super) enum Job {
     },
     /// From the shared memory of block `source.0`, which is held, to that of another, counted on `barrier`.
     Peer { to: u64, from: u64, bytes: u32, barrier: u64, source: (u32, HoldId) },
+    /// `st.async`.
+    Value { to: u64, data: Vec<u8>, barrier: u64 },
     /// The arrival that `cp.async.mbarrier.arrive` announces.
     Arrive { copies: Vec<Copy>, barrier: u64 },
 }
@@ -71,7 +75,7 @@ impl Flight {
         let parts = (0..pieces).step_by(step).map(|first| first..(first + step).min(pieces)).collect();
         let lane = lane as u32;
         let group = self.committed.get(&(warp.slot, lane)).copied().unwrap_or(0);
-        self.items.push(Item { warp: warp.slot, lane, home, pc: warp.pc, line, group, job, parts });
+        self.items.push(Item { warp: warp.slot, lane, home, pc: warp.pc, line, group, job, waited: false, parts });
     }
 
     /// Closes the bulk group of each lane in `mask`.
@@ -95,7 +99,8 @@ impl Flight {
 
     /// Takes out what is done.
     fn sweep(&mut self) {
-        self.items.retain(|item| !item.parts.is_empty() || matches!(item.job, Job::Store { hold: Some(_), .. }));
+        let store = |item: &Item| matches!(item.job, Job::Store { .. });
+        self.items.retain(|item| !item.parts.is_empty() || (store(item) && !item.waited));
     }
 }
 
@@ -178,6 +183,11 @@ impl Executor<'_> {
                 }
                 shared.mbarriers.complete_tx(*barrier, bytes, Some(*line))
             }
+            Job::Value { to, data, barrier } => {
+                let (actor, epoch) = shared.mbarriers.landing(*barrier)?;
+                shared.land(*to, data, actor, epoch);
+                shared.mbarriers.complete_tx(*barrier, data.len() as u32, Some(*line))
+            }
             Job::Store { pieces, reduction, hold, read, .. } => {
                 let skipped: usize = pieces[..part.start].iter().map(|piece| piece.bytes as usize).sum();
                 let mut at = skipped;
@@ -248,6 +258,7 @@ impl Executor<'_> {
                     self.land_part(cluster, item, part).map_err(fault)?;
                 }
             }
+            cluster.flight.items[item].waited |= !read;
             if !read {
                 self.settle_stores(warp, &cluster.flight.items[item])
                     .map_err(|kind| LaneFault::at(lane as usize, kind))?;
@@ -269,7 +280,7 @@ impl Executor<'_> {
     /// A lane has waited for a copy to global memory: its writes are now the lane's, like any before.
     fn settle_stores(&mut self, warp: &Warp, item: &Item) -> Result<(), FaultKind> {
         let Job::Store { pieces, reduction, instant, .. } = &item.job else { return Ok(()) };
-        let order = if reduction.is_some() { Order::REDUCTION } else { Order::WEAK };
+        let order = if reduction.is_some() { Order::COPY_REDUCTION } else { Order::COPY };
         let now = self.instant_of_copy(warp, warp.epoch(), item.line, order);
         let by = self.by(warp, item.lane as usize, (now, order));
         for piece in pieces {
@@ -286,7 +297,8 @@ impl Executor<'_> {
             self.land_any(warps, cluster, random)?;
         }
         let Some(first) = warps.first() else { return Ok(()) };
-        if let Some(Item { warp, lane, pc, line, .. }) = cluster.flight.items.first() {
+        let reads = |item: &&Item| matches!(item.job, Job::Store { hold: Some(_), .. });
+        if let Some(Item { warp, lane, pc, line, .. }) = cluster.flight.items.iter().find(reads) {
             let what = format!("the copy of line {line} may still read shared memory: wait_group.read comes first");
             let fault = LaneFault { kind: FaultKind::Exit { what }, lane: Some(*lane as usize), pc: Some(*pc) };
             return Err(self.fault(&warps[*warp as usize], fault));

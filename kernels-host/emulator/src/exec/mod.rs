@@ -19,6 +19,7 @@ mod schedule;
 mod step;
 mod traffic;
 mod warp;
+mod warpgroup;
 
 /// One value per lane.
 pub(crate) type Lanes<T> = [T; 32];

@@ -164,7 +164,39 @@ impl Memory {
         let (at, offset) = self.locate(Access::Read, address, bytes)?;
         self.recent = at;
         self.record(Access::Read, at, offset, bytes, by)?;
+        if by.order.copies {
+            self.fenced(at, offset, bytes, by)?;
+        }
         self.allocations[at].settled(offset, bytes)
+    }
+
+    /// What threads of this launch stored to the bytes lies before a proxy fence.
+    fn fenced(&self, at: usize, mut offset: usize, bytes: usize, by: &By<'_>) -> Result<(), FaultKind> {
+        let end = offset + bytes;
+        while offset < end {
+            let next = (offset / PAGE * PAGE + PAGE).min(end);
+            let page = self.allocations[at].page(offset);
+            let found = page.and_then(|page| page.unfenced(offset % PAGE, next - offset, by, &self.history));
+            if let Some((word, instant, lane)) = found {
+                let store = self.history.instant(instant);
+                let place = self.allocations[at].place(offset / PAGE * PAGE + word);
+                let thread = store.slot % self.geometry.warps * 32 + u32::from(lane & 31);
+                let block = self.block(store.block);
+                return Err(FaultKind::Proxy {
+                    place,
+                    thread: format!("{thread} of block {block:?}"),
+                    line: store.line,
+                });
+            }
+            offset = next;
+        }
+        Ok(())
+    }
+
+    /// Coordinates of block `number` of the grid.
+    fn block(&self, number: u32) -> [u32; 3] {
+        let [x, y, _] = self.geometry.blocks;
+        [number % x, number / x % y, number / x / y]
     }
 
     /// Writes for `by`.
@@ -265,10 +297,8 @@ impl Memory {
     fn race(&self, access: Access, at: usize, page: usize, conflict: &Conflict, by: &By<'_>) -> FaultKind {
         let other = self.history.instant(conflict.instant);
         let place = self.allocations[at].place(page + conflict.at);
-        let Geometry { blocks: [x, y, _], warps } = self.geometry;
-        let number = other.block;
-        let block = [number % x, number / x % y, number / x / y];
-        let thread = other.slot % warps * 32 + (conflict.lane & 31);
+        let (number, block) = (other.block, self.block(other.block));
+        let thread = other.slot % self.geometry.warps * 32 + (conflict.lane & 31);
         if by.order.constant || (other.order.constant && access != Access::Read) {
             let what = format!("thread {thread} of block {block:?} at line {}", other.line);
             return FaultKind::NotConstant { place, what };

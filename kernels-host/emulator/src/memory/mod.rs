@@ -1,7 +1,9 @@
 //! Global and shared memory with a state per byte.
 
+mod fences;
 mod global;
 pub(crate) mod mbarriers;
+mod operands;
 pub(crate) mod order;
 mod predecessor;
 pub(crate) mod proxy;
@@ -10,6 +12,7 @@ pub(crate) mod shadow;
 mod shared;
 
 pub(crate) use global::{Geometry, Memory};
+pub(crate) use operands::CHUNK;
 pub(crate) use proxy::{Actors, HoldId};
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;

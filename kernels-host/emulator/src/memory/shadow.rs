@@ -7,6 +7,7 @@
 //! What is lost is lost in silence: a race may be missed under one seed, and never is one made up. A page that is only
 //! read costs 1.4 bytes for each of its bytes, one that is written two more.
 
+use super::fences::Fences;
 use super::order::{Actor, Orders};
 use crate::Access;
 use crate::instruction::{Order, Scope};
@@ -59,12 +60,18 @@ pub(crate) struct Conflict {
 pub(crate) struct History {
     instants: Vec<Instant>,
     pub orders: Orders,
+    pub fences: Fences,
 }
 
 impl History {
     /// Numbers a new instant.
     pub fn add(&mut self, instant: Instant) -> u32 {
         self.instants.push(instant);
+        self.instants.len() as u32
+    }
+
+    /// Instants so far.
+    pub fn len(&self) -> u32 {
         self.instants.len() as u32
     }
 
@@ -244,6 +251,18 @@ impl Page {
                 found.instant = by.instant;
             }
         }
+    }
+
+    /// The first word of those at `offset` that was last written by a thread, with no proxy fence before `by`'s copy
+    /// reads it: the word, and the instant and lane of the store.
+    pub fn unfenced(&self, offset: usize, bytes: usize, by: &By<'_>, history: &History) -> Option<(usize, u32, u8)> {
+        let words = self.words.as_ref()?;
+        words_of(offset, bytes).find_map(|(word, _)| {
+            let Written { instant, lane, .. } = words.last[word];
+            let store = (instant != 0).then(|| history.instant(instant)).filter(|store| !store.order.copies)?;
+            let fenced = history.fences.cover(instant, store, (by.actor.cluster, by.actor.slot));
+            (!fenced).then_some((word * 4, instant, lane))
+        })
     }
 
     /// Whether another lane of this very instruction wrote the bytes at `offset`.

@@ -9,6 +9,7 @@ mod instructions;
 mod partial;
 mod races;
 mod shipped;
+mod warpgroups;
 
 use ptx_emulator::{Device, Fault, Grid, Module, Param};
 
