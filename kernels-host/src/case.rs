@@ -37,6 +37,11 @@ pub trait Case: fmt::Debug + Send + Sync {
     fn checked_on_cpu(&self) -> bool {
         true
     }
+    /// Whether tests run it on emulated devices too: where it takes about a second at most.
+    fn checked_on_emulator(&self) -> bool {
+        let work = self.work();
+        work.bytes <= EMULATED_WORK.bytes && work.flops <= EMULATED_WORK.flops
+    }
     /// Makes seeded inputs on the stream's device.
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error>;
 }
@@ -57,6 +62,9 @@ pub struct Work {
     /// Floating-point operations, where they bound the kernel.
     pub flops: u64,
 }
+
+/// The work that an emulated device does in about a second: some 4 million warp instructions.
+const EMULATED_WORK: Work = Work { bytes: 4 << 20, flops: 1 << 28 };
 
 /// A result that is not what the reference says.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod chat;
 mod cli;
+pub mod counters;
 mod devices;
 mod engine;
 pub mod goldens;
@@ -28,6 +29,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(goldens::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
+    trials.extend(counters::trials());
     trials.extend(cli::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let whole = !arguments.list && conclusion.num_filtered_out == 0;
+    if whole && let Err(message) = kernels::check_launched() {
+        eprintln!("{message}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }

@@ -296,3 +296,14 @@ fn marshal(entry: &Entry, params: &[Param]) -> Result<Vec<u8>, Fault> {
     }
     Ok(buffer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_may_move_between_threads() {
+        fn movable<T: Send>() {}
+        movable::<Device>();
+    }
+}

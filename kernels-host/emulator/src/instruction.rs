@@ -14,6 +14,8 @@ pub(crate) struct Instruction {
     /// Lanes for which the guard is false skip the instruction.
     pub guard: Option<Guard>,
     pub line: u32,
+    /// Index among the entry's source lines.
+    pub source: Option<u32>,
     /// Index of the full opcode (`ld.global.v4.b32`) in the entry's list of kinds.
     pub kind: u32,
 }

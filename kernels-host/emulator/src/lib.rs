@@ -69,6 +69,7 @@ mod instruction;
 mod memory;
 mod module;
 mod residency;
+mod source;
 mod syntax;
 pub mod tensor;
 
@@ -76,3 +77,4 @@ pub use counters::{Banks, Counters, Traffic};
 pub use device::{Device, Grid, LaunchOptions, Param, Report};
 pub use fault::{Access, Fault, FaultKind, ParseError, Site};
 pub use module::Module;
+pub use source::SourceLine;

@@ -14,6 +14,7 @@ pub(crate) mod launch;
 mod matrix;
 mod mbarrier;
 mod order;
+mod partial;
 mod schedule;
 mod step;
 mod traffic;

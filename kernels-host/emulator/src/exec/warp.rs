@@ -32,6 +32,8 @@ pub(crate) struct Group {
     pub waits_for: u32,
     /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
     pub at_barrier: bool,
+    /// It waits at an `.aligned` instruction for the whole warp.
+    pub aligned: bool,
     /// It waits for the cluster's barrier.
     pub at_cluster: bool,
     /// It sleeps until a phase of this mbarrier ends.
@@ -60,7 +62,7 @@ impl Group {
 
     /// Lanes that wait for others.
     pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
-        Self { pc, mask, waits_for, at_barrier: false, at_cluster: false, watch: None }
+        Self { pc, mask, waits_for, at_barrier: false, aligned: false, at_cluster: false, watch: None }
     }
 }
 
@@ -275,6 +277,7 @@ impl Warp {
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
                 // once, since a merged group waits no more until it has looked.
                 a.waits_for = 0;
+                a.aligned = false;
                 a.watch = None;
             }
             met

@@ -310,6 +310,7 @@ impl Memory {
             thread,
             block: (number != by.actor.block).then_some(block),
             line: other.line,
+            other_source: Vec::new(),
         }
     }
 

@@ -11,7 +11,7 @@
 //! strong read and then a fence), each of a scope that holds the other thread.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::instruction::Scope;
 
@@ -54,7 +54,7 @@ struct LaneEpoch {
 /// Clocks of clusters, by ascending number, and single lanes that were further than their warps.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Knowledge {
-    clocks: Vec<(u32, Rc<[u32]>)>,
+    clocks: Vec<(u32, Arc<[u32]>)>,
     lanes: Vec<LaneEpoch>,
 }
 
@@ -82,7 +82,7 @@ impl Knowledge {
                 all.push(their.clone());
             }
             match theirs.next_if(|(number, _)| *number == cluster) {
-                Some((_, their)) if !Rc::ptr_eq(their, &clock) => {
+                Some((_, their)) if !Arc::ptr_eq(their, &clock) => {
                     all.push((cluster, clock.iter().zip(their.iter()).map(|(a, b)| *a.max(b)).collect()));
                 }
                 _ => all.push((cluster, clock)),
@@ -111,7 +111,7 @@ struct Release {
     /// The cluster and block of all that released, if it is one.
     cluster: Option<u32>,
     block: Option<u32>,
-    what: Rc<Knowledge>,
+    what: Arc<Knowledge>,
 }
 
 impl Release {
@@ -137,16 +137,16 @@ struct Noted<T> {
 /// What some lanes know, all that they learnt before included.
 #[derive(Debug)]
 struct Learnt {
-    all: Rc<Knowledge>,
+    all: Arc<Knowledge>,
     /// What it was learnt from last: whoever spins learns the same again and again.
-    source: Rc<Knowledge>,
+    source: Arc<Knowledge>,
 }
 
 /// A fence's half of a release pattern: what it makes known once a strong write follows.
 #[derive(Debug)]
 struct Fence {
     scope: Scope,
-    what: Rc<Knowledge>,
+    what: Arc<Knowledge>,
 }
 
 /// What the warps of one cluster have learnt, seen and fenced.
@@ -197,9 +197,9 @@ impl Orders {
 
     /// Lane `lane` writes at a location, strongly. The caller begins a new epoch if it is told something was released.
     pub fn release(&mut self, by: &Actor<'_>, lane: u32, at: Location, scope: Scope, pattern: Pattern) -> bool {
-        let mut told: Vec<(Scope, Rc<Knowledge>)> = Vec::new();
+        let mut told: Vec<(Scope, Arc<Knowledge>)> = Vec::new();
         if pattern.release {
-            told.push((scope, Rc::new(self.knowledge(by, lane))));
+            told.push((scope, Arc::new(self.knowledge(by, lane))));
         } else if let Some(log) = self.logs.get(&by.cluster) {
             let heard = |noted: &&Noted<Fence>| by.heard(lane, noted.slot, noted.epoch, noted.lanes);
             let fences = log.fences.iter().filter(heard);
@@ -243,7 +243,7 @@ impl Orders {
             }
             let seen = &mut self.logs.entry(by.cluster).or_default().seen;
             let again = |noted: &&mut Noted<(Scope, Release)>| {
-                noted.slot == by.slot && noted.what.0 == scope && Rc::ptr_eq(&noted.what.1.what, &release.what)
+                noted.slot == by.slot && noted.what.0 == scope && Arc::ptr_eq(&noted.what.1.what, &release.what)
             };
             match seen.iter_mut().find(again) {
                 Some(noted) => noted.lanes |= 1 << lane,
@@ -268,7 +268,7 @@ impl Orders {
             }
         }
         for lane in crate::exec::lanes(mask) {
-            let what = Rc::new(self.knowledge(by, lane as u32));
+            let what = Arc::new(self.knowledge(by, lane as u32));
             let fences = &mut self.logs.entry(by.cluster).or_default().fences;
             // A later fence of the same lane and at least the scope tells all that an earlier one did.
             fences.retain(|old| old.slot != by.slot || old.lanes != 1 << lane || old.what.scope > scope);
@@ -291,11 +291,11 @@ impl Orders {
         log.waits.iter().any(|noted| by.heard(lane, noted.slot, noted.epoch, noted.lanes))
     }
 
-    fn learn(&mut self, by: &Actor<'_>, lanes: u32, what: &Rc<Knowledge>) -> Option<Vec<u32>> {
+    fn learn(&mut self, by: &Actor<'_>, lanes: u32, what: &Arc<Knowledge>) -> Option<Vec<u32>> {
         let learnt = &mut self.logs.entry(by.cluster).or_default().learnt;
         let mine = |noted: &&mut Noted<Learnt>| noted.slot == by.slot && noted.lanes == lanes;
         let last = learnt.iter_mut().rev().find(mine);
-        if last.as_ref().is_some_and(|last| Rc::ptr_eq(&last.what.source, what)) {
+        if last.as_ref().is_some_and(|last| Arc::ptr_eq(&last.what.source, what)) {
             return None;
         }
         let gained = what.clock(by.cluster).map(|clock| {
@@ -313,7 +313,7 @@ impl Orders {
             Some(last) => {
                 let mut all = (*last.what.all).clone();
                 all.join(what);
-                (Rc::new(all), last.epoch)
+                (Arc::new(all), last.epoch)
             }
         };
         let (slot, now) = (by.slot, by.epoch());
@@ -346,7 +346,7 @@ fn add_release(found: &mut Vec<Release>, new: Release) {
     match found.iter_mut().find(same) {
         None => found.push(new),
         Some(old) => {
-            Rc::make_mut(&mut old.what).join(&new.what);
+            Arc::make_mut(&mut old.what).join(&new.what);
             old.block = old.block.filter(|block| Some(*block) == new.block);
             old.cluster = old.cluster.filter(|cluster| Some(*cluster) == new.cluster);
         }

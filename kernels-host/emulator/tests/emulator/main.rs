@@ -6,6 +6,7 @@ mod counters;
 mod dependent;
 mod faults;
 mod instructions;
+mod partial;
 mod races;
 mod shipped;
 mod warpgroups;

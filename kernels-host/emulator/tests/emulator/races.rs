@@ -54,8 +54,9 @@ const FENCE: &str = "fence.acq_rel.gpu;";
 fn blocks_race_unless_a_flag_orders_them() {
     let same = "mov.u32 %r2, %ctaid.x; ld.param.b64 %rd1, [out]; st.global.b32 [%rd1+4], %r2;";
     let fault = racy(&format!("setp.ne.u32 %p1, %r1, 5; @%p1 bra done; {same} done:"), 2);
-    let FaultKind::Race { access: Access::Write, other: Access::Write, thread: 5, block: Some(block), line, place } =
-        &fault.kind
+    let FaultKind::Race {
+        access: Access::Write, other: Access::Write, thread: 5, block: Some(block), line, place, ..
+    } = &fault.kind
     else {
         panic!("{fault}")
     };
