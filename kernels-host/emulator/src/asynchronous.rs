@@ -1,6 +1,6 @@
 //! What the decoder makes of mbarriers, bulk copies, TMA and proxy fences.
 
-use crate::instruction::{Address, Operand, Reg};
+use crate::instruction::{Address, Operand, Reg, Type};
 use crate::tensor::reduce::Reduction;
 use crate::tensor::tensor_map::DataType;
 
@@ -35,6 +35,13 @@ pub(crate) enum Async {
     ArriveAfterCopies {
         barrier: Address,
         expected: bool,
+    },
+    /// `st.async`: each lane's value goes to shared memory of the cluster and is counted there.
+    Store {
+        to: Address,
+        ty: Type,
+        src: Vec<Operand>,
+        barrier: Address,
     },
     Transfer(Transfer),
     /// `cp.async.bulk.commit_group`.

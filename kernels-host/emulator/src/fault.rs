@@ -150,6 +150,36 @@ pub enum FaultKind {
         /// What is still going on.
         what: String,
     },
+    /// A write to an operand in shared memory of a matrix instruction that was not waited for.
+    #[error("{access} of {place}, an operand of the wgmma at line {line}, before wgmma.wait_group covers that")]
+    Operand {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+        /// The matrix instruction's line.
+        line: u32,
+    },
+    /// A use of a register of a matrix instruction that was not waited for.
+    #[error("use of {register}, which the wgmma at line {line} works on, before wgmma.wait_group covers that")]
+    TensorRegister {
+        /// The register's name.
+        register: String,
+        /// The matrix instruction's line.
+        line: u32,
+    },
+    /// A matrix instruction on registers that others used, without `wgmma.fence` in between.
+    #[error("{register} was used since the last wgmma.fence: a wgmma may not work on it without another")]
+    TensorFence {
+        /// The register's name.
+        register: String,
+    },
+    /// What the four warps of a warpgroup must do together.
+    #[error("warpgroup: {what}")]
+    Warpgroup {
+        /// What is wrong with it.
+        what: String,
+    },
     /// Two accesses that no barrier orders, at least one of them a write.
     #[error("data race: {access} of {place}, unordered with the {other} by thread {thread} at line {line}")]
     Race {

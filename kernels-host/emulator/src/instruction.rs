@@ -1,8 +1,11 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+mod warpgroup;
+
 use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
+pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, WarpgroupOp};
 
 /// One decoded instruction.
 #[derive(Clone, Debug)]
@@ -500,12 +503,9 @@ pub(crate) enum Op {
     },
     /// Fences, prefetches, hints: nothing to do on a machine without caches.
     Nothing,
-    /// `.aligned` instructions without an effect here (`setmaxnreg`).
-    Aligned,
+    Warpgroup(WarpgroupOp),
     /// Mbarriers, bulk copies and proxy fences.
     Async(Box<Async>),
-    /// Decoded, not executed: the operands are resolved, so registers and labels exist.
-    Later,
 }
 
 /// `setp`.

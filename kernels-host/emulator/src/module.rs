@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ParseError;
 use crate::asynchronous::Async;
-use crate::decode::{Symbol, Symbols, decode};
-use crate::instruction::{Instruction, Op};
+use crate::decode::{Code, Symbol, Symbols, decode};
+use crate::instruction::{Instruction, Op, TensorRegisters};
 use crate::syntax::parser::parse;
 use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
@@ -27,6 +27,7 @@ pub(crate) struct Entry {
     pub instructions: Vec<Instruction>,
     /// The opcodes that [`Instruction::kind`] indexes.
     pub kinds: Vec<String>,
+    pub tensor_registers: TensorRegisters,
     pub params: Vec<ParamSlot>,
     /// Registers per file: predicates, 32-bit, 64-bit.
     pub registers: [u32; 3],
@@ -36,6 +37,8 @@ pub(crate) struct Entry {
     pub has_mbarriers: bool,
     /// Threads per block at most, from `.maxntid`.
     pub max_threads: Option<u32>,
+    /// Registers per thread at most, from `.maxnreg`.
+    pub max_registers: Option<u32>,
     /// Blocks per multiprocessor at least, from `.minnctapersm`.
     pub min_blocks: Option<u32>,
     /// Blocks of a cluster, from `.reqnctapercluster`.
@@ -121,7 +124,7 @@ fn place_variables<'a>(raw: &RawModule<'a>, symbols: &mut Symbols<'a>) -> (usize
 impl Entry {
     fn new<'a>(raw: &RawEntry<'a>, symbols: &mut Symbols<'a>, static_shared: usize) -> Result<Self, ParseError> {
         let params = place_params(&raw.params, symbols);
-        let (instructions, kinds) = decode(raw, symbols)?;
+        let Code { instructions, kinds, tensor_registers } = decode(raw, symbols)?;
         let directive = |wanted: &str| raw.directives.iter().find(|(name, _)| *name == wanted).map(|(_, n)| n);
         let number = |wanted: &str| directive(wanted).and_then(|numbers| numbers.first().copied());
         let axes = |numbers: &Vec<u32>| std::array::from_fn(|axis| numbers.get(axis).copied().unwrap_or(1).max(1));
@@ -134,10 +137,12 @@ impl Entry {
             name: raw.name.to_owned(),
             instructions,
             kinds,
+            tensor_registers,
             params,
             registers: raw.registers,
             static_shared,
             max_threads: directive(".maxntid").or(directive(".reqntid")).map(|numbers| numbers.iter().product()),
+            max_registers: number(".maxnreg"),
             min_blocks: number(".minnctapersm"),
             cluster: directive(".reqnctapercluster").map(axes),
             max_cluster: number(".maxclusterrank"),

@@ -51,6 +51,7 @@ impl Decoder<'_, '_> {
             "mbarrier" => self.mbarrier()?,
             "cp" if self.is_bulk() => self.bulk()?,
             "cp" if self.words.get(1) == Some(&"mbarrier") => self.arrive_after_copies()?,
+            "st" if self.has("async") => self.store_async()?,
             "prefetch" if self.has("tensormap") => {
                 let space = if self.has("param") { Space::Param } else { Space::Generic };
                 Async::PrefetchMap { map: self.address(space)? }
@@ -164,6 +165,23 @@ impl Decoder<'_, '_> {
         let space = self.barrier_space();
         let _ = self.has("b64");
         Ok(Async::ArriveAfterCopies { barrier: self.address(space)?, expected })
+    }
+
+    /// `st.async.shared::cluster.mbarrier::complete_tx::bytes{.v2, .v4}.type [address], value, [barrier]`.
+    fn store_async(&mut self) -> Result<Async, ParseError> {
+        let _ = self.has("weak");
+        if !self.has("shared::cluster") || !self.has("mbarrier::complete_tx::bytes") {
+            return self.wrong("`.shared::cluster.mbarrier::complete_tx::bytes` is missing".into());
+        }
+        let width = self.choice(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
+        let ty = self.ty()?;
+        let to = self.address(Space::Cluster)?;
+        let elements = self.elements()?;
+        if elements.len() != width {
+            return self.wrong(format!("{} registers for {width} elements", elements.len()));
+        }
+        let src = elements.iter().map(|raw| self.source(raw, ty, false)).collect::<Result<_, _>>()?;
+        Ok(Async::Store { to, ty, src, barrier: self.address(Space::Cluster)? })
     }
 
     // Bulk copies.

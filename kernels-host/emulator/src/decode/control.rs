@@ -60,12 +60,6 @@ impl Decoder<'_, '_> {
                 self.src(ty)?;
                 Op::Nothing
             }
-            "setmaxnreg" => {
-                self.words.clear();
-                self.src(Type::U(32))?;
-                Op::Aligned
-            }
-            "wgmma" => self.later()?,
             _ => return Ok(None),
         }))
     }

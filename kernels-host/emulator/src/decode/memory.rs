@@ -181,12 +181,6 @@ impl Decoder<'_, '_> {
         Ok(Op::Nothing)
     }
 
-    /// Decodes an instruction that is not executed yet: its operands must resolve.
-    pub(super) fn later(&mut self) -> Result<Op, ParseError> {
-        self.ignored()?;
-        Ok(Op::Later)
-    }
-
     fn resolve(&self, raw: &RawOperand<'_>) -> Result<(), ParseError> {
         match raw {
             RawOperand::Word("_") => Ok(()),

@@ -6,9 +6,8 @@ use super::lanes;
 use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use crate::asynchronous::{Far, Reduce, Route, Transfer};
-use crate::instruction::{Address, Operand, Space};
-use crate::memory::{Shared, Who};
-use crate::tensor::mbarrier::BYTES;
+use crate::instruction::{Address, Operand, Space, Type};
+use crate::memory::Who;
 use crate::{Access, FaultKind};
 
 use crate::tensor::tensor_map::{DataType, MAP_BYTES, TensorMap};
@@ -77,7 +76,7 @@ impl Executor<'_> {
             }
             let targets = blocks.map_or(1 << rank, |blocks| blocks[lane] & 0xffff);
             for rank in lanes(targets).map(|rank| rank as u32) {
-                let shared = block(cluster, rank, barrier, who).map_err(fault)?;
+                let shared = cluster.target(Access::Write, rank, who).map_err(fault)?;
                 let actor = shared.mbarriers.actor(barrier, who).map_err(fault)?;
                 for piece in &plan.pieces {
                     let (at, bytes) = (u64::from(piece.shared), piece.bytes as usize);
@@ -117,11 +116,44 @@ impl Executor<'_> {
             let own = &mut cluster.own(warp).shared;
             own.read_async(from, bytes as usize, who).map_err(fault)?;
             let source = own.hold(from, bytes as usize, who.line).map_err(fault)?;
-            let shared = block(cluster, rank, barrier, who).map_err(fault)?;
+            let shared = cluster.target(Access::Write, rank, who).map_err(fault)?;
             let actor = shared.mbarriers.actor(barrier, who).map_err(fault)?;
             shared.begin_write(to, bytes as usize, who, actor).map_err(fault)?;
             let job = Job::Peer { to, from, bytes, barrier, source: (warp.identity.rank, source) };
             cluster.flight.push(warp, lane, who.line, (rank, job), 1);
+        }
+        Ok(())
+    }
+
+    /// `st.async`.
+    pub(super) fn store_async(
+        &mut self,
+        warp: &Warp,
+        cluster: &mut Cluster,
+        [to, barrier]: [Address; 2],
+        (ty, src): (Type, &[Operand]),
+        mask: u32,
+    ) -> Result<(), LaneFault> {
+        let to = self.shared_addresses(warp, to, mask)?;
+        let barriers = self.shared_addresses(warp, barrier, mask)?;
+        for lane in lanes(mask) {
+            let fault = |kind| LaneFault::at(lane, kind);
+            let who = self.who(warp, lane);
+            let ((rank, to), (counter, barrier)) = (home(to[lane], who), home(barriers[lane], who));
+            let value = |src: &Operand| warp.get64(*src, &self.env)[lane].to_le_bytes();
+            let data: Vec<u8> = src.iter().flat_map(|src| value(src).into_iter().take(ty.bytes())).collect();
+            if rank != counter {
+                let what = "the mbarrier is in another block than the destination".to_owned();
+                return Err(fault(FaultKind::Copy { what }));
+            }
+            if !to.is_multiple_of(data.len() as u64) {
+                let (access, bytes) = (Access::Write, data.len());
+                return Err(fault(FaultKind::Misaligned { access, bytes, address: to }));
+            }
+            let shared = cluster.target(Access::Write, rank, who).map_err(fault)?;
+            let actor = shared.mbarriers.actor(barrier, who).map_err(fault)?;
+            shared.begin_write(to, data.len(), who, actor).map_err(fault)?;
+            cluster.flight.push(warp, lane, who.line, (rank, Job::Value { to, data, barrier }), 1);
         }
         Ok(())
     }
@@ -208,13 +240,6 @@ impl Executor<'_> {
 fn home(address: u64, who: Who<'_>) -> (u32, u64) {
     let window = (address / OWN_BYTES) as u32;
     (if window == 0 { who.rank } else { window - 1 }, address % OWN_BYTES)
-}
-
-/// The shared memory of block `rank`, which must be there.
-fn block<'c>(cluster: &'c mut Cluster, rank: u32, address: u64, who: Who<'_>) -> Result<&'c mut Shared, FaultKind> {
-    let address = (u64::from(rank) + 1) * OWN_BYTES + address;
-    let (crew, _) = cluster.reach(Access::Write, address, BYTES as usize, who)?;
-    Ok(&mut crew.shared)
 }
 
 /// The type of the elements that a reduction works on.

@@ -8,6 +8,7 @@ use super::flight::Flight;
 use super::lanes;
 use super::step::{Executor, LaneFault};
 use super::warp::{Group, Warp};
+use super::warpgroup::Warpgroups;
 use crate::instruction::{ClusterOp, Reg, Space, Type};
 use crate::memory::{Actors, Shared, Who};
 use crate::{Access, FaultKind};
@@ -20,6 +21,7 @@ pub(crate) const OWN_BYTES: u64 = 1 << 24;
 pub(super) struct Crew {
     pub shared: Shared,
     pub barriers: Barriers,
+    pub warpgroups: Warpgroups,
     /// The last access of each warp of the cluster, if from another block: its epoch and its line.
     visits: Vec<(u32, u32)>,
     /// Join of the clocks of the warps that have exited.
@@ -37,7 +39,7 @@ pub(super) struct Cluster {
 impl Crew {
     fn new(shared_bytes: usize, warps: u32, actors: Actors) -> Self {
         let (shared, barriers) = (Shared::new(shared_bytes, actors), Barriers::new(warps));
-        Self { shared, barriers, visits: Vec::new(), farewell: Vec::new() }
+        Self { shared, barriers, warpgroups: Warpgroups::default(), visits: Vec::new(), farewell: Vec::new() }
     }
 
     /// A warp has exited; with the last one goes the block's shared memory.
@@ -92,6 +94,23 @@ impl Cluster {
         Ok((&mut crew.shared, address))
     }
 
+    /// The shared memory of block `rank`, for an asynchronous operation that `who` issues: whoever waits for it knows
+    /// that it is over.
+    ///
+    /// # Errors
+    /// No such block; or it is not certain that the block is there.
+    pub fn target(&mut self, access: Access, rank: u32, who: Who<'_>) -> Result<&mut Shared, FaultKind> {
+        let blocks = self.crews.len();
+        let Some(crew) = self.crews.get_mut(rank as usize) else {
+            let what = format!("{access} of the shared memory of block {rank} of a cluster of {blocks}");
+            return Err(FaultKind::Cluster { what });
+        };
+        if rank != who.rank {
+            crew.present(access, rank, who)?;
+        }
+        Ok(&mut crew.shared)
+    }
+
     /// The crew of the block that `warp` is in.
     pub fn own(&mut self, warp: &Warp) -> &mut Crew {
         &mut self.crews[warp.identity.rank as usize]
@@ -124,6 +143,14 @@ impl Cluster {
 
 impl Crew {
     fn visit(&mut self, access: Access, rank: u32, who: Who<'_>) -> Result<(), FaultKind> {
+        self.present(access, rank, who)?;
+        self.visits.resize(who.clock.len(), (0, 0));
+        self.visits[who.warp as usize] = (who.epoch(), who.line);
+        Ok(())
+    }
+
+    /// The block, of this rank, has certainly started and not exited.
+    fn present(&self, access: Access, rank: u32, who: Who<'_>) -> Result<(), FaultKind> {
         if self.barriers.live == 0 {
             let what = format!("{access} of the shared memory of block {rank} of the cluster, which has exited");
             return Err(FaultKind::Cluster { what });
@@ -136,8 +163,6 @@ impl Crew {
             );
             return Err(FaultKind::Cluster { what });
         }
-        self.visits.resize(who.clock.len(), (0, 0));
-        self.visits[who.warp as usize] = (who.epoch(), who.line);
         Ok(())
     }
 }

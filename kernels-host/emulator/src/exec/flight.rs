@@ -53,6 +53,8 @@ pub(super) enum Job {
     Store { pieces: Vec<Piece>, reduction: Option<(Reduce, DataType)>, hold: Option<HoldId>, read: Vec<u8> },
     /// From the shared memory of block `source.0`, which is held, to that of another, counted on `barrier`.
     Peer { to: u64, from: u64, bytes: u32, barrier: u64, source: (u32, HoldId) },
+    /// `st.async`.
+    Value { to: u64, data: Vec<u8>, barrier: u64 },
     /// The arrival that `cp.async.mbarrier.arrive` announces.
     Arrive { copies: Vec<Copy>, barrier: u64 },
 }
@@ -170,6 +172,11 @@ impl Executor<'_> {
                     bytes += piece.bytes;
                 }
                 shared.mbarriers.complete_tx(*barrier, bytes, Some(*line))
+            }
+            Job::Value { to, data, barrier } => {
+                let (actor, epoch) = shared.mbarriers.landing(*barrier)?;
+                shared.land(*to, data, actor, epoch);
+                shared.mbarriers.complete_tx(*barrier, data.len() as u32, Some(*line))
             }
             Job::Store { pieces, reduction, hold, read } => {
                 let skipped: usize = pieces[..part.start].iter().map(|piece| piece.bytes as usize).sum();

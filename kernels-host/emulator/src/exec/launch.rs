@@ -169,6 +169,10 @@ fn deadlock(executor: &Executor<'_>, residents: &[Resident]) -> Fault {
         waits.extend(resident.cluster.crews.iter().flat_map(|crew| crew.barriers.open()));
         waits.extend(resident.cluster.crews.iter().flat_map(|crew| crew.shared.mbarriers.open()));
         waits.extend(resident.cluster.barrier.state());
+        let for_registers = |warp: &&Warp| matches!(warp.state, State::ForRegisters(_));
+        if let Some(warp) = resident.warps.iter().find(for_registers) {
+            waits.push(resident.cluster.crews[warp.identity.rank as usize].warpgroups.pool());
+        }
     }
     let more = waits.len().saturating_sub(MOST_NAMED);
     if more > 0 {
@@ -216,7 +220,7 @@ impl Resident {
         let actors = Actors { warps: blocks * threads.div_ceil(32), blocks, rank: 0, mbarriers };
         let warps = |rank| {
             let identity = identity(rank);
-            (0..identity.warps).map(move |index| Warp::new(index, setup.entry.registers, identity, actors))
+            (0..identity.warps).map(move |index| Warp::new(index, setup.entry, identity, actors))
         };
         Self { warps: (0..blocks).flat_map(warps).collect(), cluster: Cluster::new(blocks, threads, shared, actors) }
     }
@@ -235,9 +239,15 @@ impl Resident {
         let mut woken = self.cluster.barrier.completed;
         let per_block = self.warps.len() / self.cluster.crews.len();
         for (rank, crew) in self.cluster.crews.iter_mut().enumerate() {
+            let warps = &mut self.warps[rank * per_block..][..per_block];
+            if std::mem::take(&mut crew.warpgroups.released) {
+                for warp in warps.iter_mut().filter(|warp| matches!(warp.state, State::ForRegisters(_))) {
+                    warp.state = State::Ready;
+                }
+            }
             for (index, clock) in crew.barriers.released.drain(..) {
                 woken = true;
-                let warp = &mut self.warps[rank * per_block + index as usize];
+                let warp = &mut warps[index as usize];
                 super::cluster::join(&mut warp.clock, &clock);
                 warp.pc += 1;
                 warp.state = State::Ready;

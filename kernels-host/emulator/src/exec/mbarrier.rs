@@ -53,6 +53,9 @@ impl Executor<'_> {
                 warp.advance();
             }
             Async::FenceInit => cluster.own(warp).shared.mbarriers.fence_init(warp.slot),
+            Async::Store { to, ty, src, barrier } => {
+                self.store_async(warp, cluster, [*to, *barrier], (*ty, src), mask)?;
+            }
             Async::Transfer(transfer) => self.transfer(warp, cluster, transfer, mask)?,
             Async::Commit => cluster.flight.commit(warp.slot, mask),
             Async::WaitGroups { pending, read } => self.wait_groups(warp, cluster, *pending, *read, mask)?,

@@ -16,6 +16,7 @@ mod mbarrier;
 mod schedule;
 mod step;
 mod warp;
+mod warpgroup;
 
 /// One value per lane.
 pub(crate) type Lanes<T> = [T; 32];

@@ -77,6 +77,11 @@ impl<'a> Executor<'a> {
             return Ok(());
         }
         self.count(instruction)?;
+        if let Some(ids) = entry.tensor_registers.uses.get(warp.pc as usize)
+            && !ids.is_empty()
+        {
+            self.use_tensor_registers(warp, ids)?;
+        }
         if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, cluster, &instruction.op, mask)? {
             warp.pc += 1;
             return Ok(());
@@ -129,7 +134,7 @@ impl<'a> Executor<'a> {
             Op::Barrier { wait, id, count } => {
                 return self.barrier(warp, cluster, (*wait, *id, *count), mask);
             }
-            Op::Aligned | Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
+            Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
                 if !self.converged(warp, mask) {
                     return Ok(());
                 }
@@ -146,11 +151,17 @@ impl<'a> Executor<'a> {
                     return Ok(());
                 }
             }
-            Op::Async(op) => return self.asynchronous(warp, cluster, op, mask),
-            Op::Later => {
-                let instruction = self.entry.kinds[instruction.kind as usize].clone();
-                return Err(FaultKind::Unsupported { instruction }.into());
+            Op::Warpgroup(op) => {
+                if !self.converged(warp, mask) {
+                    return Ok(());
+                }
+                if !self.warpgroup(warp, cluster.own(warp), op)? {
+                    self.counts[instruction.kind as usize] -= 1;
+                    self.env.executed -= 1;
+                    return Ok(());
+                }
             }
+            Op::Async(op) => return self.asynchronous(warp, cluster, op, mask),
             _ => {}
         }
         warp.pc += 1;
@@ -167,6 +178,7 @@ impl<'a> Executor<'a> {
         cluster.barrier.exit(warp.slot as usize, mask);
         if warp.live == 0 {
             warp.state = State::Done;
+            self.exit_warpgroup(warp, cluster.own(warp))?;
             cluster.own(warp).exit(&warp.clock, warp.identity.warps)?;
         } else if warp.active == 0 && warp.groups.is_empty() {
             return Err(FaultKind::Divergent { waits: self.waits(warp) }.into());

@@ -6,10 +6,12 @@
 use std::fmt;
 
 use super::copy::Copies;
+use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
 use crate::memory::Actors;
 use crate::memory::mbarriers::Phase;
+use crate::module::Entry;
 
 /// Registers of a warp.
 #[derive(Debug)]
@@ -71,6 +73,8 @@ pub(crate) enum State {
     Asleep,
     /// At the barrier of the cluster.
     AtCluster,
+    /// At a `setmaxnreg` that needs so many more for each thread.
+    ForRegisters(u32),
     Done,
 }
 
@@ -99,6 +103,7 @@ pub(crate) struct Warp {
     /// The time of those that sleep is up: their `try_wait` answers no.
     pub expired: bool,
     pub copies: Copies,
+    pub tensor: TensorState,
     pub identity: Identity,
 }
 
@@ -126,7 +131,8 @@ impl Identity {
 }
 
 impl Warp {
-    pub fn new(index: u32, registers: [u32; 3], identity: Identity, actors: Actors) -> Self {
+    pub fn new(index: u32, entry: &Entry, identity: Identity, actors: Actors) -> Self {
+        let registers = entry.registers;
         let threads: u32 = identity.threads.iter().product();
         let count = (threads - index * 32).min(32);
         let live = ALL >> (32 - count);
@@ -151,6 +157,7 @@ impl Warp {
             meetings: 0,
             expired: false,
             copies: Copies::default(),
+            tensor: TensorState::new(entry),
             identity,
         }
     }

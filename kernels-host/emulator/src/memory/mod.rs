@@ -2,11 +2,13 @@
 
 mod global;
 pub(crate) mod mbarriers;
+mod operands;
 pub(crate) mod proxy;
 mod race;
 mod shared;
 
 pub(crate) use global::Memory;
+pub(crate) use operands::CHUNK;
 pub(crate) use proxy::{Actors, HoldId};
 pub(crate) use race::Who;
 pub(crate) use shared::Shared;

@@ -156,6 +156,7 @@ impl Shared {
         let offset = self.bounds(Access::Write, address, bytes)?;
         self.landed(Access::Write, offset, bytes)?;
         self.unheld(Access::Write, offset, bytes)?;
+        self.operands.check_write(Access::Write, offset, bytes, who)?;
         self.fenced(offset, bytes, who)?;
         for (word, mask) in words(offset, bytes) {
             let begun = self.words[word].begin_copy(who, mask, actor);

@@ -1,6 +1,7 @@
 //! The shared memory of a block.
 
 use super::mbarriers::Mbarriers;
+use super::operands::OperandReads;
 use super::proxy::{Actors, Async};
 use super::race::{Conflict, Who, Word};
 use super::{BARRIER, IN_FLIGHT, UNINITIALISED, WRITTEN};
@@ -12,6 +13,7 @@ pub(crate) struct Shared {
     pub(super) bytes: Vec<u8>,
     pub(super) state: Vec<u8>,
     pub(super) words: Vec<Word>,
+    pub(super) operands: OperandReads,
     pub(super) asynchronous: Async,
     pub mbarriers: Mbarriers,
 }
@@ -22,6 +24,7 @@ impl Shared {
             bytes: vec![0; bytes],
             state: vec![UNINITIALISED; bytes],
             words: vec![Word::default(); bytes.div_ceil(4)],
+            operands: OperandReads::default(),
             asynchronous: Async::new(actors),
             mbarriers: Mbarriers::new(actors),
         }
@@ -126,6 +129,9 @@ impl Shared {
         bytes: usize,
         who: Who<'_>,
     ) -> Result<(), FaultKind> {
+        if access != Access::Read {
+            self.operands.check_write(access, offset, bytes, who)?;
+        }
         for (word, mask) in words(offset, bytes) {
             self.words[word].access(access, who, mask).map_err(|conflict| raced(access, word, conflict, who))?;
         }

@@ -92,6 +92,12 @@ impl<'a> RawEntry<'a> {
         }
     }
 
+    /// The name of a register, in whichever scope declares it.
+    pub fn name_of(&self, reg: Reg) -> String {
+        let found = self.scopes.iter().find_map(|scope| scope.name_of(reg));
+        found.unwrap_or_else(|| format!("register {}", reg.index))
+    }
+
     /// The position that label `name` means in `scope`.
     pub fn label(&self, mut scope: usize, name: &str) -> Option<u32> {
         loop {
@@ -107,6 +113,16 @@ impl<'a> RawEntry<'a> {
 }
 
 impl Scope<'_> {
+    fn name_of(&self, reg: Reg) -> Option<String> {
+        if let Some((name, _)) = self.registers.iter().find(|(_, found)| **found == reg) {
+            return Some((*name).to_owned());
+        }
+        let within = |first: &Reg, count: u32| (first.index..first.index + count).contains(&reg.index);
+        let (stem, _, first) =
+            self.ranges.iter().find(|(_, count, first)| first.class == reg.class && within(first, *count))?;
+        Some(format!("{stem}{}", reg.index - first.index))
+    }
+
     fn register(&self, name: &str) -> Option<Reg> {
         if let Some(found) = self.registers.get(name) {
             return Some(*found);

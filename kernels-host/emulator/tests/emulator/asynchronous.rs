@@ -2,7 +2,7 @@
 
 use ptx_emulator::tensor::swizzle::Swizzle;
 use ptx_emulator::tensor::tensor_map::{DataType, Fill, TensorMap, Tiled};
-use ptx_emulator::{Device, Fault, FaultKind, Grid, Module, Param};
+use ptx_emulator::{Device, Fault, FaultKind, Grid, LaunchOptions, Module, Param};
 
 use crate::{numbers, words};
 
@@ -26,7 +26,7 @@ fn text(body: &str) -> String {
     format!(
         ".version 8.0\n.target sm_90a\n.address_size 64\n.extern .shared .align 1024 .b8 smem[];
 .visible .entry k(.param .u64 out, .param .u64 in, .param .align 64 .b8 map[128]) {{
-.reg .pred %p<9>; .reg .b32 %r<29>; .reg .b64 %rd<29>;
+.reg .pred %p<9>; .reg .b16 %rs<9>; .reg .b32 %r<29>; .reg .b64 %rd<29>;
 ld.param.b64 %rd1, [out]; ld.param.b64 %rd2, [in]; mov.b64 %rd9, map; cvta.param.u64 %rd9, %rd9;
 mov.u32 %r1, %tid.x; mov.u32 %r2, smem; setp.eq.u32 %p1, %r1, 0;
 {body}\nret;\n}}"
@@ -48,8 +48,17 @@ fn map(address: u64, swizzle: Swizzle) -> TensorMap {
     .unwrap()
 }
 
+/// Runs a cluster of two blocks of 32 threads; otherwise as [`run`].
+fn run_two(seed: u64, body: &str) -> Result<Vec<u32>, Fault> {
+    launch(seed, body, Grid::linear(2, 32), Some([2, 1, 1]))
+}
+
 /// Runs one block of `body` on 0, 1, 2, … and gives back `out`, of as many words, zeros at first.
 fn run(seed: u64, body: &str, threads: u32) -> Result<Vec<u32>, Fault> {
+    launch(seed, body, Grid::linear(1, threads), None)
+}
+
+fn launch(seed: u64, body: &str, grid: Grid, cluster: Option<[u32; 3]>) -> Result<Vec<u32>, Fault> {
     let module = Module::parse(&text(body)).unwrap_or_else(|error| panic!("{error}\n{}", text(body)));
     let mut device = Device::new(seed);
     device.set_instruction_limit(1 << 20);
@@ -59,7 +68,7 @@ fn run(seed: u64, body: &str, threads: u32) -> Result<Vec<u32>, Fault> {
     let target = if body.contains("[%rd9, {%r3, %r4}], [%r8]") { out } else { input };
     let map = map(target, Swizzle::B128).encode().to_vec();
     let params = [Param::U64(out), Param::U64(input), Param::Bytes(map)];
-    device.launch(&module, "k", Grid::linear(1, threads), &params, 16 << 10)?;
+    device.launch_with(&module, "k", grid, &params, &LaunchOptions { shared_bytes: 16 << 10, cluster })?;
     Ok(numbers(&device.read(out, WORDS * 4)?))
 }
 
@@ -164,13 +173,17 @@ fn a_result_read_before_its_wait() {
 fn a_buffer_filled_anew_before_it_is_empty() {
     let wrong = RING.replace("WAIT(%r10, %r6)", "WAIT(%r2, %r6)");
     // The producer waits for its own copy, not for those who read it: the copy comes before the read is known to be
-    // over, or before it.
+    // over, before it, or even instead of it.
+    let mut races = 0;
     for seed in 0..SEEDS {
         let fault = run(seed, &wrong, 64).unwrap_err();
         let message = fault.to_string();
         let raced = message.contains("data race: write") && message.contains("unordered with the read by thread");
-        assert!(raced || matches!(fault.kind, FaultKind::InFlight { .. }), "seed {seed}: {fault}");
+        let others = matches!(fault.kind, FaultKind::InFlight { .. } | FaultKind::Deadlock { .. });
+        assert!(raced || others, "seed {seed}: {fault}");
+        races += u32::from(raced);
     }
+    assert!(races > 0);
 }
 
 #[test]
@@ -372,5 +385,115 @@ end:";
     for seed in 0..SEEDS {
         let out = run(seed, body, 32).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
         assert_eq!((out[0], out[5], out[31], out[32]), (0, 10, 62, 62), "seed {seed}");
+    }
+}
+
+const MEET: &str = "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;";
+
+/// Block 0 loads 128 bytes into both blocks; each adds its rank and stores them.
+const MULTICAST: &str = "
+mov.u32 %r3, %cluster_ctarank;
+setp.eq.and.u32 %p2, %r3, 0, %p1;
+add.u32 %r4, %r2, 1024; mov.u32 %r5, 3; cvt.u16.u32 %rs1, %r5;
+@%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
+@%p1 fence.mbarrier_init.release.cluster;
+MEET
+@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], 128;
+@%p2 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r4], [%rd2], 128, [%r2], %rs1;
+WAIT(%r2, 0)
+shl.b32 %r6, %r1, 2; add.u32 %r7, %r4, %r6; ld.shared.b32 %r8, [%r7]; add.u32 %r8, %r8, %r3;
+shl.b32 %r9, %r3, 7; add.u32 %r9, %r9, %r6; cvt.u64.u32 %rd3, %r9; add.s64 %rd4, %rd1, %rd3;
+st.global.b32 [%rd4], %r8;";
+
+#[test]
+fn a_multicast_lands_in_every_block() {
+    let body = MULTICAST.replace("MEET", MEET);
+    for seed in 0..SEEDS {
+        let out = run_two(seed, &body).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        let expected = (0..32).chain(1..33);
+        assert!(out[..64].iter().copied().eq(expected), "seed {seed}: {:?}", &out[..64]);
+        let early = run_two(seed, &MULTICAST.replace("MEET", "")).unwrap_err();
+        assert!(matches!(early.kind, FaultKind::Cluster { .. } | FaultKind::Mbarrier { .. }), "{early}");
+        // Block 1 leaves without having waited for what it is sent.
+        let leaves = body.replace("WAIT(%r2, 0)", "setp.ne.u32 %p3, %r3, 0; @%p3 bra end;\nWAIT(%r2, 0)");
+        let fault = run_two(seed, &format!("{leaves}\nend:")).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::Exit { .. } | FaultKind::Cluster { .. }), "{fault}");
+    }
+}
+
+/// Block 1 writes a word of block 0's shared memory and arrives on its barrier.
+const REMOTE: &str = "
+mov.u32 %r3, %cluster_ctarank; setp.eq.u32 %p2, %r3, 0;
+@%p1 mbarrier.init.shared::cta.b64 [%r2], COUNT;
+@%p1 fence.mbarrier_init.release.cluster;
+MEET
+@%p2 bra own;
+mov.u32 %r4, 0; mapa.shared::cluster.u32 %r5, %r2, %r4;
+shl.b32 %r6, %r1, 2; add.u32 %r6, %r6, %r5;
+SEND
+bra.uni end;
+own:
+@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], BYTES;
+WAIT(%r2, 0)
+xor.b32 %r7, %r1, 1; shl.b32 %r7, %r7, 2; add.u32 %r7, %r7, %r2; ld.shared.b32 %r8, [%r7+1024];
+@%p1 st.global.b32 [%rd1], %r8;
+end:
+MEET";
+
+#[test]
+fn arrivals_and_values_from_another_block() {
+    let body = |count: &str, bytes: &str, send: &str| {
+        REMOTE.replace("COUNT", count).replace("BYTES", bytes).replace("SEND", send).replace("MEET", MEET)
+    };
+    let arrive =
+        "st.shared::cluster.b32 [%r6+1024], %r1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r5];";
+    let relaxed = arrive.replace("release", "relaxed");
+    let store = "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r6+1024], %r1, [%r5];";
+    for seed in 0..SEEDS {
+        for body in [body("33", "0", arrive), body("1", "128", store)] {
+            let out = run_two(seed, &body).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+            assert_eq!(out[0], 1, "seed {seed}");
+        }
+        let fault = run_two(seed, &body("33", "0", &relaxed)).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::Race { .. }), "seed {seed}: {fault}");
+        let few = run_two(seed, &body("1", "64", store)).unwrap_err();
+        assert!(
+            matches!(
+                few.kind,
+                FaultKind::InFlight { .. } | FaultKind::Mbarrier { .. } | FaultKind::Uninitialised { .. }
+            ),
+            "seed {seed}: {few}"
+        );
+    }
+}
+
+#[test]
+fn a_copy_between_blocks() {
+    let body = "
+mov.u32 %r3, %cluster_ctarank; xor.b32 %r4, %r3, 1;
+@%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
+@%p1 fence.mbarrier_init.release.cluster;
+shl.b32 %r6, %r1, 2; add.u32 %r6, %r6, %r2; mad.lo.u32 %r7, %r3, 100, %r1;
+st.shared.b32 [%r6+1024], %r7;
+fence.proxy.async;
+MEET
+@!%p1 bra wait;
+mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], 128;
+add.u32 %r8, %r2, 2048; mapa.shared::cluster.u32 %r9, %r8, %r4; mapa.shared::cluster.u32 %r10, %r2, %r4;
+add.u32 %r11, %r2, 1024;
+cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r9], [%r11], 128, [%r10];
+wait:
+bar.warp.sync -1;
+WAIT(%r2, 0)
+ld.shared.b32 %r12, [%r6+2048];
+shl.b32 %r13, %r3, 7; shl.b32 %r14, %r1, 2; add.u32 %r13, %r13, %r14; cvt.u64.u32 %rd3, %r13; add.s64 %rd4, %rd1, %rd3;
+st.global.b32 [%rd4], %r12;
+MEET";
+    for seed in 0..SEEDS {
+        let out = run_two(seed, &body.replace("MEET", MEET)).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        assert!(out[..64].iter().copied().eq((100..132).chain(0..32)), "seed {seed}: {:?}", &out[..64]);
+        let unfenced = body.replace("fence.proxy.async;\n", "").replace("MEET", MEET);
+        let fault = run_two(seed, &unfenced).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::Proxy { .. }), "{fault}");
     }
 }

@@ -5,6 +5,7 @@ mod clusters;
 mod faults;
 mod instructions;
 mod shipped;
+mod warpgroups;
 
 use ptx_emulator::{Device, Fault, Grid, Module, Param};
 
