@@ -196,5 +196,5 @@ fn defined(opcode: &str) -> bool {
     let approximate = words.iter().any(|word| matches!(*word, "approx" | "full"));
     let atomic = matches!(words[0], "atom" | "red") && words.contains(&"add");
     let float = words.last().is_some_and(|ty| ty.starts_with('f') || ty.starts_with("bf"));
-    !approximate && !(atomic && float)
+    !(approximate || atomic && float)
 }
