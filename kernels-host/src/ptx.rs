@@ -22,6 +22,9 @@ impl fmt::Display for Target {
     }
 }
 
+/// The compiler that made the PTX, such as "rustc 1.95.0, LLVM 22.1.2".
+pub const COMPILER: &str = include_str!(concat!(env!("OUT_DIR"), "/compiler.txt"));
+
 struct Module {
     target: Target,
     packed: &'static [u8],

@@ -99,7 +99,7 @@ impl EmulationNote {
 impl Drop for EmulationNote {
     fn drop(&mut self) {
         let Some(emulation) = self.0.emulation() else { return };
-        let launches: u64 = emulation.launches.values().sum();
+        let launches: u64 = emulation.launches.values().map(|launches| launches.count).sum();
         let (done, entries) = (emulation.instructions, emulation.launches.len());
         let _ = writeln!(
             std::io::stderr(),

@@ -191,7 +191,10 @@ fn emulator(target: Target) -> Check {
     match run() {
         Ok(()) => {
             let done = device.emulation().unwrap_or_default().instructions;
-            Check::ok(&what, format!("runs kernels for --device emulated:{target} ({done} instructions of one checked)"))
+            Check::ok(
+                &what,
+                format!("runs kernels for --device emulated:{target} ({done} instructions of one checked)"),
+            )
         }
         Err(error) => Check::warning(&what, error.to_string(), "wootz chat --device cpu"),
     }

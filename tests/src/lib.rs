@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod chat;
 mod cli;
+pub mod counters;
 mod devices;
 pub mod differential;
 mod engine;
@@ -32,6 +33,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(differential::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
+    trials.extend(counters::trials());
     trials.extend(cli::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     let whole = !arguments.list && conclusion.num_filtered_out == 0;

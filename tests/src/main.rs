@@ -14,6 +14,9 @@ fn main() -> ExitCode {
         role = first.to_owned();
         args.remove(1);
     }
+    if args.get(1).is_some_and(|arg| arg == "kernel-counters") {
+        return wootz_tests::counters::main(&args[2..]);
+    }
     match role.as_str() {
         "benches" => wootz_benches::main(args),
         "wootz-cli" => serve_cli::main(args),

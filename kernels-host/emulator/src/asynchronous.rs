@@ -51,8 +51,11 @@ pub(crate) enum Async {
         pending: u32,
         read: bool,
     },
-    /// `fence.proxy.async` of shared memory.
-    FenceProxy,
+    /// `fence.proxy.async` of shared or global memory, or of both.
+    FenceProxy {
+        shared: bool,
+        global: bool,
+    },
     /// `fence.mbarrier_init`.
     FenceInit,
     /// `prefetch.tensormap`.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::exec::launch;
 use crate::memory::Memory;
 use crate::module::Entry;
-use crate::{Fault, FaultKind, Module, residency};
+use crate::{Counters, Fault, FaultKind, Module, residency};
 
 /// Shared memory of a block at most, in bytes: that of compute capability 9.0.
 const MAX_SHARED: usize = 232_448;
@@ -46,6 +46,10 @@ pub struct LaunchOptions {
     pub shared_bytes: usize,
     /// Blocks of a cluster, per axis, each a divisor of the grid's; `None` for what the entry declares, or 1.
     pub cluster: Option<[u32; 3]>,
+    /// A programmatic dependent launch: it may begin before the launch before it is finished, so what that one writes
+    /// must not be touched before `griddepcontrol.wait`. The first launch after [`Device::synchronize`] or a
+    /// [`Device::write`] depends on nothing.
+    pub dependent: bool,
 }
 
 /// An argument of a launch.
@@ -77,6 +81,8 @@ impl Param {
 pub struct Report {
     /// Warp instructions by opcode.
     pub instructions: BTreeMap<String, u64>,
+    /// What they asked of memory and of the tensor cores.
+    pub counters: Counters,
 }
 
 impl Report {
@@ -126,7 +132,14 @@ impl Device {
     /// # Errors
     /// The range is not within one allocation.
     pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.memory.settle();
         Ok(self.memory.write(address, data)?)
+    }
+
+    /// Waits for all launches, as a host does before it uses their results. They are executed when they are launched;
+    /// this only says that the next dependent launch has nothing to wait for.
+    pub fn synchronize(&mut self) {
+        self.memory.settle();
     }
 
     /// Copies `bytes` bytes from the device.
@@ -183,6 +196,7 @@ impl Device {
             seed: self.seed,
             limit: self.limit,
             resident: self.resident_clusters(entry, grid, shared_bytes, cluster),
+            dependent: options.dependent,
         };
         launch::run(&setup, &mut self.memory)
     }
@@ -281,4 +295,15 @@ fn marshal(entry: &Entry, params: &[Param]) -> Result<Vec<u8>, Fault> {
         buffer.extend_from_slice(&bytes);
     }
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_may_move_between_threads() {
+        fn movable<T: Send>() {}
+        movable::<Device>();
+    }
 }

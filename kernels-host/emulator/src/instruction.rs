@@ -16,6 +16,8 @@ pub(crate) struct Instruction {
     /// Lanes for which the guard is false skip the instruction.
     pub guard: Option<Guard>,
     pub line: u32,
+    /// Index among the entry's source lines.
+    pub source: Option<u32>,
     /// Index of the full opcode (`ld.global.v4.b32`) in the entry's list of kinds.
     pub kind: u32,
 }
@@ -256,6 +258,50 @@ pub(crate) enum Space {
     Param,
 }
 
+/// Threads among which an access or a fence orders: those of the block, of the cluster, or all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    Block,
+    Cluster,
+    /// `.gpu` and `.sys`: there is one GPU.
+    Device,
+}
+
+/// What an access says about its place among others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Not weak: relaxed or stronger, volatile, or a read-modify-write operation.
+    pub strong: bool,
+    pub acquire: bool,
+    pub release: bool,
+    pub scope: Scope,
+    /// It is a read-modify-write operation.
+    pub modifies: bool,
+    /// `.nc`: the bytes must not change while the kernel runs.
+    pub constant: bool,
+    /// Through the async proxy.
+    pub copies: bool,
+}
+
+impl Order {
+    /// A reduction that says nothing of its order.
+    pub const REDUCTION: Self = Self { strong: true, modifies: true, ..Self::WEAK };
+    /// A plain load or store.
+    pub const WEAK: Self = Self {
+        strong: false,
+        acquire: false,
+        release: false,
+        scope: Scope::Device,
+        modifies: false,
+        constant: false,
+        copies: false,
+    };
+    /// A bulk copy or a tensor copy.
+    pub const COPY: Self = Self { copies: true, ..Self::WEAK };
+    /// One that reduces.
+    pub const COPY_REDUCTION: Self = Self { copies: true, ..Self::REDUCTION };
+}
+
 /// What blocks of a cluster do together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ClusterOp {
@@ -450,17 +496,20 @@ pub(crate) enum Op {
         ty: Type,
         dst: Vec<Option<Reg>>,
         address: Address,
+        order: Order,
     },
     Store {
         ty: Type,
         src: Vec<Operand>,
         address: Address,
+        order: Order,
     },
     Atomic {
         op: AtomicOp,
         ty: Type,
         dst: Option<Reg>,
         address: Address,
+        order: Order,
         b: Operand,
         c: Option<Operand>,
     },
@@ -503,12 +552,20 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
+    /// `fence.sc`, `fence.acq_rel` and `membar`.
+    Fence {
+        scope: Scope,
+    },
+    /// `griddepcontrol.wait`, or `griddepcontrol.launch_dependents`.
+    GridDependency {
+        wait: bool,
+    },
     /// An instruction of clusters; with `aligned`, of all lanes of the warp at once.
     Cluster {
         what: ClusterOp,
         aligned: bool,
     },
-    /// Fences, prefetches, hints: nothing to do on a machine without caches.
+    /// Prefetches, hints, fences of proxies: nothing to do on a machine without caches.
     Nothing,
     Warpgroup(WarpgroupOp),
     /// Mbarriers, bulk copies and proxy fences.

@@ -6,6 +6,7 @@ use crate::ParseError;
 use crate::asynchronous::Async;
 use crate::decode::{Code, Symbol, Symbols, decode};
 use crate::instruction::{Instruction, Op, TensorRegisters};
+use crate::source::{self, SourceLine};
 use crate::syntax::parser::parse;
 use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
@@ -28,6 +29,8 @@ pub(crate) struct Entry {
     /// The opcodes that [`Instruction::kind`] indexes.
     pub kinds: Vec<String>,
     pub tensor_registers: TensorRegisters,
+    /// What [`Instruction::source`] indexes: a line, and the calls that it was inlined through.
+    pub sources: Vec<Vec<SourceLine>>,
     pub params: Vec<ParamSlot>,
     /// Registers per file: predicates, 32-bit, 64-bit.
     pub registers: [u32; 3],
@@ -73,7 +76,8 @@ impl Module {
         let (static_shared, globals) = place_variables(&raw, &mut symbols);
         let mut entries = Vec::with_capacity(raw.entries.len());
         for entry in &raw.entries {
-            entries.push(Entry::new(entry, &mut symbols, static_shared)?);
+            let sources = source::resolve(&raw.files, &entry.sources);
+            entries.push(Entry { sources, ..Entry::new(entry, &mut symbols, static_shared)? });
         }
         Ok(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), entries, globals })
     }
@@ -140,6 +144,7 @@ impl Entry {
             tensor_registers,
             params,
             registers: raw.registers,
+            sources: Vec::new(),
             static_shared,
             max_threads: directive(".maxntid").or(directive(".reqntid")).map(|numbers| numbers.iter().product()),
             max_registers: number(".maxnreg"),

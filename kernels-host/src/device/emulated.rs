@@ -5,7 +5,7 @@
 use super::Launch;
 use crate::{Error, Target, ptx};
 use kernels_gpu::prim::DevicePtr;
-use ptx_emulator::{Grid, Module, Param};
+use ptx_emulator::{Grid, LaunchOptions, Module, Param, Report};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
@@ -29,9 +29,16 @@ pub struct Emulation {
     /// Warp instructions.
     pub instructions: u64,
     /// Launches by PTX entry.
-    pub launches: BTreeMap<&'static str, u64>,
-    /// Warp instructions by opcode.
-    pub opcodes: BTreeMap<String, u64>,
+    pub launches: BTreeMap<&'static str, Launches>,
+}
+
+/// The launches of an entry.
+#[derive(Clone, Debug, Default)]
+pub struct Launches {
+    /// How many.
+    pub count: u64,
+    /// What the last one did.
+    pub last: Report,
 }
 
 pub(crate) struct Emulated {
@@ -124,17 +131,13 @@ impl Emulated {
         let mut state = self.state();
         let state = &mut *state;
         match call {
-            Call::Launch { entry, module, grid, params, shared } => {
-                let report = state.device.launch(module, entry, *grid, params, *shared);
+            Call::Launch { entry, module, grid, params, options } => {
+                let report = state.device.launch_with(module, entry, *grid, params, options);
                 let report = report.map_err(|fault| self.fault(entry, fault))?;
                 state.done.instructions += report.total();
-                for (opcode, count) in &report.instructions {
-                    match state.done.opcodes.get_mut(opcode) {
-                        Some(total) => *total += count,
-                        None => drop(state.done.opcodes.insert(opcode.clone(), *count)),
-                    }
-                }
-                *state.done.launches.entry(entry).or_default() += 1;
+                let launches = state.done.launches.entry(entry).or_default();
+                launches.count += 1;
+                launches.last = report;
             }
             Call::Fill { to, byte, len } => {
                 state.device.write(*to, &vec![*byte; *len]).map_err(|fault| self.fault("a fill", fault))?;
@@ -169,7 +172,7 @@ impl Drop for Allocation {
 /// What a graph can hold.
 #[derive(Clone)]
 enum Call {
-    Launch { entry: &'static str, module: Arc<Module>, grid: Grid, params: Vec<Param>, shared: usize },
+    Launch { entry: &'static str, module: Arc<Module>, grid: Grid, params: Vec<Param>, options: LaunchOptions },
     Fill { to: u64, byte: u8, len: usize },
 }
 
@@ -220,7 +223,13 @@ impl Queue {
             .map(|bytes| Param::Bytes(bytes.to_vec()))
             .collect();
         let grid = Grid { blocks: launch.grid, threads: [threads, 1, 1] };
-        self.submit(Call::Launch { entry, module, grid, params, shared: launch.shared as usize })
+        let options = LaunchOptions {
+            shared_bytes: launch.shared as usize,
+            cluster: (launch.cluster > 1).then_some([launch.cluster, 1, 1]),
+            // Of no effect on an entry that never waits, as the driver's attribute is left out for those.
+            dependent: launch.dependent && self.device.target != Target::Sm80,
+        };
+        self.submit(Call::Launch { entry, module, grid, params, options })
     }
 
     pub fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -230,7 +239,8 @@ impl Queue {
 
     pub fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.not_while_capturing("a download");
-        let state = self.device.state();
+        let mut state = self.device.state();
+        state.device.synchronize();
         let found = state.device.read(from, bytes.len());
         bytes.copy_from_slice(&found.map_err(|fault| self.device.fault("a download", fault))?);
         Ok(())

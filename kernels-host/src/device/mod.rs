@@ -6,7 +6,7 @@ mod program;
 mod stream;
 mod tensor_map;
 
-pub use emulated::Emulation;
+pub use emulated::{Emulation, Launches};
 pub use program::{Program, TiledMap};
 pub use stream::{Event, Graph, Launch, Stream};
 

@@ -74,11 +74,11 @@ impl Decoder<'_, '_> {
 
     /// `.proxy.async{.global, .shared::{cta, cluster}}`; the other proxies do not exist here.
     fn proxy_fence(&mut self) -> Result<Op, ParseError> {
-        if !self.has("async") || self.has("global") {
+        if !self.has("async") {
             return self.ignored();
         }
-        let _ = self.has("shared::cta") || self.has("shared::cluster");
-        Ok(Op::Async(Box::new(Async::FenceProxy)))
+        let (global, shared) = (self.has("global"), self.has("shared::cta") || self.has("shared::cluster"));
+        Ok(Op::Async(Box::new(Async::FenceProxy { shared: shared || !global, global: global || !shared })))
     }
 
     // Barriers.

@@ -1,8 +1,9 @@
 //! Branches, barriers, warp collectives and what changes nothing here.
 
 use super::Decoder;
+use super::memory::SCOPES;
 use crate::ParseError;
-use crate::instruction::{AtomicOp, ClusterOp, Collective, Guard, Op, Operand, ShuffleMode, Type, VoteMode};
+use crate::instruction::{AtomicOp, ClusterOp, Collective, Guard, Op, Operand, Scope, ShuffleMode, Type, VoteMode};
 use crate::syntax::raw::RawOperand;
 
 const SHUFFLES: &[(&str, ShuffleMode)] =
@@ -19,6 +20,9 @@ const REDUCTIONS: &[(&str, AtomicOp)] = &[
     ("or", AtomicOp::Or),
     ("xor", AtomicOp::Xor),
 ];
+
+/// The scopes of `membar`, which is an old name of `fence.sc`.
+const MEMBAR_SCOPES: &[(&str, Scope)] = &[("cta", Scope::Block), ("gl", Scope::Device), ("sys", Scope::Device)];
 
 impl Decoder<'_, '_> {
     pub(super) fn control(&mut self, name: &str) -> Result<Option<Op>, ParseError> {
@@ -51,9 +55,11 @@ impl Decoder<'_, '_> {
                 let ty = self.ty()?;
                 Op::ActiveMask { dst: self.dst(ty)? }
             }
-            "membar" | "fence" | "griddepcontrol" => {
-                self.words.clear();
-                Op::Nothing
+            "membar" => Op::Fence { scope: self.required(MEMBAR_SCOPES)? },
+            "fence" => self.fence()?,
+            "griddepcontrol" => {
+                let wait = self.required(&[("wait", true), ("launch_dependents", false)])?;
+                Op::GridDependency { wait }
             }
             "nanosleep" => {
                 let ty = self.ty()?;
@@ -62,6 +68,13 @@ impl Decoder<'_, '_> {
             }
             _ => return Ok(None),
         }))
+    }
+
+    /// Fences of memory order.
+    fn fence(&mut self) -> Result<Op, ParseError> {
+        // One that only acquires or releases orders less than this does: no race is made up.
+        let _ = self.choice(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
+        Ok(Op::Fence { scope: self.required(SCOPES)? })
     }
 
     fn warp_barrier(&mut self) -> Result<Op, ParseError> {

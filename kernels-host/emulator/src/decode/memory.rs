@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use crate::ParseError;
-use crate::instruction::{AtomicOp, Op, Space, Type};
+use crate::instruction::{AtomicOp, Op, Order, Scope, Space, Type};
 use crate::syntax::raw::RawOperand;
 
 const SPACES: &[(&str, Space)] = &[
@@ -14,10 +14,8 @@ const SPACES: &[(&str, Space)] = &[
     ("const", Space::Global),
 ];
 
-/// Modifiers about caches, ordering and scope. One emulated machine has one coherent memory that
-/// every access goes to at once, so they change no value.
+/// Modifiers about caches. There are none here, so they change nothing.
 const HINTS: &[(&str, ())] = &[
-    ("nc", ()),
     ("ca", ()),
     ("cg", ()),
     ("cs", ()),
@@ -25,17 +23,6 @@ const HINTS: &[(&str, ())] = &[
     ("cv", ()),
     ("wb", ()),
     ("wt", ()),
-    ("weak", ()),
-    ("volatile", ()),
-    ("relaxed", ()),
-    ("acquire", ()),
-    ("release", ()),
-    ("acq_rel", ()),
-    ("mmio", ()),
-    ("cta", ()),
-    ("cluster", ()),
-    ("gpu", ()),
-    ("sys", ()),
     ("L1::no_allocate", ()),
     ("L1::evict_last", ()),
     ("L1::evict_first", ()),
@@ -45,6 +32,20 @@ const HINTS: &[(&str, ())] = &[
     ("L2::128B", ()),
     ("L2::256B", ()),
 ];
+
+/// What a modifier of order says: strong, acquires, releases, of its own scope.
+const ORDERS: &[(&str, (bool, bool, bool, Option<Scope>))] = &[
+    ("weak", (false, false, false, None)),
+    ("volatile", (true, false, false, Some(Scope::Device))),
+    ("mmio", (true, false, false, None)),
+    ("relaxed", (true, false, false, None)),
+    ("acquire", (true, true, false, None)),
+    ("release", (true, false, true, None)),
+    ("acq_rel", (true, true, true, None)),
+];
+
+pub(super) const SCOPES: &[(&str, Scope)] =
+    &[("cta", Scope::Block), ("cluster", Scope::Cluster), ("gpu", Scope::Device), ("sys", Scope::Device)];
 
 const ATOMICS: &[(&str, AtomicOp)] = &[
     ("add", AtomicOp::Add),
@@ -75,8 +76,17 @@ impl Decoder<'_, '_> {
         while self.choice(HINTS).is_some() {}
     }
 
+    /// The modifiers of order and scope; `modifies` if the operation is a read-modify-write.
+    fn order(&mut self, modifies: bool) -> Order {
+        let constant = self.has("nc");
+        let (strong, acquire, release, scope) = self.choice(ORDERS).unwrap_or((modifies, false, false, None));
+        let scope = self.choice(SCOPES).or(scope).unwrap_or(Scope::Device);
+        Order { strong: strong || modifies, acquire, release, scope, modifies, constant, copies: false }
+    }
+
     fn load(&mut self) -> Result<Op, ParseError> {
         let space = self.choice(SPACES).unwrap_or(Space::Generic);
+        let order = self.order(false);
         self.hints();
         let width = self.choice(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
         let hint = self.has("L2::cache_hint");
@@ -90,11 +100,12 @@ impl Decoder<'_, '_> {
         if hint {
             self.src(Type::B(64))?;
         }
-        Ok(Op::Load { ty, dst, address })
+        Ok(Op::Load { ty, dst, address, order })
     }
 
     fn store(&mut self) -> Result<Op, ParseError> {
         let space = self.choice(SPACES).unwrap_or(Space::Generic);
+        let order = self.order(false);
         self.hints();
         let width = self.choice(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
         let hint = self.has("L2::cache_hint");
@@ -108,11 +119,12 @@ impl Decoder<'_, '_> {
         if hint {
             self.src(Type::B(64))?;
         }
-        Ok(Op::Store { ty, src, address })
+        Ok(Op::Store { ty, src, address, order })
     }
 
     fn atomic(&mut self, returns: bool) -> Result<Op, ParseError> {
         let space = self.choice(SPACES).unwrap_or(Space::Generic);
+        let order = self.order(true);
         self.hints();
         let op = self.required(ATOMICS)?;
         let _ = self.has("noftz");
@@ -135,7 +147,7 @@ impl Decoder<'_, '_> {
         let address = self.address(space)?;
         let b = self.src(ty)?;
         let c = if op == AtomicOp::Cas { Some(self.src(ty)?) } else { None };
-        Ok(Op::Atomic { op, ty, dst, address, b, c })
+        Ok(Op::Atomic { op, ty, dst, address, order, b, c })
     }
 
     fn copy(&mut self) -> Result<Op, ParseError> {

@@ -64,7 +64,7 @@ pub(crate) fn decode(entry: &RawEntry<'_>, symbols: &Symbols<'_>) -> Result<Code
         let op = decoder.op()?;
         decoder.finish()?;
         let op = tensor.collect(op, decoder.touched.into_inner());
-        instructions.push(Instruction { op, guard, line: statement.line, kind });
+        instructions.push(Instruction { op, guard, line: statement.line, source: statement.source, kind });
     }
     Ok(Code { instructions, kinds, tensor_registers: tensor.finish() })
 }

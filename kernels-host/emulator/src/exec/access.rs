@@ -7,7 +7,7 @@ use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use super::{Lanes, half, lanes};
 use crate::formats::{BF16, F16, Format};
-use crate::instruction::{Address, AtomicOp, Op, Operand, Reg, Space, Type};
+use crate::instruction::{Address, AtomicOp, Op, Operand, Order, Reg, Space, Type};
 use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, Who};
 use crate::{Access, FaultKind};
 
@@ -24,10 +24,10 @@ impl Executor<'_> {
         mask: u32,
     ) -> Result<bool, LaneFault> {
         match op {
-            Op::Load { ty, dst, address } => self.load(warp, cluster, *ty, dst, *address, mask)?,
-            Op::Store { ty, src, address } => self.store(warp, cluster, *ty, src, *address, mask)?,
-            Op::Atomic { op, ty, dst, address, b, c } => {
-                self.atomic(warp, cluster, (*op, *ty, *dst), *address, (*b, *c), mask)?;
+            Op::Load { ty, dst, address, order } => self.load(warp, cluster, (*ty, dst), (*address, *order), mask)?,
+            Op::Store { ty, src, address, order } => self.store(warp, cluster, (*ty, src), (*address, *order), mask)?,
+            Op::Atomic { op, ty, dst, address, order, b, c } => {
+                self.atomic(warp, cluster, (*op, *ty, *dst), (*address, *order), (*b, *c), mask)?;
             }
             Op::CopyAsync { bytes, to, from, from_bytes } => {
                 let shape = CopyShape { bytes: *bytes, from_bytes: *from_bytes };
@@ -63,26 +63,28 @@ impl Executor<'_> {
         &mut self,
         warp: &mut Warp,
         cluster: &mut Cluster,
-        ty: Type,
-        dst: &[Option<Reg>],
-        address: Address,
+        (ty, dst): (Type, &[Option<Reg>]),
+        (address, order): (Address, Order),
         mask: u32,
     ) -> Result<(), LaneFault> {
         let element = ty.bytes();
         let bytes = element * dst.len();
         let addresses = self.addresses(warp, address);
+        if address.space != Space::Param {
+            self.count_access(Access::Read, address.space, &addresses, mask, bytes);
+        }
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
+        let instant = (self.instant(warp, address.space, order), order);
         for lane in lanes(mask) {
-            let who = self.who(warp, lane);
             let (space, at) = resolve(address.space, addresses[lane]);
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Read, at, bytes).map_err(fault)?;
             let data = match space {
                 Space::Shared | Space::Cluster => cluster
-                    .shared(space, Access::Read, at, bytes, who)
-                    .and_then(|(shared, at)| shared.read(at, bytes, who)),
+                    .shared(space, Access::Read, at, bytes, self.who(warp, lane))
+                    .and_then(|(shared, at)| shared.read(at, bytes, self.who(warp, lane))),
                 Space::Param => param(self.params, at, bytes),
-                _ => self.memory.read(at, bytes),
+                _ => self.memory.load(at, bytes, &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
             for (value, bytes) in values.iter_mut().zip(data.chunks_exact(element)) {
@@ -94,6 +96,11 @@ impl Executor<'_> {
                 warp.set64(*dst, mask, values);
             }
         }
+        if order.strong {
+            for lane in lanes(mask) {
+                self.acquire(warp, order, lane, resolve(address.space, addresses[lane]));
+            }
+        }
         Ok(())
     }
 
@@ -101,35 +108,40 @@ impl Executor<'_> {
         &mut self,
         warp: &mut Warp,
         cluster: &mut Cluster,
-        ty: Type,
-        src: &[Operand],
-        address: Address,
+        (ty, src): (Type, &[Operand]),
+        (address, order): (Address, Order),
         mask: u32,
     ) -> Result<(), LaneFault> {
         let element = ty.bytes();
         let bytes = element * src.len();
         let addresses = self.addresses(warp, address);
+        self.count_access(Access::Write, address.space, &addresses, mask, bytes);
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
         for (values, operand) in values.iter_mut().zip(src) {
             *values = warp.get64(*operand, &self.env);
         }
+        let instant = (self.instant(warp, address.space, order), order);
+        let mut told = false;
         for lane in lanes(mask) {
             let mut data = [0_u8; 32];
             for (data, values) in data.chunks_exact_mut(element).zip(&values[..src.len()]) {
                 data.copy_from_slice(&values[lane].to_le_bytes()[..element]);
             }
-            let who = self.who(warp, lane);
             let (space, at) = resolve(address.space, addresses[lane]);
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Write, at, bytes).map_err(fault)?;
             match space {
                 Space::Shared | Space::Cluster => cluster
-                    .shared(space, Access::Write, at, bytes, who)
-                    .and_then(|(shared, at)| shared.write(at, &data[..bytes], who)),
+                    .shared(space, Access::Write, at, bytes, self.who(warp, lane))
+                    .and_then(|(shared, at)| shared.write(at, &data[..bytes], self.who(warp, lane))),
                 Space::Param => Err(outside_params(Access::Write, at, bytes)),
-                _ => self.memory.write(at, &data[..bytes]),
+                _ => self.memory.store(at, &data[..bytes], &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
+            told |= self.release(warp, order, lane, (space, at));
+        }
+        if told {
+            warp.advance();
         }
         Ok(())
     }
@@ -139,18 +151,22 @@ impl Executor<'_> {
         warp: &mut Warp,
         cluster: &mut Cluster,
         (op, ty, dst): (AtomicOp, Type, Option<Reg>),
-        address: Address,
+        (address, order): (Address, Order),
         (b, c): (Operand, Option<Operand>),
         mask: u32,
     ) -> Result<(), LaneFault> {
         let bytes = ty.bytes();
         let addresses = self.addresses(warp, address);
+        self.count_access(Access::Atomic, address.space, &addresses, mask, bytes);
         let b = warp.get64(b, &self.env);
         let c = c.map_or([0; 32], |c| warp.get64(c, &self.env));
         let mut old = [0_u64; 32];
+        let instant = (self.instant(warp, address.space, order), order);
+        let mut told = false;
         for lane in lanes(mask) {
             let who = self.who(warp, lane);
-            let (space, mut at) = resolve(address.space, addresses[lane]);
+            let place = resolve(address.space, addresses[lane]);
+            let (space, mut at) = place;
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Atomic, at, bytes).map_err(fault)?;
             let mut shared = None;
@@ -161,7 +177,7 @@ impl Executor<'_> {
             let data = match (&mut shared, space) {
                 (Some(shared), _) => shared.modify(at, bytes, who),
                 (_, Space::Param) => Err(outside_params(Access::Atomic, at, bytes)),
-                _ => self.memory.read(at, bytes),
+                _ => self.memory.modify(at, bytes, &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
             old[lane] = number(data, ty);
@@ -170,6 +186,13 @@ impl Executor<'_> {
                 Some(shared) => shared.store(at, &new[..bytes]),
                 None => self.memory.write(at, &new[..bytes]).map_err(fault)?,
             }
+            if dst.is_some() {
+                self.acquire(warp, order, lane, place);
+            }
+            told |= self.release(warp, order, lane, place);
+        }
+        if told {
+            warp.advance();
         }
         if let Some(dst) = dst {
             set(warp, ty, dst, mask, &old);
@@ -189,12 +212,20 @@ impl Executor<'_> {
         let (to, from) = (self.addresses(warp, to), self.addresses(warp, from));
         let bytes = shape.bytes;
         let from_bytes = shape.from_bytes.map_or([bytes; 32], |n| warp.get32(n, &self.env));
+        let reading = lanes(mask).filter(|lane| from_bytes[*lane] > 0).fold(0, |all, lane| all | 1 << lane);
+        self.count_access(Access::Read, Space::Global, &from, reading, bytes as usize);
+        self.count_access(Access::Write, Space::Shared, &to, mask, bytes as usize);
+        let instant = (self.instant(warp, Space::Global, Order::WEAK), Order::WEAK);
         for lane in lanes(mask) {
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Write, to[lane], bytes as usize).map_err(fault)?;
             aligned(Access::Read, from[lane], bytes as usize).map_err(fault)?;
             let who = self.who(warp, lane);
             crew.shared.launch_copy(to[lane], bytes as usize, who).map_err(fault)?;
+            let count = from_bytes[lane].min(bytes) as usize;
+            if count > 0 {
+                self.memory.load(from[lane], count, &self.by(warp, lane, instant)).map_err(fault)?;
+            }
             let group = warp.copies.committed[lane];
             warp.copies.pending.push(Copy {
                 lane: lane as u32,

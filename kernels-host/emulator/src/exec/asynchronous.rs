@@ -6,8 +6,9 @@ use super::lanes;
 use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use crate::asynchronous::{Far, Reduce, Route, Transfer};
-use crate::instruction::{Address, Operand, Space, Type};
+use crate::instruction::{Address, Operand, Order, Space, Type};
 use crate::memory::Who;
+use crate::memory::shadow::IN_FLIGHT;
 use crate::{Access, FaultKind};
 
 use crate::tensor::tensor_map::{DataType, MAP_BYTES, TensorMap};
@@ -74,6 +75,7 @@ impl Executor<'_> {
                 let what = "the mbarrier is in another block than the destination".to_owned();
                 return Err(fault(FaultKind::Copy { what }));
             }
+            self.read_globally(warp, lane, &plan.pieces).map_err(fault)?;
             let targets = blocks.map_or(1 << rank, |blocks| blocks[lane] & 0xffff);
             for rank in lanes(targets).map(|rank| rank as u32) {
                 let shared = cluster.target(Access::Write, rank, who).map_err(fault)?;
@@ -186,11 +188,39 @@ impl Executor<'_> {
             }
             let hold = Some(shared.hold(first, (end - first) as usize, who.line).map_err(fault)?);
             let reduction = reduction.map(|reduction| (reduction, element(reduction, map.as_ref())));
+            let instant = self.write_globally(warp, lane, &pieces, reduction.is_some()).map_err(fault)?;
             let count = pieces.len();
-            let job = Job::Store { pieces, reduction, hold, read: Vec::new() };
+            let job = Job::Store { pieces, reduction, hold, read: Vec::new(), instant };
             cluster.flight.push(warp, lane, who.line, (warp.identity.rank, job), count);
         }
         Ok(())
+    }
+
+    /// A copy reads global memory for a lane, from now on.
+    fn read_globally(&mut self, warp: &Warp, lane: usize, pieces: &[Piece]) -> Result<(), FaultKind> {
+        let instant = self.instant_of_copy(warp, warp.epoch(), self.line(warp.pc), Order::COPY);
+        let by = self.by(warp, lane, (instant, Order::COPY));
+        for piece in pieces {
+            if let Some(global) = piece.global {
+                self.memory.load(global, piece.bytes as usize, &by)?;
+                self.counters.bulk_bytes_loaded += u64::from(piece.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy writes global memory for a lane, at some time until the lane waits for it; returns its instant.
+    fn write_globally(&mut self, warp: &Warp, lane: usize, pieces: &[Piece], modify: bool) -> Result<u32, FaultKind> {
+        let order = if modify { Order::COPY_REDUCTION } else { Order::COPY };
+        let instant = self.instant_of_copy(warp, IN_FLIGHT, self.line(warp.pc), order);
+        let by = self.by(warp, lane, (instant, order));
+        for piece in pieces {
+            if let Some(global) = piece.global {
+                self.memory.begin_copy(global, piece.bytes as usize, &by)?;
+                self.counters.bulk_bytes_stored += u64::from(piece.bytes);
+            }
+        }
+        Ok(instant)
     }
 
     /// The pieces of a lane's copy between global memory and `shared`.

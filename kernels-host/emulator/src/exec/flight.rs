@@ -11,6 +11,7 @@ use super::step::{Executor, LaneFault};
 use super::warp::Warp;
 use crate::FaultKind;
 use crate::asynchronous::Reduce;
+use crate::instruction::Order;
 use crate::memory::HoldId;
 use crate::tensor::tensor_map::{DataType, TensorMap};
 use crate::tensor::tma::Piece;
@@ -39,6 +40,8 @@ struct Item {
     /// The bulk group that the thread's next commit closes.
     group: u32,
     job: Job,
+    /// A wait has covered it: not only for its source, if it is a store.
+    waited: bool,
     /// Parts that have not landed: ranges of the job's pieces.
     parts: Vec<Range<usize>>,
 }
@@ -49,8 +52,14 @@ pub(super) enum Job {
     /// Global to shared memory, counted on `barrier`.
     Load { pieces: Vec<Piece>, fill: Option<TensorMap>, barrier: u64 },
     /// Shared to global memory, in a bulk group. `hold` is on the source until a wait for the group; from then on
-    /// the bytes come from `read`, if they have not been stored yet.
-    Store { pieces: Vec<Piece>, reduction: Option<(Reduce, DataType)>, hold: Option<HoldId>, read: Vec<u8> },
+    /// the bytes come from `read`, if they have not been stored yet. `instant` is that of its writes.
+    Store {
+        pieces: Vec<Piece>,
+        reduction: Option<(Reduce, DataType)>,
+        hold: Option<HoldId>,
+        read: Vec<u8>,
+        instant: u32,
+    },
     /// From the shared memory of block `source.0`, which is held, to that of another, counted on `barrier`.
     Peer { to: u64, from: u64, bytes: u32, barrier: u64, source: (u32, HoldId) },
     /// `st.async`.
@@ -66,7 +75,7 @@ impl Flight {
         let parts = (0..pieces).step_by(step).map(|first| first..(first + step).min(pieces)).collect();
         let lane = lane as u32;
         let group = self.committed.get(&(warp.slot, lane)).copied().unwrap_or(0);
-        self.items.push(Item { warp: warp.slot, lane, home, pc: warp.pc, line, group, job, parts });
+        self.items.push(Item { warp: warp.slot, lane, home, pc: warp.pc, line, group, job, waited: false, parts });
     }
 
     /// Closes the bulk group of each lane in `mask`.
@@ -90,7 +99,8 @@ impl Flight {
 
     /// Takes out what is done.
     fn sweep(&mut self) {
-        self.items.retain(|item| !item.parts.is_empty() || matches!(item.job, Job::Store { hold: Some(_), .. }));
+        let store = |item: &Item| matches!(item.job, Job::Store { .. });
+        self.items.retain(|item| !item.parts.is_empty() || (store(item) && !item.waited));
     }
 }
 
@@ -178,7 +188,7 @@ impl Executor<'_> {
                 shared.land(*to, data, actor, epoch);
                 shared.mbarriers.complete_tx(*barrier, data.len() as u32, Some(*line))
             }
-            Job::Store { pieces, reduction, hold, read } => {
+            Job::Store { pieces, reduction, hold, read, .. } => {
                 let skipped: usize = pieces[..part.start].iter().map(|piece| piece.bytes as usize).sum();
                 let mut at = skipped;
                 for piece in &pieces[part] {
@@ -248,6 +258,11 @@ impl Executor<'_> {
                     self.land_part(cluster, item, part).map_err(fault)?;
                 }
             }
+            cluster.flight.items[item].waited |= !read;
+            if !read {
+                self.settle_stores(warp, &cluster.flight.items[item])
+                    .map_err(|kind| LaneFault::at(lane as usize, kind))?;
+            }
             let Cluster { crews, flight, .. } = &mut *cluster;
             let shared = &mut crews[warp.identity.rank as usize].shared;
             let Job::Store { pieces, hold, read, .. } = &mut flight.items[item].job else { continue };
@@ -262,13 +277,28 @@ impl Executor<'_> {
         Ok(())
     }
 
+    /// A lane has waited for a copy to global memory: its writes are now the lane's, like any before.
+    fn settle_stores(&mut self, warp: &Warp, item: &Item) -> Result<(), FaultKind> {
+        let Job::Store { pieces, reduction, instant, .. } = &item.job else { return Ok(()) };
+        let order = if reduction.is_some() { Order::COPY_REDUCTION } else { Order::COPY };
+        let now = self.instant_of_copy(warp, warp.epoch(), item.line, order);
+        let by = self.by(warp, item.lane as usize, (now, order));
+        for piece in pieces {
+            if let Some(global) = piece.global {
+                self.memory.settle_copy(global, piece.bytes as usize, *instant, &by)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a cluster whose threads have all exited: nothing that it started may still need its shared memory.
     pub fn retire(&mut self, warps: &[Warp], cluster: &mut Cluster, random: &mut Random) -> Result<(), crate::Fault> {
         while cluster.flight.is_airborne() {
             self.land_any(warps, cluster, random)?;
         }
         let Some(first) = warps.first() else { return Ok(()) };
-        if let Some(Item { warp, lane, pc, line, .. }) = cluster.flight.items.first() {
+        let reads = |item: &&Item| matches!(item.job, Job::Store { hold: Some(_), .. });
+        if let Some(Item { warp, lane, pc, line, .. }) = cluster.flight.items.iter().find(reads) {
             let what = format!("the copy of line {line} may still read shared memory: wait_group.read comes first");
             let fault = LaneFault { kind: FaultKind::Exit { what }, lane: Some(*lane as usize), pc: Some(*pc) };
             return Err(self.fault(&warps[*warp as usize], fault));

@@ -5,9 +5,9 @@ use super::schedule::{Random, Schedule};
 use super::step::Executor;
 use super::warp::{Env, Identity, State, Warp};
 use crate::device::{Grid, Report};
-use crate::memory::{Actors, Memory};
+use crate::memory::{Actors, Geometry, Memory};
 use crate::module::Entry;
-use crate::{Fault, FaultKind};
+use crate::{Counters, Fault, FaultKind};
 
 /// A warp runs this many instructions at most before the next is drawn.
 const LONGEST_TURN: u64 = 96;
@@ -32,6 +32,8 @@ pub(crate) struct Setup<'a> {
     pub limit: u64,
     /// Clusters that run at once.
     pub resident: usize,
+    /// The launch may begin before the one before it is finished.
+    pub dependent: bool,
 }
 
 /// A resident cluster.
@@ -49,9 +51,13 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         params: setup.params,
         env: Env { globals: setup.globals, executed: 0 },
         counts: vec![0; setup.entry.kinds.len()],
+        counters: Counters::default(),
         limit: setup.limit,
         expiries: 0,
     };
+    let warps = setup.grid.threads.iter().product::<u32>().div_ceil(32);
+    let geometry = Geometry { blocks: setup.grid.blocks, warps };
+    executor.memory.begin_launch(&setup.entry.name, geometry, setup.dependent);
     let mut random = Random(setup.seed);
     let blocks: u32 = setup.cluster.iter().product();
     let total = setup.clusters().map(u64::from).iter().product();
@@ -71,7 +77,9 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         }
     }
     let kinds = setup.entry.kinds.iter().cloned().zip(executor.counts);
-    Ok(Report { instructions: kinds.filter(|(_, count)| *count > 0).collect() })
+    let mut counters = executor.counters;
+    (counters.global_bytes_read, counters.global_bytes_written) = executor.memory.bytes_touched();
+    Ok(Report { instructions: kinds.filter(|(_, count)| *count > 0).collect(), counters })
 }
 
 /// How a turn ended.
@@ -191,6 +199,12 @@ impl Setup<'_> {
     fn clusters(&self) -> [u32; 3] {
         std::array::from_fn(|axis| self.grid.blocks[axis] / self.cluster[axis])
     }
+
+    /// The number of a block in the grid.
+    fn number(&self, [x, y, z]: [u32; 3]) -> u32 {
+        let [width, height, _] = self.grid.blocks;
+        (z * height + y) * width + x
+    }
 }
 
 impl Resident {
@@ -214,6 +228,8 @@ impl Resident {
                 warps: threads.div_ceil(32),
                 cluster: setup.cluster,
                 rank,
+                number: setup.number(std::array::from_fn(|axis| first[axis] + within[axis])),
+                cluster_number: number as u32,
             }
         };
         let mbarriers = if setup.entry.has_mbarriers { MBARRIERS } else { 0 };

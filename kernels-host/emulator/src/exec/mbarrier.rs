@@ -47,9 +47,17 @@ impl Executor<'_> {
             Async::ArriveAfterCopies { barrier, expected } => {
                 self.arrive_after_copies(warp, cluster, *barrier, *expected, mask)?;
             }
-            Async::FenceProxy => {
-                proxy::fence_clock(&mut warp.clock, warp.identity.cluster_warps());
-                cluster.own(warp).shared.fence_proxy(warp.slot, warp.meetings, mask, warp.live);
+            Async::FenceProxy { shared, global } => {
+                let warps = warp.identity.cluster_warps();
+                if *shared {
+                    proxy::fence_clock(&mut warp.clock, warps);
+                    cluster.own(warp).shared.fence_proxy(warp.slot, warp.meetings, mask, warp.live);
+                }
+                if *global {
+                    let (history, number) = (&mut self.memory.history, warp.identity.cluster_number);
+                    let instants = history.len();
+                    history.fences.add((number, warp.slot), &warp.clock[..warps as usize], instants);
+                }
                 warp.advance();
             }
             Async::FenceInit => cluster.own(warp).shared.mbarriers.fence_init(warp.slot),

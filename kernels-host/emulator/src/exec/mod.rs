@@ -14,8 +14,11 @@ mod half;
 pub(crate) mod launch;
 mod matrix;
 mod mbarrier;
+mod order;
+mod partial;
 mod schedule;
 mod step;
+mod traffic;
 mod warp;
 mod warpgroup;
 

@@ -2,11 +2,11 @@
 
 use super::cluster::Cluster;
 use super::warp::{Env, State, Warp, Watch};
-use super::{alu, collective, convert, lanes};
+use super::{alu, collective, convert, lanes, partial};
 use crate::instruction::{Collective, Instruction, Op, Operand};
 use crate::memory::Memory;
 use crate::module::Entry;
-use crate::{Fault, FaultKind, Site};
+use crate::{Counters, Fault, FaultKind, Site, SourceLine};
 
 /// What executes a launch.
 pub(super) struct Executor<'a> {
@@ -16,6 +16,7 @@ pub(super) struct Executor<'a> {
     pub env: Env<'a>,
     /// Executions by kind of instruction.
     pub counts: Vec<u64>,
+    pub counters: Counters,
     pub limit: u64,
     /// How often in a row all sleepers were told that their time is up.
     pub expiries: u32,
@@ -126,6 +127,7 @@ impl<'a> Executor<'a> {
                 return Ok(());
             }
             Op::Exit => return self.exit(warp, cluster, mask),
+            Op::Fence { .. } | Op::GridDependency { .. } => self.order(warp, &instruction.op, mask),
             Op::Trap => return Err(FaultKind::Trap.into()),
             Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
             Op::Collective { what, mask: members } => {
@@ -135,13 +137,14 @@ impl<'a> Executor<'a> {
                 return self.barrier(warp, cluster, (*wait, *id, *count), mask);
             }
             Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
-                if !self.converged(warp, mask) {
+                if !self.converged(warp, mask)? {
                     return Ok(());
                 }
+                partial::whole(mask)?;
                 self.matrix(warp, cluster.own(warp), &instruction.op)?;
             }
             Op::Cluster { what, aligned } => {
-                if *aligned && !self.converged(warp, mask) {
+                if *aligned && !self.converged(warp, mask)? {
                     return Ok(());
                 }
                 if !self.cluster(warp, cluster, what, mask)? {
@@ -152,7 +155,7 @@ impl<'a> Executor<'a> {
                 }
             }
             Op::Warpgroup(op) => {
-                if !self.converged(warp, mask) {
+                if !self.converged(warp, mask)? {
                     return Ok(());
                 }
                 if !self.warpgroup(warp, cluster.own(warp), op)? {
@@ -169,6 +172,7 @@ impl<'a> Executor<'a> {
     }
 
     fn exit(&mut self, warp: &mut Warp, cluster: &mut Cluster, mask: u32) -> Result<(), LaneFault> {
+        self.check_exit(warp, mask)?;
         warp.live &= !mask;
         warp.active &= !mask;
         warp.pc += 1;
@@ -186,17 +190,6 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    /// Lanes that the guard excludes go on; true if the others are all that live. If not, they
-    /// wait for the rest to come to the same instruction, as `.aligned` demands.
-    fn converged(&mut self, warp: &mut Warp, mask: u32) -> bool {
-        exclude(warp, mask);
-        if mask == warp.live {
-            return true;
-        }
-        warp.park(warp.live, false);
-        false
-    }
-
     fn barrier(
         &mut self,
         warp: &mut Warp,
@@ -204,13 +197,14 @@ impl<'a> Executor<'a> {
         (wait, id, count): (bool, Operand, Option<Operand>),
         mask: u32,
     ) -> Result<(), LaneFault> {
-        if !self.converged(warp, mask) {
+        if !self.converged(warp, mask)? {
             return Ok(());
         }
         let first = mask.trailing_zeros() as usize;
         let id = warp.get32(id, &self.env)[first];
         let count = count.map(|count| warp.get32(count, &self.env)[first]);
         if wait {
+            self.counters.barrier_waits += 1;
             warp.state = State::Waiting(id);
         } else {
             warp.pc += 1;
@@ -236,6 +230,10 @@ impl<'a> Executor<'a> {
             warp.park(wanted, barrier);
             if barrier {
                 meet(warp, wanted);
+            } else {
+                // It will be executed, and counted, again.
+                self.uncount(warp.pc);
+                self.env.executed -= 1;
             }
             return Ok(());
         }
@@ -243,7 +241,7 @@ impl<'a> Executor<'a> {
         let mut left = mask;
         while left != 0 {
             let group = members[left.trailing_zeros() as usize] & warp.live;
-            collective::execute(warp, &self.env, what, group & left);
+            collective::execute(warp, &self.env, what, group & left)?;
             left &= !group;
         }
         if barrier {
@@ -291,10 +289,21 @@ impl<'a> Executor<'a> {
             entry: self.entry.name.clone(),
             line: self.line(pc),
             instruction: self.opcode(pc).to_owned(),
+            source: self.source(self.entry.instructions.get(pc as usize)),
             block: warp.identity.block,
             thread: warp.thread(lane as u32),
         };
-        Fault { kind: fault.kind, site: Some(Box::new(site)) }
+        let mut kind = fault.kind;
+        if let FaultKind::Race { line, other_source, .. } = &mut kind {
+            *other_source = self.source(self.entry.instructions.iter().find(|found| found.line == *line));
+        }
+        Fault { kind, site: Some(Box::new(site)) }
+    }
+
+    /// The source lines that the module's text names for an instruction.
+    fn source(&self, instruction: Option<&Instruction>) -> Vec<SourceLine> {
+        let at = instruction.and_then(|instruction| instruction.source);
+        at.and_then(|at| self.entry.sources.get(at as usize)).cloned().unwrap_or_default()
     }
 }
 

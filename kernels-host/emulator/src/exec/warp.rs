@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::copy::Copies;
+use super::order::Recent;
 use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
@@ -31,6 +32,8 @@ pub(crate) struct Group {
     pub waits_for: u32,
     /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
     pub at_barrier: bool,
+    /// It waits at an `.aligned` instruction for the whole warp.
+    pub aligned: bool,
     /// It waits for the cluster's barrier.
     pub at_cluster: bool,
     /// It sleeps until a phase of this mbarrier ends.
@@ -59,7 +62,7 @@ impl Group {
 
     /// Lanes that wait for others.
     pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
-        Self { pc, mask, waits_for, at_barrier: false, at_cluster: false, watch: None }
+        Self { pc, mask, waits_for, at_barrier: false, aligned: false, at_cluster: false, watch: None }
     }
 }
 
@@ -105,6 +108,9 @@ pub(crate) struct Warp {
     pub copies: Copies,
     pub tensor: TensorState,
     pub identity: Identity,
+    /// The first epoch since the lanes last met.
+    pub since: u32,
+    pub recent: Recent,
 }
 
 /// What special registers are made of.
@@ -121,6 +127,10 @@ pub(crate) struct Identity {
     pub cluster: [u32; 3],
     /// The block's rank in its cluster.
     pub rank: u32,
+    /// The block's number in the grid.
+    pub number: u32,
+    /// Its cluster's number in the grid.
+    pub cluster_number: u32,
 }
 
 impl Identity {
@@ -159,7 +169,16 @@ impl Warp {
             copies: Copies::default(),
             tensor: TensorState::new(entry),
             identity,
+            since: 1,
+            recent: Recent::default(),
         }
+    }
+
+    // Time.
+
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.slot as usize]
     }
 
     /// `%tid` of a lane.
@@ -221,6 +240,7 @@ impl Warp {
     pub fn meet(&mut self) {
         self.advance();
         self.meetings += 1;
+        self.since = self.epoch();
     }
 
     /// Lets every waiting group look again.
@@ -257,6 +277,7 @@ impl Warp {
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
                 // once, since a merged group waits no more until it has looked.
                 a.waits_for = 0;
+                a.aligned = false;
                 a.watch = None;
             }
             met

@@ -97,7 +97,15 @@ impl Mbarriers {
         {
             let (access, place) = (Access::Atomic, format!("the mbarrier at byte {address} of shared memory"));
             let (_, thread) = culprit(thread, who);
-            return Err(FaultKind::Race { access, place, other: Access::Write, thread, line });
+            return Err(FaultKind::Race {
+                access,
+                place,
+                other: Access::Write,
+                thread,
+                block: None,
+                line,
+                other_source: Vec::new(),
+            });
         }
         Ok(slot)
     }

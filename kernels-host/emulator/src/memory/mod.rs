@@ -1,13 +1,17 @@
 //! Global and shared memory with a state per byte.
 
+mod fences;
 mod global;
 pub(crate) mod mbarriers;
 mod operands;
+pub(crate) mod order;
+mod predecessor;
 pub(crate) mod proxy;
 mod race;
+pub(crate) mod shadow;
 mod shared;
 
-pub(crate) use global::Memory;
+pub(crate) use global::{Geometry, Memory};
 pub(crate) use operands::CHUNK;
 pub(crate) use proxy::{Actors, HoldId};
 pub(crate) use race::Who;

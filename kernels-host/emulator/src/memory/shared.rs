@@ -163,7 +163,7 @@ pub(super) fn raced(access: Access, word: usize, conflict: Conflict, who: Who<'_
     let (block, thread) = culprit(thread, who);
     let from = block.map_or(String::new(), |block| format!(", the other by block {block} of the cluster"));
     let place = format!("shared memory at byte {}{from}", word * 4);
-    FaultKind::Race { access, place, other, thread, line }
+    FaultKind::Race { access, place, other, thread, block: None, line, other_source: Vec::new() }
 }
 
 /// The index in its block of thread `thread` of the cluster, and the block if it is another than `who`'s.

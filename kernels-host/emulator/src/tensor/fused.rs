@@ -12,10 +12,10 @@ const LANES: usize = 8;
 /// What the hardware takes for the exponent of a zero, and that of the smallest normal f32.
 const MIN_EXPONENT: i32 = -126;
 /// In place of the exponent of an infinity or NaN: beyond [`ORDINARY`] with any other added to it.
-const NOT_FINITE: i16 = 4096;
+const NOT_FINITE: f32 = 4096.0;
 /// Greatest exponents of sums that are computed in f32: no product that counts underflows, and no term or result
 /// overflows.
-const ORDINARY: std::ops::RangeInclusive<i16> = -60..=100;
+const ORDINARY: std::ops::RangeInclusive<f32> = -60.0..=100.0;
 
 /// How a sum is cut off.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +28,10 @@ pub(super) struct Cut {
     pub result_bits: u32,
 }
 
-/// The operand a, row by row.
+/// The operand a, row by row. Exponents are in f32, whose maximum is one instruction of the baseline of x86.
 struct Rows {
     values: Vec<f32>,
-    exponents: Vec<i16>,
+    exponents: Vec<f32>,
 }
 
 /// The operand b: [`LANES`] of d's columns (the last ones filled up with zeros) and each k one after another.
@@ -39,7 +39,7 @@ struct Rows {
 pub(super) struct Columns {
     k: usize,
     values: Vec<[f32; LANES]>,
-    exponents: Vec<[i16; LANES]>,
+    exponents: Vec<[f32; LANES]>,
     /// Whether all of a column is zero, for [`LANES`] at a time.
     zero: Vec<[bool; LANES]>,
 }
@@ -61,7 +61,7 @@ impl Columns {
         let mut columns = Columns {
             k: b.k,
             values: vec![[0.0; LANES]; blocks * b.k],
-            exponents: vec![[MIN_EXPONENT as i16; LANES]; blocks * b.k],
+            exponents: vec![[MIN_EXPONENT as f32; LANES]; blocks * b.k],
             zero: vec![[true; LANES]; blocks],
         };
         for (column, numbers) in flat.chunks(b.k).enumerate() {
@@ -107,10 +107,10 @@ fn half(code: u32) -> f32 {
 
 /// The exponent of `x` as a number of a format whose least is `min`: of a subnormal number, that.
 #[inline]
-fn exponent(x: f32, min: i32) -> i16 {
+fn exponent(x: f32, min: i32) -> f32 {
     let field = ((x.to_bits() >> 23) & 0xff) as i32;
     let exponent = if x == 0.0 { MIN_EXPONENT } else { (field.max(1) - 127).max(min) };
-    if field == 0xff { NOT_FINITE } else { exponent as i16 }
+    if field == 0xff { NOT_FINITE } else { exponent as f32 }
 }
 
 /// d = a · bᵀ + d for `d` [a's rows, `n`] of f32 patterns, row by row.
@@ -143,19 +143,20 @@ pub(super) fn multiply_add(d: &mut [u32], a: &Matrix, b: &Columns, n: usize, cut
 /// Products that are added at a time: of one row's numbers with those of [`LANES`] columns.
 struct Terms<'t> {
     x: &'t [f32],
-    x_exponents: &'t [i16],
+    x_exponents: &'t [f32],
     y: &'t [[f32; LANES]],
-    y_exponents: &'t [[i16; LANES]],
+    y_exponents: &'t [[f32; LANES]],
 }
 
 impl Terms<'_> {
     /// The greatest exponent among c's and the products', which have the sum of their factors'.
     #[inline]
-    fn greatest(&self, c: [u32; LANES]) -> [i16; LANES] {
-        let mut greatest = c.map(|c| ((c >> 23) & 0xff).max(1) as i16 - 127);
+    fn greatest(&self, c: [u32; LANES]) -> [f32; LANES] {
+        let mut greatest = c.map(|c| (((c >> 23) & 0xff).max(1) as i32 - 127) as f32);
         for (x, y) in self.x_exponents.iter().zip(self.y_exponents) {
             for l in 0..LANES {
-                greatest[l] = greatest[l].max(x.wrapping_add(y[l]));
+                let exponent = x + y[l];
+                greatest[l] = if exponent > greatest[l] { exponent } else { greatest[l] };
             }
         }
         greatest
@@ -168,29 +169,26 @@ impl Terms<'_> {
         for l in 0..LANES {
             // Nothing to add up: any unit will do.
             if zero[l] && c[l] << 1 == 0 && greatest[l] <= *ORDINARY.end() {
-                greatest[l] = 0;
+                greatest[l] = 0.0;
             }
         }
-        let (mut least, mut most) = (i16::MAX, i16::MIN);
-        for exponent in greatest {
-            (least, most) = (least.min(exponent), most.max(exponent));
-        }
-        if least < *ORDINARY.start() || most > *ORDINARY.end() {
+        if greatest.iter().any(|greatest| !ORDINARY.contains(greatest)) {
             return None;
         }
+        let greatest = greatest.map(|greatest| greatest as i32);
         let kept = cut.kept_bits as i32;
-        let scale = greatest.map(|greatest| f32::from_bits(((kept - i32::from(greatest) + 127) as u32) << 23));
+        let scale = greatest.map(|greatest| f32::from_bits(((kept - greatest + 127) as u32) << 23));
         let mut sums: [f64; LANES] = std::array::from_fn(|l| f64::from(whole(f32::from_bits(c[l]) * scale[l])));
         for (x, y) in self.x.iter().zip(self.y) {
             for l in 0..LANES {
-                sums[l] += f64::from(whole(x * y[l] * scale[l]));
+                sums[l] += whole_product(x * y[l] * scale[l]);
             }
         }
         let dropped = (1_u64 << (52 - cut.result_bits)) - 1;
         let mut result = [0; LANES];
         for l in 0..LANES {
             let cut = f64::from_bits(sums[l].to_bits() & !dropped);
-            result[l] = ((cut * power(i32::from(greatest[l]) - kept)) as f32).to_bits();
+            result[l] = ((cut * power(greatest[l] - kept)) as f32).to_bits();
         }
         Some(result)
     }
@@ -199,7 +197,7 @@ impl Terms<'_> {
     /// f64, and what is not finite follows IEEE rules there.
     #[cold]
     fn defined(&self, c: [u32; LANES], cut: Cut) -> [u32; LANES] {
-        let greatest = self.greatest(c).map(i32::from);
+        let greatest = self.greatest(c).map(|greatest| greatest as i32);
         // What is not finite has no unit, and needs none.
         let units = greatest.map(|greatest| power(greatest.min(512) - cut.kept_bits as i32));
         let mut sums: [f64; LANES] = std::array::from_fn(|l| truncate(f32::from_bits(c[l]) as f64, units[l]));
@@ -215,8 +213,19 @@ impl Terms<'_> {
     }
 }
 
-/// `x` towards zero to a whole number. Not `trunc`, which is a call for want of an instruction in the baseline of x86, nor a
-/// conversion to integers and back, which saturates in Rust and so does not vectorise.
+/// `x` towards zero to a whole number, for |x| < 2^27 of at most 22 significant bits, a product's.
+///
+/// Not `trunc`, which is a call for want of an instruction in the baseline of x86, nor a conversion to integers and back,
+/// which saturates in Rust and so does not vectorise. With 2^29 added the last bit of an f64 is 2^-23, so nothing
+/// rounds up to the next whole number, and the lower 23 bits are the fraction.
+#[inline]
+fn whole_product(x: f32) -> f64 {
+    let x = f64::from(x);
+    let offset = ((1 << 29) as f64).copysign(x);
+    f64::from_bits((x + offset).to_bits() & !((1 << 23) - 1)) - offset
+}
+
+/// `x` towards zero to a whole number.
 #[inline]
 fn whole(x: f32) -> f32 {
     // From here on f32 holds whole numbers only.

@@ -68,7 +68,13 @@ fn launch(seed: u64, body: &str, grid: Grid, cluster: Option<[u32; 3]>) -> Resul
     let target = if body.contains("[%rd9, {%r3, %r4}], [%r8]") { out } else { input };
     let map = map(target, Swizzle::B128).encode().to_vec();
     let params = [Param::U64(out), Param::U64(input), Param::Bytes(map)];
-    device.launch_with(&module, "k", grid, &params, &LaunchOptions { shared_bytes: 16 << 10, cluster })?;
+    device.launch_with(
+        &module,
+        "k",
+        grid,
+        &params,
+        &LaunchOptions { shared_bytes: 16 << 10, cluster, ..Default::default() },
+    )?;
     Ok(numbers(&device.read(out, WORDS * 4)?))
 }
 
@@ -378,13 +384,17 @@ bar.warp.sync -1;
 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%rd1], [%r4], 128;
 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%rd1], [%r4], 128;
 cp.async.bulk.commit_group;
-cp.async.bulk.wait_group 0;
+cp.async.bulk.wait_group.read 0;
+WHOLE
 ld.global.b32 %r6, [%rd1+124];
 st.global.b32 [%rd1+128], %r6;
 end:";
     for seed in 0..SEEDS {
-        let out = run(seed, body, 32).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        let whole = body.replace("WHOLE", "cp.async.bulk.wait_group 0;");
+        let out = run(seed, &whole, 32).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
         assert_eq!((out[0], out[5], out[31], out[32]), (0, 10, 62, 62), "seed {seed}");
+        let early = run(seed, &body.replace("WHOLE", ""), 32).unwrap_err();
+        assert!(matches!(early.kind, FaultKind::Race { .. }), "seed {seed}: {early}");
     }
 }
 
@@ -495,5 +505,32 @@ MEET";
         let unfenced = body.replace("fence.proxy.async;\n", "").replace("MEET", MEET);
         let fault = run_two(seed, &unfenced).unwrap_err();
         assert!(matches!(fault.kind, FaultKind::Proxy { .. }), "{fault}");
+    }
+}
+
+#[test]
+fn a_bulk_load_of_what_the_kernel_has_stored() {
+    let body = "
+@%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
+@%p1 fence.mbarrier_init.release.cluster;
+shl.b32 %r3, %r1, 2; cvt.u64.u32 %rd3, %r3; add.s64 %rd4, %rd2, %rd3; add.u32 %r4, %r1, 7; st.global.b32 [%rd4], %r4;
+FENCE
+bar.sync 0;
+AFTER
+@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], 256;
+@%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2+1024], [%rd2], 256, [%r2];
+WAIT(%r2, 0)
+add.u32 %r5, %r2, %r3; ld.shared.b32 %r6, [%r5+1024]; add.s64 %rd5, %rd1, %rd3; st.global.b32 [%rd5], %r6;";
+    let with = |before: &str, after: &str| body.replace("FENCE", before).replace("AFTER", after);
+    for seed in 0..SEEDS {
+        for body in [with("fence.proxy.async.global;", ""), with("", "@%p1 fence.proxy.async;")] {
+            let out = run(seed, &body, 64).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+            assert!(out[..64].iter().copied().eq(7..71), "seed {seed}");
+        }
+        for body in [with("", ""), with("fence.proxy.async.shared::cta;", "")] {
+            let fault = run(seed, &body, 64).unwrap_err();
+            assert!(matches!(fault.kind, FaultKind::Proxy { .. }), "seed {seed}: {fault}");
+            assert!(fault.to_string().contains("byte 0 of `in`"), "{fault}");
+        }
     }
 }

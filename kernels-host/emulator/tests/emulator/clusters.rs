@@ -13,7 +13,7 @@ fn run(seed: u64, body: &str, blocks: u32, cluster: u32, threads: u32) -> Result
     device.write(out, &vec![0; bytes])?;
     let place = "mov.u32 %r28, %ctaid.x; mov.u32 %r27, %ntid.x; mul.lo.u32 %r28, %r28, %r27;
         mul.wide.u32 %rd28, %r28, 4; add.s64 %rd1, %rd1, %rd28;";
-    let options = LaunchOptions { shared_bytes: 4096, cluster: Some([cluster, 1, 1]) };
+    let options = LaunchOptions { shared_bytes: 4096, cluster: Some([cluster, 1, 1]), ..LaunchOptions::default() };
     let params = [Param::U64(out), Param::U64(out)];
     device.launch_with(&module(&format!("{place}\n{body}")), "k", Grid::linear(blocks, threads), &params, &options)?;
     Ok(numbers(&device.read(out, bytes)?))

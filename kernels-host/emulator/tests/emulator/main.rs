@@ -2,8 +2,12 @@
 
 mod asynchronous;
 mod clusters;
+mod counters;
+mod dependent;
 mod faults;
 mod instructions;
+mod partial;
+mod races;
 mod shipped;
 mod warpgroups;
 
