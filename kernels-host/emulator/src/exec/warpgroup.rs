@@ -226,6 +226,8 @@ impl Executor<'_> {
             OperandA::Registers(registers) => registers,
         };
         self.check_registers(warp, product, inputs)?;
+        let operations = self.counters.tensor_operations.entry(product.form.element().name()).or_default();
+        *operations += product.form.warp_operations();
         let (a, b) = (a.map(Descriptor::decode), Descriptor::decode(b));
         let mut beyond = Vec::new();
         let left = self.operand_a(warp, crew, product, a, &mut beyond)?;
