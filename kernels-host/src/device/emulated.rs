@@ -30,8 +30,6 @@ pub struct Emulation {
     pub instructions: u64,
     /// Launches by PTX entry.
     pub launches: BTreeMap<&'static str, Launches>,
-    /// Warp instructions by opcode.
-    pub opcodes: BTreeMap<String, u64>,
 }
 
 /// The launches of an entry.
@@ -137,12 +135,6 @@ impl Emulated {
                 let report = state.device.launch_with(module, entry, *grid, params, options);
                 let report = report.map_err(|fault| self.fault(entry, fault))?;
                 state.done.instructions += report.total();
-                for (opcode, count) in &report.instructions {
-                    match state.done.opcodes.get_mut(opcode) {
-                        Some(total) => *total += count,
-                        None => drop(state.done.opcodes.insert(opcode.clone(), *count)),
-                    }
-                }
                 let launches = state.done.launches.entry(entry).or_default();
                 launches.count += 1;
                 launches.last = report;

@@ -88,8 +88,8 @@ impl Elementwise<'_> {
                 8 * size
             );
         }
-        let _ = write!(text, "{}\n", self.code);
-        let _ = write!(text, "ld.param.u64 %out, [p{}];\n", self.inputs.len());
+        let _ = writeln!(text, "{}", self.code);
+        let _ = writeln!(text, "ld.param.u64 %out, [p{}];", self.inputs.len());
         let mut start = 0;
         for (size, name) in self.outputs.iter().zip(OUTPUTS.chars()) {
             let _ =

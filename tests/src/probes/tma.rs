@@ -161,23 +161,11 @@ impl Shape {
         (0..count)
             .map(|i| {
                 let mut at = [0; 5];
-                for axis in 0..self.dims.len() {
-                    let (dim, extent) = (self.dims[axis] as i32, self.box_dims[axis] as i32);
-                    let choices = [
-                        0,
-                        1,
-                        -1,
-                        1 - extent,
-                        -extent,
-                        dim - 1,
-                        dim,
-                        dim - extent,
-                        dim - extent + 1,
-                        dim / 2,
-                        1 << 20,
-                        -(1 << 20),
-                    ];
-                    at[axis] = if i == 0 { 0 } else { choices[rng.below(if i < 8 { 10 } else { 12 })] };
+                for (at, (&dim, &extent)) in at.iter_mut().zip(self.dims.iter().zip(self.box_dims)) {
+                    let (dim, extent) = (dim as i32, extent as i32);
+                    let edges = [0, 1, -1, 1 - extent, -extent, dim - 1, dim, dim - extent, dim - extent + 1, dim / 2];
+                    let choices = [&edges[..], &[1 << 20, -(1 << 20)]].concat();
+                    *at = if i == 0 { 0 } else { choices[rng.below(if i < 8 { 10 } else { 12 })] };
                 }
                 at
             })
