@@ -1,2 +1,3 @@
 //! Activations that no product's epilogue takes along.
 pub mod silu_mul;
+pub mod soft_cap;
