@@ -268,14 +268,14 @@ CASES = [
           # The two GELUs differ by at most 5e-4, below bf16's noise: shown, not required.
           Ablation("erf GELU", set_config(hidden_act="gelu"), required=False)],
          config_form="v5", prompt_seeds=(21, 2)),
-    # As small as its features allow: two layers and a short vocabulary.
+    # As small as its features allow: two layers, 8 wide, a short vocabulary; in f16, for bf16 is too coarse for that few.
     Case("gemma2",
          "norms before and after each block, weights less 1; soft-caps of scores and logits; GeGLU; scaled embeddings, tied; "
          "head_dim 256, a query scale that is not its root; windows of 16 in every other layer",
          "Gemma2",
          dict(**sizes(8, 16, 2, 1, 1, 256, vocab=32), rms_norm_eps=1e-6, max_position_embeddings=256,
               tie_word_embeddings=True, query_pre_attn_scalar=144, sliding_window=16, attn_logit_softcapping=4.0,
-              final_logit_softcapping=4.0, rope_parameters=rope()),
+              final_logit_softcapping=2.0, rope_parameters=rope()),
          [INTERLEAVED, THETA, *window(16)[1:],
           Ablation("no window", set_config(layer_types=["full_attention"] * 2)),
           Ablation("all layers slide", set_config(layer_types=["sliding_attention"] * 2)),
@@ -286,7 +286,7 @@ CASES = [
           Ablation("norm weights without the 1", model=norms_without_one),
           Ablation("no post-norms", model=no_post_norms),
           Ablation("embeddings not scaled", model=unscaled_embeddings)],
-         drop=("layer_types",), prompt_seeds=(4, 10)),
+         dtype="float16", drop=("layer_types",), embed_std=0.2, prompt_seeds=(45, 48)),
 ]
 
 
