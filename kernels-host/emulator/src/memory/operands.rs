@@ -59,16 +59,9 @@ impl OperandReads {
             for (epoch, warp) in waits {
                 if warp != who.warp && *epoch > who.clock[warp as usize] {
                     let place = format!("shared memory at byte {byte}");
-                    let thread = (warp - self.first) * 32;
-                    return Err(FaultKind::Race {
-                        access,
-                        place,
-                        other: Access::Read,
-                        thread,
-                        block: None,
-                        line,
-                        other_source: Vec::new(),
-                    });
+                    let (other, thread) = (Access::Read, (warp - self.first) * 32);
+                    let other_source = Vec::new();
+                    return Err(FaultKind::Race { access, place, other, thread, block: None, line, other_source });
                 }
             }
         }
