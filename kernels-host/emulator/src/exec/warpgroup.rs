@@ -14,7 +14,7 @@ use super::warp::{State, Warp};
 use super::{ALL, Lanes};
 use crate::FaultKind;
 use crate::instruction::{OperandA, Product, TensorRegister, WarpgroupOp};
-use crate::memory::CHUNK;
+use crate::memory::{CHUNK, Shared, Who};
 use crate::module::Entry;
 use crate::tensor::accumulate::Prepared;
 use crate::tensor::element::Matrix;
@@ -49,6 +49,8 @@ struct Issued {
     /// Descriptors of the operands in shared memory.
     a: Option<Descriptor>,
     b: Descriptor,
+    /// Chunks that were read although they lie beyond their tile.
+    beyond: Vec<u32>,
 }
 
 /// What the warps of the warpgroups of a block share.
@@ -227,8 +229,9 @@ impl Executor<'_> {
         let operations = self.counters.tensor_operations.entry(product.form.element().name()).or_default();
         *operations += product.form.warp_operations();
         let (a, b) = (a.map(Descriptor::decode), Descriptor::decode(b));
-        let left = self.operand_a(warp, crew, product, a)?;
-        self.operand_b(warp, crew, &product.form, b)?;
+        let mut beyond = Vec::new();
+        let left = self.operand_a(warp, crew, product, a, &mut beyond)?;
+        self.operand_b(warp, crew, &product.form, b, &mut beyond)?;
         let log = crew.warpgroups.log(warp);
         let Some((_, _, right)) = &log.cached else { return Ok(()) };
         let narrow = &mut warp.registers.narrow;
@@ -243,7 +246,7 @@ impl Executor<'_> {
         for id in &ids {
             warp.tensor.busy[*id as usize] += 1;
         }
-        warp.tensor.open.push(Issued { pc: warp.pc, form: product.form, ids, a, b });
+        warp.tensor.open.push(Issued { pc: warp.pc, form: product.form, ids, a, b, beyond });
         Ok(())
     }
 
@@ -286,6 +289,7 @@ impl Executor<'_> {
         crew: &mut Crew,
         product: &Product,
         descriptor: Option<Descriptor>,
+        beyond: &mut Vec<u32>,
     ) -> Result<Matrix, LaneFault> {
         match (&product.a, descriptor) {
             (OperandA::Registers(registers), _) => {
@@ -295,18 +299,29 @@ impl Executor<'_> {
             (OperandA::Shared(_), descriptor) => {
                 let (descriptor, rank) = (descriptor.unwrap_or(Descriptor::decode(0)), (warp.index % WARPS) as usize);
                 let who = self.who(warp, 0);
-                let read = |address: u32| crew.shared.begin_operand(u64::from(address), who);
+                let first = product.form.places_of_a(descriptor, 0).next();
+                let tile = first.and_then(|first| crew.shared.tile(u64::from(first), who));
+                let read = |address: u32| chunk(&mut crew.shared, address, tile, who, beyond);
                 Ok(product.form.load_a_of_warp(descriptor, rank, read)?)
             }
         }
     }
 
     /// Leaves b in the warpgroup's cache.
-    fn operand_b(&self, warp: &Warp, crew: &mut Crew, form: &Wgmma, descriptor: Descriptor) -> Result<(), LaneFault> {
+    fn operand_b(
+        &self,
+        warp: &Warp,
+        crew: &mut Crew,
+        form: &Wgmma,
+        descriptor: Descriptor,
+        beyond: &mut Vec<u32>,
+    ) -> Result<(), LaneFault> {
         let who = self.who(warp, 0);
+        let first = form.places_of_b(descriptor).next();
+        let tile = first.and_then(|first| crew.shared.tile(u64::from(first), who));
         let mut bytes = Vec::with_capacity(form.d_registers() * 2 * CHUNK * 2);
         for address in form.places_of_b(descriptor) {
-            bytes.extend_from_slice(&crew.shared.begin_operand(u64::from(address), who)?);
+            bytes.extend_from_slice(&chunk(&mut crew.shared, address, tile, who, beyond)?);
         }
         let log = crew.warpgroups.log(warp);
         if log.cached.as_ref().is_some_and(|(cached, from, _)| cached == form && *from == bytes) {
@@ -328,13 +343,14 @@ impl Executor<'_> {
             warp.tensor.busy[*id as usize] -= 1;
         }
         let who = self.who(warp, 0);
-        if let Some(a) = issued.a {
-            for address in issued.form.places_of_a(a, (warp.index % WARPS) as usize) {
+        let rank = (warp.index % WARPS) as usize;
+        let a = issued.a.into_iter().flat_map(|a| issued.form.places_of_a(a, rank));
+        let mut beyond = issued.beyond.iter().peekable();
+        // In the order in which they were begun.
+        for address in a.chain(issued.form.places_of_b(issued.b)) {
+            if beyond.next_if_eq(&&address).is_none() {
                 crew.shared.finish_operand(u64::from(address), who);
             }
-        }
-        for address in issued.form.places_of_b(issued.b) {
-            crew.shared.finish_operand(u64::from(address), who);
         }
     }
 
@@ -392,6 +408,24 @@ impl Executor<'_> {
         groups.registers[warp.index as usize] = count;
         self.together(warp, crew, 0, 0)?;
         Ok(true)
+    }
+}
+
+/// The chunk of an operand at `address`, of the tile whose copy `tile` counted; `beyond` gets the address if it lies
+/// beyond.
+fn chunk(
+    shared: &mut Shared,
+    address: u32,
+    tile: Option<u32>,
+    who: Who<'_>,
+    beyond: &mut Vec<u32>,
+) -> Result<[u8; CHUNK], FaultKind> {
+    match shared.is_beyond(u64::from(address), tile, who) {
+        Some(found) => {
+            beyond.push(address);
+            Ok(found)
+        }
+        None => shared.begin_operand(u64::from(address), who),
     }
 }
 

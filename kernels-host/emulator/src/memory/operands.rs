@@ -59,16 +59,9 @@ impl OperandReads {
             for (epoch, warp) in waits {
                 if warp != who.warp && *epoch > who.clock[warp as usize] {
                     let place = format!("shared memory at byte {byte}");
-                    let thread = (warp - self.first) * 32;
-                    return Err(FaultKind::Race {
-                        access,
-                        place,
-                        other: Access::Read,
-                        thread,
-                        block: None,
-                        line,
-                        other_source: Vec::new(),
-                    });
+                    let (other, thread) = (Access::Read, (warp - self.first) * 32);
+                    let other_source = Vec::new();
+                    return Err(FaultKind::Race { access, place, other, thread, block: None, line, other_source });
                 }
             }
         }
@@ -76,7 +69,35 @@ impl OperandReads {
     }
 }
 
+/// What chunks hold that lie beyond a tile and cannot be read: numbers that show in a result, in every type.
+const BEYOND: [u8; CHUNK] = [0x55; CHUNK];
+
 impl Shared {
+    /// The mbarrier, as an actor, that counted the copy which filled the tile that starts at `address`, if a copy did
+    /// and `who` has waited for it.
+    ///
+    /// A matrix instruction has as many rows as it has: of a tile of fewer, it also reads what lies behind, which is
+    /// another stage of a ring or nothing yet. That is no fault as long as nobody uses those rows of the product. So
+    /// what another barrier counts is not an operand, for [`Self::is_beyond`].
+    pub fn tile(&mut self, address: u64, who: Who<'_>) -> Option<u32> {
+        self.read_async(address, CHUNK, who).ok()?;
+        self.words[address as usize / 4].copied_by()
+    }
+
+    /// Whether the chunk at `address` lies beyond the tile whose copy `tile` counted; if so, what to read there.
+    pub fn is_beyond(&mut self, address: u64, tile: Option<u32>, who: Who<'_>) -> Option<[u8; CHUNK]> {
+        let tile = tile?;
+        let word = self.words.get(address as usize / 4)?.copied_by();
+        if word == Some(tile) {
+            return None;
+        }
+        match self.read_async(address, CHUNK, who) {
+            Ok(_) if word.is_none() => None,
+            Ok(found) => found.try_into().ok(),
+            Err(_) => Some(BEYOND),
+        }
+    }
+
     /// The chunk at `address`, as an operand of an instruction that `who` issues and will wait for with
     /// [`Self::finish_operand`].
     pub fn begin_operand(&mut self, address: u64, who: Who<'_>) -> Result<[u8; CHUNK], FaultKind> {

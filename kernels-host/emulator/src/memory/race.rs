@@ -183,6 +183,11 @@ impl Word {
         self.write.as_ref().filter(|_| self.by != Writer::Copy)
     }
 
+    /// What counts the copy that was the last write.
+    pub fn copied_by(&self) -> Option<u32> {
+        self.write.as_ref().filter(|_| self.by == Writer::Copy).map(|write| write.actor)
+    }
+
     /// Line of the last write.
     pub fn written_at(&self) -> u32 {
         self.write.map_or(0, |write| write.line)
