@@ -164,10 +164,10 @@ mod tests {
         assert_eq!(pick(512, 6144, 4096), (192, 1));
         // 128 tiles of 160 columns in one wave; 80 of 256 in one.
         assert_eq!(pick(1024, 2560, 8192), (160, 1));
-        // 64 tiles of 128 columns, or of 160, by two blocks each.
-        assert_eq!(pick(256, 4096, 4096), (128, 2));
+        // 64 tiles of 160 columns, by two blocks each; alone they would leave 68 multiprocessors without.
         assert_eq!(pick(512, 2560, 8192), (160, 2));
-        // 32 of 128, by four.
+        // 32 tiles of 256 columns or of 128, by four blocks each.
+        assert_eq!(pick(256, 4096, 4096), (256, 4));
         assert_eq!(pick(128, 4096, 14336), (128, 4));
     }
 }
