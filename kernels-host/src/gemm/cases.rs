@@ -207,8 +207,8 @@ impl Problem {
 impl Case for Problem {
     fn id(&self) -> String {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
-        if let Some(Path::Wgmma(tile)) = self.path {
-            id += &format!(" cols={} share={}", tile.cols, tile.share);
+        if let Some(Path::Wgmma(Some(tile))) = self.path {
+            id += &format!(" cols={} share={} split={}", tile.cols, tile.share, tile.split);
         }
         if let Some(Path::Stream(Some(cut))) = self.path {
             id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
