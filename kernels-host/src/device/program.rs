@@ -110,12 +110,7 @@ impl Module {
         check(result, &format!("cuModuleGetFunction of {entry}")).map(|()| module)
     }
 
-    fn launch(
-        &self,
-        program: &Program<'_>,
-        memory: &[DeviceMemory],
-        maps: &[sys::CUtensorMap],
-    ) -> Result<(), Error> {
+    fn launch(&self, program: &Program<'_>, memory: &[DeviceMemory], maps: &[sys::CUtensorMap]) -> Result<(), Error> {
         use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
         let call = format!("launching {}", program.entry);
         // SAFETY: the handle is this module's.

@@ -1,6 +1,7 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 pub(crate) mod cases;
 mod gemv;
+mod gemv_ring;
 mod mma;
 mod reference;
 mod skinny;
@@ -79,6 +80,8 @@ pub(crate) struct Shape {
 pub(crate) enum Path {
     /// Up to four rows, two weight rows a warp.
     Gemv,
+    /// Up to four rows on Hopper, weights by bulk copies, fetched as stated or as is usual.
+    GemvRing(Option<gemv_ring::Fetch>),
     /// Up to 128 rows on Hopper, weights streamed past `wgmma`, cut as stated or as fits.
     Stream(Option<stream::Cut>),
     /// Up to 64 rows, weights streamed past `mma.sync`.
@@ -93,6 +96,7 @@ impl Path {
     fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
+            Path::GemvRing(fetch) => gemv_ring::supports(shape, fetch, target),
             Path::Stream(cut) => stream::supports(shape, cut, target),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
@@ -103,6 +107,7 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
+            Path::GemvRing(fetch) => gemv_ring::launch(gemm, shape, fetch, stream),
             Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
@@ -118,7 +123,7 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
         return tuned;
     }
     let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
-    [Path::Gemv, Path::Stream(None), Path::Skinny, wgmma, Path::Mma]
+    [Path::GemvRing(None), Path::Gemv, Path::Stream(None), Path::Skinny, wgmma, Path::Mma]
         .into_iter()
         .find(|path| path.supports(shape, target))
 }
@@ -238,7 +243,15 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![
+        picked(),
+        gemv::kernel(),
+        gemv_ring::kernel(),
+        stream::kernel(),
+        skinny::kernel(),
+        mma::kernel(),
+        wgmma::kernel(),
+    ]
 }
 
 /// The cases through whatever kernel is picked.

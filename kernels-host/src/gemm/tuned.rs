@@ -1,4 +1,5 @@
 //! Which kernel computes a product, as measured: the table `tuned.txt`, and what `wootz bench tune` makes it with.
+use super::gemv_ring::Fetch;
 use super::stream::{self, Cut};
 use super::wgmma::Tile;
 use super::{Gemm, Path, Shape};
@@ -21,6 +22,10 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Path::Gemv => f.write_str("gemv"),
+            Path::GemvRing(None) => f.write_str("gemv_ring"),
+            Path::GemvRing(Some(Fetch { columns, blocks, ahead })) => {
+                write!(f, "gemv_ring columns={columns} blocks={blocks} ahead={ahead}")
+            }
             Path::Skinny => f.write_str("skinny"),
             Path::Mma => f.write_str("mma"),
             Path::Stream(None) => f.write_str("stream"),
@@ -44,6 +49,12 @@ impl FromStr for Choice {
         };
         let path = match kernel {
             "gemv" => Path::Gemv,
+            "gemv_ring" if text.trim() == "gemv_ring" => Path::GemvRing(None),
+            "gemv_ring" => Path::GemvRing(Some(Fetch {
+                columns: value("columns")?,
+                blocks: value("blocks")?,
+                ahead: value("ahead")?,
+            })),
             "skinny" => Path::Skinny,
             "mma" => Path::Mma,
             "stream" if text.trim() == "stream" => Path::Stream(None),
@@ -72,6 +83,7 @@ impl Gemm<'_> {
         let Some(target) = stream.device().target() else { return Ok(Vec::new()) };
         let mut paths = vec![Path::Gemv];
         if target == Target::Sm90a {
+            paths.extend(Fetch::all().map(|fetch| Path::GemvRing(Some(fetch))));
             if m <= stream::MAX_TOKENS {
                 paths.push(Path::Stream(None));
                 let cuts = stream::candidates(&shape, gated, stream)?;
@@ -174,9 +186,16 @@ mod tests {
 
     #[test]
     fn choices_are_read_as_they_are_written() {
-        for text in
-            ["gemv", "skinny", "mma", "stream", "stream rows=48 split=1 share=2 depth=4", "wgmma cols=160 share=1"]
-        {
+        for text in [
+            "gemv",
+            "gemv_ring",
+            "gemv_ring columns=512 blocks=1 ahead=96",
+            "skinny",
+            "mma",
+            "stream",
+            "stream rows=48 split=1 share=2 depth=4",
+            "wgmma cols=160 share=1",
+        ] {
             assert_eq!(text.parse::<Choice>().unwrap().to_string(), text);
         }
         assert!(matches!("wgmma cols=1 share=2".parse(), Ok(Choice(Path::Wgmma(_)))));
