@@ -19,7 +19,8 @@ pub struct Gemm<'a> {
     /// [m, k], bf16 or f16; k a multiple of 8.
     pub a: View<'a>,
     /// [n, k], as `a`. When gated, gate and up rows interleaved as [`interleave_gate_up`] does. Kernels start
-    /// reading it before the launch right before has ended, so that launch must not write it.
+    /// reading it before the launches before have ended, so nothing queued since the last copy or synchronisation
+    /// may write it.
     pub w: View<'a>,
     /// [1, n], as `a`; when gated interleaved as the rows of `w`.
     pub bias: Option<View<'a>>,
