@@ -51,9 +51,9 @@ impl Buffer {
     /// Allocates `len` elements. On the CPU they are zero, on a GPU undefined.
     pub fn new(device: &Device, dtype: DType, len: usize) -> Result<Self, Error> {
         let bytes = len * dtype.size();
-        let storage = match device.gpu() {
+        let storage = match device.alloc(dtype, len)? {
             None => Storage::Host(host_words(bytes)),
-            Some(gpu) => Storage::Device(gpu.alloc(bytes)?),
+            Some(memory) => Storage::Device(memory),
         };
         Ok(Buffer { dtype, len, storage })
     }

@@ -1,4 +1,4 @@
-use crate::DType;
+use crate::{DType, Target};
 
 /// What a device or a launcher can fail with. Every message is one line.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,6 +58,18 @@ pub enum Error {
         entry: String,
         /// The last line of the compiler's log.
         log: String,
+    },
+    /// What the emulator's sanitizer found, or PTX that it does not know.
+    #[error("{what} on the emulated {target}, seed {seed}: {fault}")]
+    Emulator {
+        /// The PTX entry, or what the host did.
+        what: String,
+        /// The module that the device runs.
+        target: Target,
+        /// The fault: what happened, and which thread did it at which line of the PTX.
+        fault: String,
+        /// The device's seed: the same again shows the same fault.
+        seed: u64,
     },
     /// No module for this GPU holds the entry.
     #[error("kernel {entry} is not built for {target}")]

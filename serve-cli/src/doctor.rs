@@ -50,6 +50,7 @@ pub fn run(terminal: &Terminal) -> Result<ExitCode> {
     let (gpus, works) = gpus();
     checks.extend(gpus);
     checks.push(cpu());
+    checks.push(emulator());
     checks.extend(folders());
     checks.extend(build_tools());
 
@@ -175,6 +176,24 @@ fn cpu() -> Check {
     let threads = units::plural(Device::cpu().multiprocessors(), "thread");
     let memory = model::host_memory().map_or_else(String::new, |total| format!(", {} of memory", units::bytes(total)));
     Check::ok("CPU", format!("{threads}{memory}"))
+}
+
+/// Whether `--device emulated` computes what the references say: one small kernel on it.
+fn emulator() -> Check {
+    let device = Device::emulated(Target::Sm90a, 0);
+    let kernels = kernels_host::kernels();
+    let cases = kernels.iter().filter(|kernel| kernel.runs_on(&device)).flat_map(|kernel| (kernel.pinned)());
+    let Some(case) = cases.filter(|case| case.checked_on_emulator()).min_by_key(|case| case.work().bytes) else {
+        return Check::warning("emulator", "no kernel is small enough to try it", "wootz chat --device cpu");
+    };
+    let run = || {
+        let stream = device.stream()?;
+        case.prepare(&stream, 0)?.check(&stream)
+    };
+    match run() {
+        Ok(()) => Check::ok("emulator", "runs the GPU's kernels on the CPU: --device emulated"),
+        Err(error) => Check::warning("emulator", error.to_string(), "wootz chat --device cpu"),
+    }
 }
 
 fn folders() -> Vec<Check> {

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 mod chat;
 mod cli;
+pub mod counters;
 mod devices;
+pub mod differential;
 mod engine;
 pub mod goldens;
 mod kernels;
@@ -28,8 +30,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
     trials.extend(probes::trials());
+    trials.extend(differential::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
+    trials.extend(counters::trials());
     trials.extend(cli::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let whole = !arguments.list && conclusion.num_filtered_out == 0;
+    if whole && let Err(message) = kernels::check_launched() {
+        eprintln!("{message}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }

@@ -50,9 +50,22 @@ enum Task {
     /// Set up and run every test of the workspace. With GPU=required a missing GPU is a failure.
     #[command(after_help = "Example: cargo xtask test add_rms_norm")]
     Test {
+        /// Random cases of each kernel on each device: 32, on emulated ones 4, if not given.
+        #[arg(long, value_name = "N")]
+        cases: Option<u32>,
         /// Filters and other arguments of `cargo test`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
+    },
+
+    /// Compare what the kernels execute and move on the emulator with `kernels-host/counters.txt`.
+    #[command(after_help = "Example: cargo xtask counters norm")]
+    Counters {
+        /// Write the file anew, for all kernels or those that FILTER selects.
+        #[arg(long)]
+        update: bool,
+        /// Only kernels whose name contains this.
+        filter: Option<String>,
     },
 
     /// Set up, build for release and time the kernels on this machine's GPU. All arguments go to `wootz bench kernels`.
@@ -136,9 +149,13 @@ fn run(task: Task) -> Result<()> {
             setup::setup()?;
             cargo::chat(&args)
         }
-        Task::Test { args } => {
+        Task::Test { cases, args } => {
             setup::setup()?;
-            cargo::test(&args)
+            cargo::test(cases, &args)
+        }
+        Task::Counters { update, filter } => {
+            setup::setup()?;
+            cargo::counters(update, filter.as_deref())
         }
         Task::Bench { peers, args } => {
             setup::setup()?;

@@ -13,7 +13,7 @@
 //!
 //! Bound by memory: 4 · head_dim bytes per (token, KV head). The ring keeps up to 64 KiB (head_dim 128) or
 //! 80 KiB (64) of a block in flight.
-use super::fragment::{Lanes, MAX_DIM, Output, Queries, Running, pack_probabilities};
+use super::fragment::{Lanes, MAX_DIM, Output, Queries, Running, pack_probabilities, rescale};
 use crate::prim::{
     async_copy,
     math::{exp2, rcp},
@@ -150,11 +150,8 @@ unsafe fn decode<E: Elem, const D: u32>(
         let mut scores = scores::<E, D>(lanes, &queries, k);
         let values = load_values::<D>(lanes, k + stage_bytes(D) / 2);
         mask(&mut scores, index * KEYS + warp_id() * QUARTER, first_key, kv_len);
-        if D == 128 {
-            running.step::<2, 16>(&mut scores, &mut output, scale_log2);
-        } else {
-            running.step::<2, 8>(&mut scores, &mut output, scale_log2);
-        }
+        let factors = running.probabilities(&mut scores, scale_log2);
+        rescale(&mut output[..D as usize / 8], factors);
         accumulate::<E, D>(&scores, &values, &mut output);
         stage = if stage + 1 == stages(D) { 0 } else { stage + 1 };
         index += 1;

@@ -14,6 +14,16 @@ pub fn base() -> u32 {
     }
 }
 
+/// [`base`], asked for again where keeping it would cost a register.
+#[inline(always)]
+pub fn base_anew() -> u32 {
+    device! {
+        let address: u32;
+        core::arch::asm!("mov.u32 {0}, dyn_smem;", out(reg32) address, options(nomem, nostack));
+        address
+    }
+}
+
 macro_rules! scalar {
     ($load:ident $store:ident $ty:ty, $class:ident, $suffix:literal) => {
         #[doc = concat!("Loads a `", stringify!($ty), "`.")]

@@ -90,6 +90,13 @@ macro_rules! with_31 {
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
     ] } };
 }
+/// As `with_7`, of 48 registers.
+macro_rules! with_47 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47
+    ] } };
+}
 /// `$next!($args [1 2 … 63])`: the registers of 64 after the first.
 macro_rules! with_63 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
@@ -189,8 +196,12 @@ macro_rules! mma_async_registers {
 }
 with_31!(mma_async_registers!(mma_registers_n64_bf16, "64", 32, "bf16",));
 with_31!(mma_async_registers!(mma_registers_n64_f16, "64", 32, "f16",));
+with_47!(mma_async_registers!(mma_registers_n96_bf16, "96", 48, "bf16",));
+with_47!(mma_async_registers!(mma_registers_n96_f16, "96", 48, "f16",));
 with_63!(mma_async_registers!(mma_registers_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async_registers!(mma_registers_n128_f16, "128", 64, "f16",));
+with_127!(mma_async_registers!(mma_registers_n256_bf16, "256", 128, "bf16",));
+with_127!(mma_async_registers!(mma_registers_n256_f16, "256", 128, "f16",));
 
 #[cfg(test)]
 mod tests {

@@ -56,7 +56,11 @@ macro_rules! warpgroup_mma_registers {
 }
 warpgroup_mma_registers! {
     Bf16 32 mma_registers_n64_bf16;
+    Bf16 48 mma_registers_n96_bf16;
     Bf16 64 mma_registers_n128_bf16;
+    Bf16 128 mma_registers_n256_bf16;
     F16 32 mma_registers_n64_f16;
+    F16 48 mma_registers_n96_f16;
     F16 64 mma_registers_n128_f16;
+    F16 128 mma_registers_n256_f16;
 }

@@ -1,7 +1,7 @@
 //! Launcher and cases of `kernels-gpu/src/attention/decode.rs` and `decode_merge.rs`.
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, PagedKv, reference};
-use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
 use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::attention::{decode as gpu, decode_merge as merge};
 use kernels_gpu::prim::DevicePtr;
@@ -24,6 +24,8 @@ pub struct DecodeAttention<'a> {
     pub scale: f32,
     /// The query sees the last `window` keys only.
     pub window: Option<usize>,
+    /// As in [`PrefillAttention`](super::PrefillAttention).
+    pub softcap: Option<f32>,
     /// An upper bound of `kv_lens`: it decides into how many parts a context is split.
     pub max_kv: usize,
     /// Partial results of the parts: f32 [1, at least [`DecodeAttention::workspace_len`]]. Needs no initial
@@ -63,8 +65,8 @@ impl DecodeAttention<'_> {
 
     /// Queues the kernel.
     pub fn launch(mut self, stream: &Stream) -> Result<(), Error> {
-        let Self { heads, kv_heads, head_dim, scale, window, .. } = self;
-        let geometry = Geometry { heads, kv_heads, head_dim, scale, window };
+        let Self { heads, kv_heads, head_dim, scale, window, softcap, .. } = self;
+        let geometry = Geometry { heads, kv_heads, head_dim, scale, window, softcap };
         let mut check = Check::new("decode_attention");
         geometry.check(&mut check, &self.q, &self.kv, &self.out.as_view())?;
         check.typed("workspace", &self.workspace.as_view(), DType::F32, ["1", "workspace"])?;
@@ -88,7 +90,7 @@ impl DecodeAttention<'_> {
     }
 
     fn launch_gpu(self, stream: &Stream, check: &Check, geometry: &Geometry) -> Result<(), Error> {
-        let Geometry { heads, kv_heads, head_dim, scale, window } = *geometry;
+        let Geometry { heads, kv_heads, head_dim, scale, window, .. } = *geometry;
         let sequences = self.q.rows();
         let group = geometry.group();
         let row_blocks = group.div_ceil(ROWS);
@@ -267,11 +269,18 @@ impl Prepared for Data {
             head_dim: self.problem.head_dim,
             scale: self.problem.scale(),
             window: self.problem.window,
+            softcap: self.problem.softcap,
             max_kv: self.max_kv,
             workspace: self.workspace.view_mut(),
             out,
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.rows.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![self.rows.output(stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,19 +1,22 @@
 //! Random problems.
+use super::HEAD_DIMS;
 use super::decode::Decode;
 use super::prefill::{Path, Prefill};
 use super::testing::{Problem, Scores};
 use crate::DType;
 use crate::case::Case;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 fn problem(max_group: usize) -> impl Strategy<Value = Problem> {
     let window = prop_oneof![2 => Just(None), 1 => (1usize..200).prop_map(Some)];
+    let softcap = prop_oneof![2 => Just(None), 1 => (1f32..60.0).prop_map(Some)];
     let scores = prop_oneof![4 => Just(Scores::Normal), 1 => Just(Scores::Equal), 1 => Just(Scores::Large)];
-    (any::<bool>(), any::<bool>(), 1usize..4, 1..=max_group, window, scores).prop_map(
-        |(f16, wide, kv_heads, group, window, scores)| {
+    (any::<bool>(), select(&HEAD_DIMS), 1usize..4, 1..=max_group, window, scores, softcap).prop_map(
+        |(f16, head_dim, kv_heads, group, window, scores, softcap)| {
             let dtype = if f16 { DType::F16 } else { DType::Bf16 };
-            let base = Problem::new(dtype, kv_heads * group, kv_heads, if wide { 128 } else { 64 });
-            Problem { window, scores, ..base }
+            let base = Problem::new(dtype, kv_heads * group, kv_heads, head_dim);
+            Problem { window, scores, softcap, ..base }
         },
     )
 }

@@ -1,5 +1,6 @@
 //! PTX that Wootz did not compile, run once: how the emulator is held against a GPU.
-use super::gpu::{DeviceMemory, check};
+use super::Backend;
+use super::gpu::{Allocation, check};
 use crate::{Device, Error};
 use cudarc::driver::sys;
 use std::ffi::{CString, c_void};
@@ -53,12 +54,12 @@ impl Device {
     /// PTX that the driver rejects, a map that it rejects, a launch that fails or faults (then the context is lost).
     ///
     /// # Panics
-    /// On the CPU device, and where a map names a buffer that there is not.
+    /// On other devices than GPUs, and where a map names a buffer that there is not.
     pub fn run_program(&self, program: &Program<'_>, buffers: &mut [Vec<u8>]) -> Result<(), Error> {
-        let gpu = self.gpu().expect("programs run on GPUs");
+        let Backend::Cuda(gpu) = self.backend() else { panic!("programs run on GPUs") };
         gpu.enter()?;
         let module = Module::load(program.ptx, program.entry)?;
-        let memory: Vec<DeviceMemory> = buffers.iter().map(|b| gpu.alloc(b.len())).collect::<Result<_, _>>()?;
+        let memory: Vec<Allocation> = buffers.iter().map(|b| gpu.alloc(b.len())).collect::<Result<_, _>>()?;
         for (memory, buffer) in memory.iter().zip(&*buffers) {
             // SAFETY: both sides have the buffer's length.
             let result = unsafe { sys::cuMemcpyHtoD_v2(memory.ptr().0, buffer.as_ptr().cast(), buffer.len()) };
@@ -110,7 +111,7 @@ impl Module {
         check(result, &format!("cuModuleGetFunction of {entry}")).map(|()| module)
     }
 
-    fn launch(&self, program: &Program<'_>, memory: &[DeviceMemory], maps: &[sys::CUtensorMap]) -> Result<(), Error> {
+    fn launch(&self, program: &Program<'_>, memory: &[Allocation], maps: &[sys::CUtensorMap]) -> Result<(), Error> {
         use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
         let call = format!("launching {}", program.entry);
         // SAFETY: the handle is this module's.

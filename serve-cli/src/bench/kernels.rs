@@ -48,8 +48,8 @@ struct Timing {
 pub fn run(args: &KernelArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut out = io::stdout();
     let device = match args.device.device {
-        DeviceChoice::Cpu => {
-            writeln!(out, "kernel benches NOT RUN: they time the GPU, and --device is cpu")?;
+        DeviceChoice::Cpu | DeviceChoice::Emulated(..) => {
+            writeln!(out, "kernel benches NOT RUN: they time the GPU, and --device is another")?;
             return Ok(ExitCode::SUCCESS);
         }
         DeviceChoice::Auto => Device::cuda(0),

@@ -31,7 +31,9 @@ pub(super) fn probes() -> Vec<Probe> {
     for op in ["div.rn.f32", "div.rn.ftz.f32", "copysign.f32"] {
         probes.push(f32_probe(op, 2));
     }
-    for (op, arity) in [("add.rn", 2), ("mul.rn", 2), ("div.rn", 2), ("fma.rn", 3), ("sqrt.rn", 1), ("min", 2), ("max", 2)] {
+    for (op, arity) in
+        [("add.rn", 2), ("mul.rn", 2), ("div.rn", 2), ("fma.rn", 3), ("sqrt.rn", 1), ("min", 2), ("max", 2)]
+    {
         probes.push(f64_probe(&format!("{op}.f64"), arity));
     }
     probes.push(comparisons(""));

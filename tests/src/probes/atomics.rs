@@ -52,10 +52,9 @@ fn probe(space: &str, op: &str, size: usize) -> Probe {
     let floats = |rng: &mut _| f32_tuples(rng, 3, N);
     let inputs: Vec<(usize, Vec<u8>)> = match op {
         "add.f32" => floats(&mut rng).iter().map(|c| (4, words(c))).collect(),
-        "add.f64" => floats(&mut rng)
-            .iter()
-            .map(|c| (8, bytes(c, |&v| f64::from(f32::from_bits(v)).to_le_bytes())))
-            .collect(),
+        "add.f64" => {
+            floats(&mut rng).iter().map(|c| (8, bytes(c, |&v| f64::from(f32::from_bits(v)).to_le_bytes()))).collect()
+        }
         _ => (0..3)
             .map(|at| {
                 let mut column = integers(&mut rng, N);

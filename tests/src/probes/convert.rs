@@ -67,7 +67,9 @@ fn to_integers(probes: &mut Vec<Probe>) {
         // From an f32 and random lower bits, so that exponents are where something happens.
         let tuples = f32_tuples(&mut rng(&name), 2, N);
         let inputs = tuples.iter().map(|column| (4, words(column))).collect();
-        let code = format!("cvt.f64.f32 %l1, %a;\ncvt.u64.u32 %l2, %b;\nand.b64 %l2, %l2, 0xfffffff;\nxor.b64 %l1, %l1, %l2;\ncvt.{form} %x, %l1;");
+        let code = format!(
+            "cvt.f64.f32 %l1, %a;\ncvt.u64.u32 %l2, %b;\nand.b64 %l2, %l2, 0xfffffff;\nxor.b64 %l1, %l1, %l2;\ncvt.{form} %x, %l1;"
+        );
         probes.push(Elementwise { name, inputs, outputs: &[size], code: &code }.probe());
     }
     probes.push(unary("f64.f32", 4, 8));
@@ -91,7 +93,9 @@ fn between_integers(probes: &mut Vec<Probe>) {
             for sat in ["", "sat."] {
                 let saturates = sat.is_empty() || to_size <= from_size || to.as_bytes()[0] != from.as_bytes()[0];
                 // ptxas refuses `.sat` where nothing can be out of range.
-                if saturates && (sat.is_empty() || !(from.starts_with('u') && to.starts_with('s') && to_size > from_size)) {
+                if saturates
+                    && (sat.is_empty() || !(from.starts_with('u') && to.starts_with('s') && to_size > from_size))
+                {
                     probes.push(unary_integer(&format!("{sat}{to}.{from}"), from_size.max(2), to_size.max(2)));
                 }
             }

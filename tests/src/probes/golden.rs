@@ -77,18 +77,25 @@ impl Golden {
         match (&known.output, probe.compare) {
             (Output::Slices(expected), _) => {
                 let (length, found) = (slice_length(found.len()), slices(&found));
-                let wrong = (0..found.len() / 8).find(|i| expected.get(8 * i..8 * i + 8) != Some(&found[8 * i..8 * i + 8]));
+                let wrong =
+                    (0..found.len() / 8).find(|i| expected.get(8 * i..8 * i + 8) != Some(&found[8 * i..8 * i + 8]));
                 wrong.map_or(Ok(()), |slice| {
                     let (first, last) = (slice * length, (slice + 1) * length - 1);
-                    let (from, to) = (probe.element(first).2, probe.element(last.min(probe.buffers[probe.output].len() - 1)).2);
-                    Err(format!("{name}: slice {slice} of the output differs from the {}'s: from {from} to {to}", self.device))
+                    let (from, to) =
+                        (probe.element(first).2, probe.element(last.min(probe.buffers[probe.output].len() - 1)).2);
+                    Err(format!(
+                        "{name}: slice {slice} of the output differs from the {}'s: from {from} to {to}",
+                        self.device
+                    ))
                 })
             }
             (Output::Offsets(offsets), Compare::Approximate(function)) => {
                 let recorded = offsets.iter().enumerate().map(|(i, &offset)| near(function, &inputs(probe, i), offset));
                 compare_approximate(probe, function, &found, recorded.collect::<Vec<_>>().as_slice())
             }
-            (Output::Offsets(_), Compare::Exact) => Err(format!("{name}: recorded as approximate; record the probes again")),
+            (Output::Offsets(_), Compare::Exact) => {
+                Err(format!("{name}: recorded as approximate; record the probes again"))
+            }
         }
     }
 }

@@ -22,7 +22,12 @@ pub(super) fn probes() -> Vec<Probe> {
             probes.push(same(&format!("{op}.{ty}"), size, 3));
         }
         if size < 8 {
-            probes.push(coded(&format!("mul.wide.{ty}"), &[size, size], 2 * size, &format!("mul.wide.{ty} %x, %a, %b;")));
+            probes.push(coded(
+                &format!("mul.wide.{ty}"),
+                &[size, size],
+                2 * size,
+                &format!("mul.wide.{ty} %x, %a, %b;"),
+            ));
             let code = format!("mad.wide.{ty} %x, %a, %b, %c;");
             probes.push(coded(&format!("mad.wide.{ty}"), &[size, size, 2 * size], 2 * size, &code));
         }
@@ -53,7 +58,12 @@ fn bits(probes: &mut Vec<Probe>) {
             let form = format!("bfe.{sign}{bits}");
             probes.push(coded(&form, &[size, 4, 4], size, &format!("{form} %x, %a, %b, %c;")));
         }
-        probes.push(coded(&format!("bfi.b{bits}"), &[size, size, 4, 4], size, &format!("bfi.b{bits} %x, %a, %b, %c, %d;")));
+        probes.push(coded(
+            &format!("bfi.b{bits}"),
+            &[size, size, 4, 4],
+            size,
+            &format!("bfi.b{bits} %x, %a, %b, %c, %d;"),
+        ));
     }
     probes.push(same("prmt.b32", 4, 3));
     for mode in ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"] {
@@ -76,10 +86,8 @@ fn comparisons(probes: &mut Vec<Probe>) {
     for (ty, size) in [("u16", 2), ("s16", 2), ("u32", 4), ("s32", 4), ("u64", 8), ("s64", 8)] {
         let mut code = "mov.u32 %x, 0;\n".to_owned();
         for (bit, cmp) in ["eq", "ne", "lt", "le", "gt", "ge"].into_iter().enumerate() {
-            code += &format!(
-                "setp.{cmp}.{ty} %p0, %a, %b;\nselp.u32 %r1, {}, 0, %p0;\nor.b32 %x, %x, %r1;\n",
-                1 << bit
-            );
+            code +=
+                &format!("setp.{cmp}.{ty} %p0, %a, %b;\nselp.u32 %r1, {}, 0, %p0;\nor.b32 %x, %x, %r1;\n", 1 << bit);
         }
         probes.push(coded(&format!("setp.{ty}"), &[size, size], 4, &code));
     }

@@ -93,7 +93,8 @@ impl Probe {
                     plane += 1;
                 }
                 let index = (at - start) / outputs[plane];
-                let operands = inputs.iter().zip(&self.buffers).map(|(size, buffer)| hex(&buffer[index * size..][..*size]));
+                let operands =
+                    inputs.iter().zip(&self.buffers).map(|(size, buffer)| hex(&buffer[index * size..][..*size]));
                 let operands: Vec<_> = operands.collect();
                 let what = format!("result {plane} of element {index} (inputs {})", operands.join(", "));
                 (start + index * outputs[plane], outputs[plane], what)

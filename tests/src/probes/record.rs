@@ -229,7 +229,11 @@ fn compare_one(probe: &Probe, entry: Option<&Entry>) -> Result<String, String> {
         wrong += 1;
         if faults.len() < 4 {
             let range = start..start + size;
-            faults.push(format!("{what} is {}, the GPU's {}", super::hex(&found[range.clone()]), super::hex(&expected[range])));
+            faults.push(format!(
+                "{what} is {}, the GPU's {}",
+                super::hex(&found[range.clone()]),
+                super::hex(&expected[range])
+            ));
         }
         at = start + size;
     }

@@ -88,15 +88,12 @@ impl Elementwise<'_> {
                 8 * size
             );
         }
-        let _ = write!(text, "{}\n", self.code);
-        let _ = write!(text, "ld.param.u64 %out, [p{}];\n", self.inputs.len());
+        let _ = writeln!(text, "{}", self.code);
+        let _ = writeln!(text, "ld.param.u64 %out, [p{}];", self.inputs.len());
         let mut start = 0;
         for (size, name) in self.outputs.iter().zip(OUTPUTS.chars()) {
-            let _ = write!(
-                text,
-                "mad.lo.u64 %l0, %wide, {size}, %out;\nst.global.b{} [%l0+{start}], %{name};\n",
-                8 * size
-            );
+            let _ =
+                write!(text, "mad.lo.u64 %l0, %wide, {size}, %out;\nst.global.b{} [%l0+{start}], %{name};\n", 8 * size);
             start += size * n;
         }
         text

@@ -89,11 +89,9 @@ fn ranks() -> [Shape; 5] {
 fn swizzled() -> Vec<(u32, Shape)> {
     let mut shapes = Vec::new();
     let base = Shape { dims: &[70, 50], steps: &[1, 1], ..PLAIN };
-    for (swizzle, boxes) in [
-        (1, [&[16u32, 24][..], &[8, 24]]),
-        (2, [&[32, 24], &[16, 24]]),
-        (3, [&[64, 24], &[24, 24]]),
-    ] {
+    for (swizzle, boxes) in
+        [(1, [&[16u32, 24][..], &[8, 24]]), (2, [&[32, 24], &[16, 24]]), (3, [&[64, 24], &[24, 24]])]
+    {
         shapes.extend(boxes.map(|box_dims| (9, Shape { swizzle, box_dims, ..base })));
     }
     for (swizzle, box_dims) in [(1, &[32u32, 16][..]), (2, &[64, 16]), (3, &[128, 16])] {
@@ -163,11 +161,11 @@ impl Shape {
         (0..count)
             .map(|i| {
                 let mut at = [0; 5];
-                for axis in 0..self.dims.len() {
-                    let (dim, extent) = (self.dims[axis] as i32, self.box_dims[axis] as i32);
-                    let choices =
-                        [0, 1, -1, 1 - extent, -extent, dim - 1, dim, dim - extent, dim - extent + 1, dim / 2, 1 << 20, -(1 << 20)];
-                    at[axis] = if i == 0 { 0 } else { choices[rng.below(if i < 8 { 10 } else { 12 })] };
+                for (at, (&dim, &extent)) in at.iter_mut().zip(self.dims.iter().zip(self.box_dims)) {
+                    let (dim, extent) = (dim as i32, extent as i32);
+                    let edges = [0, 1, -1, 1 - extent, -extent, dim - 1, dim, dim - extent, dim - extent + 1, dim / 2];
+                    let choices = [&edges[..], &[1 << 20, -(1 << 20)]].concat();
+                    *at = if i == 0 { 0 } else { choices[rng.below(if i < 8 { 10 } else { 12 })] };
                 }
                 at
             })
@@ -176,7 +174,8 @@ impl Shape {
 
     fn name(&self, kind: &str, what: &str, data_type: u32) -> String {
         let list = |values: &[u32]| values.iter().map(u32::to_string).collect::<Vec<_>>().join("x");
-        let steps = if self.steps.iter().all(|&step| step == 1) { String::new() } else { format!(".by{}", list(self.steps)) };
+        let steps =
+            if self.steps.iter().all(|&step| step == 1) { String::new() } else { format!(".by{}", list(self.steps)) };
         let swizzle = ["", ".32B", ".64B", ".128B"][self.swizzle as usize];
         format!("tma/{kind}.{what}.{}.{}{swizzle}{steps}", TYPES[data_type as usize].1, list(self.box_dims))
     }
@@ -218,7 +217,8 @@ fn load(what: &str, data_type: u32, shape: &Shape) -> Probe {
     let (bytes, region) = shape.box_bytes(data_type);
     let rank = shape.dims.len();
     let fill = over_words("fill", region, "st.shared.b32 [%r1], 0x5a5a5a5a;");
-    let dump = over_words("dump", region, "add.u64 %l2, %l0, %l1;\nld.shared.b32 %r7, [%r1];\nst.global.b32 [%l2], %r7;");
+    let dump =
+        over_words("dump", region, "add.u64 %l2, %l0, %l1;\nld.shared.b32 %r7, [%r1];\nst.global.b32 [%l2], %r7;");
     let block = region + 16;
     let body = format!(
         "{START}{fill}mov.u32 %r4, %ctaid.x;\n{LOAD_COORDINATES}add.u32 %r5, %r3, {region};\nsetp.ne.u32 %p2, %r2, 0;\n\
@@ -270,7 +270,8 @@ fn store(what: &str, data_type: u32, shape: &Shape, reduction: Option<&str>) -> 
         None => vec![0xee; tensor_bytes],
     };
     let source = operand(&mut rng, ty, region as usize);
-    let fill = over_words("fill", region, "add.u64 %l1, %l1, %l0;\nld.global.b32 %r7, [%l1];\nst.shared.b32 [%r1], %r7;");
+    let fill =
+        over_words("fill", region, "add.u64 %l1, %l1, %l0;\nld.global.b32 %r7, [%l1];\nst.shared.b32 [%r1], %r7;");
     let copy = match reduction {
         Some(op) => format!("cp.reduce.async.bulk.tensor.{rank}d.global.shared::cta.{op}.tile.bulk_group"),
         None => format!("cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"),
@@ -299,9 +300,33 @@ fn store(what: &str, data_type: u32, shape: &Shape, reduction: Option<&str>) -> 
 
 /// Operations of plain bulk reductions.
 const BULK: &[&str] = &[
-    "add.u32", "add.s32", "add.u64", "add.f32", "add.f64", "add.noftz.f16", "add.noftz.bf16", "min.u32", "min.s32",
-    "min.u64", "min.s64", "min.f16", "min.bf16", "max.u32", "max.s32", "max.u64", "max.s64", "max.f16", "max.bf16",
-    "inc.u32", "dec.u32", "and.b32", "or.b32", "xor.b32", "and.b64", "or.b64", "xor.b64",
+    "add.u32",
+    "add.s32",
+    "add.u64",
+    "add.f32",
+    "add.f64",
+    "add.noftz.f16",
+    "add.noftz.bf16",
+    "min.u32",
+    "min.s32",
+    "min.u64",
+    "min.s64",
+    "min.f16",
+    "min.bf16",
+    "max.u32",
+    "max.s32",
+    "max.u64",
+    "max.s64",
+    "max.f16",
+    "max.bf16",
+    "inc.u32",
+    "dec.u32",
+    "and.b32",
+    "or.b32",
+    "xor.b32",
+    "and.b64",
+    "or.b64",
+    "xor.b64",
 ];
 
 /// Copies without a map: there, and back with an operation.

@@ -25,7 +25,9 @@ pub(super) fn probes() -> Vec<Probe> {
     for bits in [32, 64] {
         let wide = if bits == 64 { "mov.b64 %l1, {%a, %b};\n" } else { "mov.b32 %r1, %a;\n" };
         let source = if bits == 64 { "%l1" } else { "%r1" };
-        let code = format!("{wide}match.any.sync.b{bits} %x, {source}, -1;\nmatch.all.sync.b{bits} %y|%p0, {source}, -1;\nselp.u32 %z, 1, 0, %p0;");
+        let code = format!(
+            "{wide}match.any.sync.b{bits} %x, {source}, -1;\nmatch.all.sync.b{bits} %y|%p0, {source}, -1;\nselp.u32 %z, 1, 0, %p0;"
+        );
         probes.push(probe(&format!("match.b{bits}"), few, &[4, 4, 4], &code));
     }
     for ty in ["u32", "s32"] {
@@ -96,4 +98,3 @@ fn probe(form: &str, draw: impl Fn(&mut Rng, usize) -> Vec<u32>, outputs: &[usiz
     let inputs = (0..3).map(|column| (4, words(&draw(&mut rng, column)))).collect();
     Elementwise { name, inputs, outputs, code }.probe()
 }
-

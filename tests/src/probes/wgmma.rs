@@ -96,7 +96,11 @@ pub(super) fn probes() -> Vec<Probe> {
     for ty in ["e4m3", "e5m2"] {
         forms.extend([8, 64, 128, 256].map(|n| base(n, ty)));
         forms.extend([Spread::Exact, Spread::Wide, Spread::Any].map(|spread| Form { spread, ..base(64, ty) }));
-        forms.extend([0, 32, 64].map(|s| Form { tile_a: Some(Tile::k_major(s)), tile_b: Tile::k_major(s), ..base(32, ty) }));
+        forms.extend([0, 32, 64].map(|s| Form {
+            tile_a: Some(Tile::k_major(s)),
+            tile_b: Tile::k_major(s),
+            ..base(32, ty)
+        }));
         forms.push(Form { tile_a: None, ..base(64, ty) });
         forms.push(Form { steps: 4, ..base(64, ty) });
     }
@@ -143,7 +147,10 @@ fn probe(form: &Form) -> Probe {
     let sum = if matches!(form.a, "s8" | "u8") { "s32" } else { "f32" };
     let registers = form.n / 2;
     // Both tiles are filled with elements whatever their layout: descriptors say which are read.
-    let shared = [elements(&mut rng, form.a, form.spread, TILE as usize), elements(&mut rng, form.b, form.spread, TILE as usize)];
+    let shared = [
+        elements(&mut rng, form.a, form.spread, TILE as usize),
+        elements(&mut rng, form.b, form.spread, TILE as usize),
+    ];
     let fragment = elements(&mut rng, form.a, form.spread, 4 * 128 * 4);
     let d = elements(&mut rng, sum, form.spread, registers * 128 * 4);
     let buffers = vec![shared.concat(), fragment, d];
@@ -182,7 +189,8 @@ fn body(form: &Form, sum: &str, registers: usize) -> String {
     }
     text += &descriptor("%l3", form.tile_a.unwrap_or(Tile::k_major(128)), 0);
     text += &descriptor("%l4", form.tile_b, TILE);
-    text += &format!("mov.u32 %r4, {};\nsetp.ne.b32 %p1, %r4, 0;\nwgmma.fence.sync.aligned;\n", u32::from(form.accumulate));
+    text +=
+        &format!("mov.u32 %r4, {};\nsetp.ne.b32 %p1, %r4, 0;\nwgmma.fence.sync.aligned;\n", u32::from(form.accumulate));
     for step in 0..form.steps {
         if step > 0 {
             text += "add.u64 %l3, %l3, 2;\nadd.u64 %l4, %l4, 2;\n";
@@ -214,7 +222,10 @@ fn instruction(form: &Form, sum: &str, registers: usize) -> String {
         _ => 32,
     };
     let source = if form.tile_a.is_some() { "%l3".to_owned() } else { vector("%a", 4) };
-    let mut text = format!("wgmma.mma_async.sync.aligned.m64n{n}k{k}.{sum}.{a}.{b} {}, {source}, %l4, %p1", vector("%d", registers));
+    let mut text = format!(
+        "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{sum}.{a}.{b} {}, {source}, %l4, %p1",
+        vector("%d", registers)
+    );
     // Integers have neither signs nor transposition.
     if sum == "f32" {
         text += &format!(", {}, {}", form.scale[0], form.scale[1]);
