@@ -11,13 +11,16 @@
 //! Overlap: the ring is filled, and `ahead` stages more are fetched into L2, before the predecessor has ended; the
 //! successor may start when the last stage is on its way.
 //!
-//! Shared memory: barriers | rings, a stage `columns` elements of two rows | a, [m, k].
+//! With a norm, the rows of a are normalised on their way to shared memory, by every block for itself.
+//!
+//! Shared memory: barriers | scratch | rings, a stage `columns` elements of two rows | a, [m, k].
 //!
 //! Bytes: 2·n·k weights. Bound by memory: the ring has about 96 KiB of a multiprocessor in flight, its latency at full
 //! bandwidth asks for 35.
 use crate::prim::{
     async_copy, mbarrier,
-    math::fma,
+    math::{fma, rsqrt},
+    memory::{load_v4_if, load_v4_streaming_if},
     shared,
     thread::{
         block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
@@ -27,7 +30,8 @@ use crate::prim::{
 };
 use crate::tile::{
     Bf16, DeepRing, Elem, F16,
-    epilogue::{Epilogue, F32, GATED, PLAIN},
+    epilogue::{Epilogue, F32, GATED},
+    reduce::{SCRATCH_BYTES, block_sum},
 };
 
 /// Warps per block.
@@ -48,20 +52,28 @@ const fn stage_bytes(columns: u32) -> u32 {
     2 * 2 * columns
 }
 
+/// Where the rings start: behind the barriers and what the rows' sums need.
+const RINGS_AT: u32 = WARPS * BARRIERS + MAX_ROWS as u32 * SCRATCH_BYTES;
+/// Vectors of a row that a thread normalises.
+const VECTORS: usize = 4;
+/// Widest row that is normalised on the way.
+pub const MAX_NORM_WIDTH: usize = THREADS as usize * 8 * VECTORS;
+
 /// Bytes of shared memory for `m` rows of `k`.
 pub const fn shared_bytes(m: usize, k: usize, columns: u32, stages: u32) -> usize {
-    let rings = WARPS * (BARRIERS + stages * stage_bytes(columns));
+    let rings = RINGS_AT + WARPS * stages * stage_bytes(columns);
     rings as usize + m.next_power_of_two() * k * 2
 }
 
 entry! {
     #[only(sm_90a)]
     /// Arguments: `a`: [m, k], `w`: [n, k], the rest as [`Epilogue`], of `kind`. Rings have `stages` stages of `columns`
-    /// columns (a multiple of 8); `ahead` stages more are fetched into L2.
+    /// columns (a multiple of 8); `ahead` stages more are fetched into L2. `norm`: the weights of an RMSNorm of a with
+    /// `eps`, [k], or null.
     pub struct GemvRing {
         a: *const u16, w: *const u16, bias: *const u16, out: *mut u16,
         m: u32, n: u32, k: u32, a_stride: u32, w_stride: u32, out_stride: u32, activation: u32, accumulate: u32,
-        kind: u32, columns: u32, stages: u32, ahead: u32,
+        kind: u32, columns: u32, stages: u32, ahead: u32, norm: *const u16, eps: f32,
     }
     fn gemv_ring1_bf16(threads: THREADS, min_blocks: 2) = gemv_ring::<Bf16, 1>;
     fn gemv_ring1_f16(threads: THREADS, min_blocks: 2) = gemv_ring::<F16, 1>;
@@ -151,6 +163,8 @@ unsafe fn gemv_ring<E: Elem, const M: usize>(
     columns: u32,
     stages: u32,
     ahead: u32,
+    norm: *const u16,
+    eps: f32,
 ) {
     // By shuffle, so that the compiler knows it for one value per warp.
     let warp = shuffle_u32(warp_id(), 0);
@@ -159,7 +173,7 @@ unsafe fn gemv_ring<E: Elem, const M: usize>(
     let step = grid_dim_x() * WARPS;
     let weights =
         Weights { w, w_stride, n, k, columns, gated: kind == GATED, step, policy: tma::evict_first() };
-    let rings = shared::base() + WARPS * BARRIERS;
+    let rings = shared::base() + RINGS_AT;
     let slots = rings + warp * stages * stage_bytes(columns);
     let x = rings + WARPS * stages * stage_bytes(columns);
 
@@ -192,12 +206,19 @@ unsafe fn gemv_ring<E: Elem, const M: usize>(
     if next.pair >= pairs {
         grid_dependency_launch();
     }
-    grid_dependency_wait();
-    stage_rows::<M>(x, a, m, k / 8, a_stride);
+    let rows = Rows { a, a_stride, m, chunks: k / 8, x };
+    if norm.is_null() {
+        grid_dependency_wait();
+        rows.stage::<M>();
+    } else {
+        rows.stage_normed::<E, M>(norm, eps);
+    }
 
     let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
     while place.pair < pairs {
         let pair = place.pair;
+        let row = weights.rows(pair)[0];
+        let old = epilogue.residual::<E>(lane, row, kind == GATED);
         let mut sums = [[0.0f32; 2]; M];
         while place.pair == pair {
             ring.wait_full();
@@ -218,25 +239,83 @@ unsafe fn gemv_ring<E: Elem, const M: usize>(
             place = weights.next(place);
             ring.advance();
         }
-        finish::<E, M>(&epilogue, kind, weights.rows(pair)[0], &sums);
+        finish::<E, M>(&epilogue, kind, row, &sums, old);
     }
 }
 
-/// Copies the rows of a, of `chunks` vectors, to shared memory; rows from m on become zeros.
-#[inline(always)]
-unsafe fn stage_rows<const M: usize>(x: u32, a: *const u16, m: u32, chunks: u32, a_stride: u32) {
-    for row in 0..M as u32 {
-        let from = a.add(if row < m { row as usize * a_stride as usize } else { 0 });
-        let mut chunk = thread_idx_x();
-        while chunk < chunks {
-            let bytes = if row < m { 16 } else { 0 };
-            async_copy::copy_16(x + (row * chunks + chunk) * 16, from.add(chunk as usize * 8).cast(), bytes);
-            chunk += THREADS;
-        }
+/// The rows of a on their way to shared memory at `x`; those from `m` on become zeros.
+struct Rows {
+    a: *const u16,
+    a_stride: u32,
+    m: u32,
+    /// Vectors of a row.
+    chunks: u32,
+    x: u32,
+}
+
+impl Rows {
+    #[inline(always)]
+    unsafe fn at(&self, row: u32) -> *const u16 {
+        self.a.add(if row < self.m { row as usize * self.a_stride as usize } else { 0 })
     }
-    async_copy::commit();
-    async_copy::wait::<0>();
-    sync_threads();
+
+    /// Copies them.
+    #[inline(always)]
+    unsafe fn stage<const M: usize>(&self) {
+        for row in 0..M as u32 {
+            let bytes = if row < self.m { 16 } else { 0 };
+            let mut chunk = thread_idx_x();
+            while chunk < self.chunks {
+                let to = self.x + (row * self.chunks + chunk) * 16;
+                async_copy::copy_16(to, self.at(row).add(chunk as usize * 8).cast(), bytes);
+                chunk += THREADS;
+            }
+        }
+        async_copy::commit();
+        async_copy::wait::<0>();
+        sync_threads();
+    }
+
+    /// Normalises them as `norm/rms_norm` does, to the bit where it has as many threads, by the weights `norm`, which
+    /// need not wait for the predecessor.
+    #[inline(always)]
+    unsafe fn stage_normed<E: Elem, const M: usize>(&self, norm: *const u16, eps: f32) {
+        let chunk = |i: usize| thread_idx_x() + i as u32 * THREADS;
+        let mut weight = [[0; 4]; VECTORS];
+        for i in 0..VECTORS {
+            weight[i] = load_v4_streaming_if(chunk(i) < self.chunks, norm.add(chunk(i) as usize * 8).cast());
+        }
+        grid_dependency_wait();
+        let mut rows = [[[0; 4]; VECTORS]; M];
+        for row in 0..M {
+            let from = self.at(row as u32);
+            for i in 0..VECTORS {
+                let inside = (row as u32) < self.m && chunk(i) < self.chunks;
+                rows[row][i] = load_v4_if(inside, from.add(chunk(i) as usize * 8).cast());
+            }
+        }
+        for row in 0..M {
+            let mut squares = 0.0;
+            for i in 0..VECTORS {
+                let values = E::unpack8(rows[row][i]);
+                for e in 0..8 {
+                    squares = fma(values[e], values[e], squares);
+                }
+            }
+            let scratch = shared::base() + WARPS * BARRIERS + row as u32 * SCRATCH_BYTES;
+            let scale = rsqrt(block_sum(squares, scratch) / (self.chunks * 8) as f32 + eps);
+            for i in 0..VECTORS {
+                let (mut values, weight) = (E::unpack8(rows[row][i]), E::unpack8(weight[i]));
+                for e in 0..8 {
+                    values[e] = values[e] * scale * weight[e];
+                }
+                if chunk(i) < self.chunks {
+                    shared::store_v4(self.x + (row as u32 * self.chunks + chunk(i)) * 16, E::pack8(values));
+                }
+            }
+        }
+        sync_threads();
+    }
 }
 
 /// Adds a stage's products to the lane's sums: `chunks` vectors of two weight rows and of a's rows, which lie `pitch`
@@ -279,9 +358,15 @@ unsafe fn vectors<E: Elem, const M: usize, const COUNT: usize>(sums: &mut [[f32;
     }
 }
 
-/// Adds up the lanes' sums and stores those of the pair whose first row is `row`; lane i stores row i of out.
+/// Adds up the lanes' sums and stores those of the pair whose first row is `row`; lane i stores row i of out, onto `old`.
 #[inline(always)]
-unsafe fn finish<E: Elem, const M: usize>(epilogue: &Epilogue, kind: u32, row: u32, sums: &[[f32; 2]; M]) {
+unsafe fn finish<E: Elem, const M: usize>(
+    epilogue: &Epilogue,
+    kind: u32,
+    row: u32,
+    sums: &[[f32; 2]; M],
+    old: [f32; 2],
+) {
     let lane = lane_id();
     let mut mine = [0.0; 2];
     for i in 0..M {
@@ -291,12 +376,10 @@ unsafe fn finish<E: Elem, const M: usize>(epilogue: &Epilogue, kind: u32, row: u
         }
     }
     if lane < M as u32 {
-        if kind == GATED {
-            epilogue.store_gated_one::<E>(lane, row, mine[0], mine[1]);
-        } else if kind == F32 {
+        if kind == F32 {
             epilogue.store_pair::<E, F32>(lane, row, mine);
         } else {
-            epilogue.store_pair::<E, PLAIN>(lane, row, mine);
+            epilogue.store_onto::<E>(lane, row, kind == GATED, mine, old);
         }
     }
 }

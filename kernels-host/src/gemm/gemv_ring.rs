@@ -84,6 +84,8 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, fetch: Option<Fetch>, strea
         columns: fetch.columns,
         stages,
         ahead: (fetch.ahead << 10) / (gpu::WARPS * 4 * fetch.columns),
+        norm: DevicePtr::default(),
+        eps: 0.0,
     };
     let shared = gpu::shared_bytes(shape.m, shape.k, fetch.columns, stages) as u32;
     let launch = Launch::grid(fetch.grid(shape, stream.device().multiprocessors())).shared(shared).dependent();
