@@ -52,9 +52,10 @@ unsafe fn layer_norm<E: Elem, const ADD: bool>(
 ) {
     let token = block_idx_x() as usize;
     let (x, residual) = (x.add(token * x_stride as usize), residual.add(token * residual_stride as usize));
+    // A product behind this has weights to fetch meanwhile.
+    grid_dependency_launch();
     grid_dependency_wait();
     let mut h = row::load_sum::<E, ADD>(x, residual, width);
-    grid_dependency_launch();
 
     let mut sum = 0.0;
     for step in 0..STEPS {

@@ -51,9 +51,10 @@ unsafe fn rms_norm<E: Elem, const ADD: bool>(
     let (x, residual) = (x.add(token * x_stride as usize), residual.add(token * residual_stride as usize));
     // Nothing in the stream writes the weights, so they need not wait.
     let weight = row::load(weight, width);
+    // A product behind this has weights to fetch meanwhile.
+    grid_dependency_launch();
     grid_dependency_wait();
     let mut h = row::load_sum::<E, ADD>(x, residual, width);
-    grid_dependency_launch();
 
     let mut squares = 0.0;
     for step in 0..STEPS {

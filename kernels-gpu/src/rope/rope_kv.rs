@@ -103,6 +103,8 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
     let halves = interleaved == 0;
     let [a, b] = if halves && rotates { [p, p + rotating] } else { [2 * p, 2 * p + 1] };
 
+    // A product behind this has weights to fetch meanwhile.
+    grid_dependency_launch();
     grid_dependency_wait();
     let slot = *slots.add(token);
     let (mut sin, mut cos) = ([0.0; 8], [1.0; 8]);
@@ -114,8 +116,6 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
             (sin[i], cos[i]) = (s * attention_scale, c * attention_scale);
         }
     }
-
-    grid_dependency_launch();
 
     // The trip count is the same for all threads: the shuffles below need whole warps.
     let per_block = THREADS / lanes;

@@ -210,6 +210,9 @@ impl Case for Problem {
         if let Some(Path::Wgmma(Some(tile))) = self.path {
             id += &format!(" cols={} share={} split={}", tile.cols, tile.share, tile.split);
         }
+        if let Some(Path::GemvRing(Some(fetch))) = self.path {
+            id += &format!(" columns={} blocks={} ahead={}", fetch.columns, fetch.blocks, fetch.ahead);
+        }
         if let Some(Path::Stream(Some(cut))) = self.path {
             id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
         }

@@ -1,6 +1,7 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 pub(crate) mod cases;
 mod gemv;
+mod gemv_ring;
 mod mma;
 mod reference;
 mod skinny;
@@ -18,7 +19,8 @@ pub struct Gemm<'a> {
     /// [m, k], bf16 or f16; k a multiple of 8.
     pub a: View<'a>,
     /// [n, k], as `a`. When gated, gate and up rows interleaved as [`interleave_gate_up`] does. Kernels start
-    /// reading it before the launch right before has ended, so that launch must not write it.
+    /// reading it before the launches before have ended, so nothing queued since the last copy or synchronisation
+    /// may write it.
     pub w: View<'a>,
     /// [1, n], as `a`; when gated interleaved as the rows of `w`.
     pub bias: Option<View<'a>>,
@@ -79,6 +81,8 @@ pub(crate) struct Shape {
 pub(crate) enum Path {
     /// Up to four rows, two weight rows a warp.
     Gemv,
+    /// Up to four rows on Hopper, weights by bulk copies, fetched as stated or as is usual.
+    GemvRing(Option<gemv_ring::Fetch>),
     /// Up to 128 rows on Hopper, weights streamed past `wgmma`, cut as stated or as fits.
     Stream(Option<stream::Cut>),
     /// Up to 64 rows, weights streamed past `mma.sync`.
@@ -93,6 +97,7 @@ impl Path {
     fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
+            Path::GemvRing(fetch) => gemv_ring::supports(shape, fetch, target),
             Path::Stream(cut) => stream::supports(shape, cut, target),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
@@ -103,6 +108,7 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
+            Path::GemvRing(fetch) => gemv_ring::launch(gemm, shape, fetch, stream),
             Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
@@ -117,7 +123,7 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
     if tuned.is_some() {
         return tuned;
     }
-    [Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
+    [Path::GemvRing(None), Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
         .into_iter()
         .find(|path| path.supports(shape, target))
 }
@@ -237,7 +243,15 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![
+        picked(),
+        gemv::kernel(),
+        gemv_ring::kernel(),
+        stream::kernel(),
+        skinny::kernel(),
+        mma::kernel(),
+        wgmma::kernel(),
+    ]
 }
 
 /// The cases through whatever kernel is picked.
