@@ -31,16 +31,18 @@ pub struct Launch {
     pub dependent: bool,
     /// Blocks of a cluster, consecutive along x; 1 for none. For entries that do not fix it themselves.
     pub cluster: u32,
+    /// Threads per block where it is fewer than the entry declares.
+    pub threads: Option<u32>,
 }
 
 impl Launch {
     /// A one-dimensional grid.
     pub fn grid(blocks: usize) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1 }
+        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None }
     }
     /// A three-dimensional grid.
     pub fn grid3(x: usize, y: usize, z: usize) -> Self {
-        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1 }
+        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1, threads: None }
     }
     /// With dynamic shared memory.
     pub fn shared(self, bytes: u32) -> Self {
@@ -49,6 +51,10 @@ impl Launch {
     /// With programmatic dependent launch.
     pub fn dependent(self) -> Self {
         Launch { dependent: true, ..self }
+    }
+    /// With fewer threads per block than the entry declares.
+    pub fn threads(self, threads: u32) -> Self {
+        Launch { threads: Some(threads), ..self }
     }
     /// In clusters of `blocks` blocks, of which the grid has a whole number.
     pub fn cluster(self, blocks: u32) -> Self {
@@ -114,7 +120,7 @@ impl Stream {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
             gridDimZ: launch.grid[2],
-            blockDimX: entry.threads,
+            blockDimX: launch.threads.unwrap_or(entry.threads),
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: launch.shared,
