@@ -28,6 +28,10 @@ fn run() -> Result<(), String> {
         kernels_gpu_families(root)?.as_slice().iter().map(String::as_str).collect::<Vec<_>>().as_slice(),
     )?;
 
+    let toolchain = ptx_build::toolchain::locate()?;
+    let compiler = format!("rustc {}, LLVM {}", toolchain.release(), toolchain.llvm());
+    std::fs::write(out.join("compiler.txt"), compiler).map_err(|e| e.to_string())?;
+
     let mut index = String::from("[\n");
     for module in &modules {
         let file = format!("{}-{}.zst", module.family, module.target);

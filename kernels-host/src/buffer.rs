@@ -51,9 +51,9 @@ impl Buffer {
     /// Allocates `len` elements. On the CPU they are zero, on a GPU undefined.
     pub fn new(device: &Device, dtype: DType, len: usize) -> Result<Self, Error> {
         let bytes = len * dtype.size();
-        let storage = match device.gpu() {
+        let storage = match device.alloc(dtype, len)? {
             None => Storage::Host(host_words(bytes)),
-            Some(gpu) => Storage::Device(gpu.alloc(bytes)?),
+            Some(memory) => Storage::Device(memory),
         };
         Ok(Buffer { dtype, len, storage })
     }
@@ -173,6 +173,20 @@ impl<'a> View<'a> {
             Mem::Device(ptr, marker) => Mem::Device(DevicePtr(ptr.0 + bytes as u64), marker),
         };
         Self { mem, ..self }
+    }
+
+    /// A contiguous view's memory as one row of u32 words; a rest of less than a word is left out.
+    ///
+    /// # Panics
+    /// If it has gaps.
+    pub fn words(self) -> Self {
+        assert!(self.is_contiguous(), "only a contiguous view is a row of words");
+        let words = self.rows * self.cols * self.dtype.size() / size_of::<u32>();
+        let mem = match self.mem {
+            Mem::Host(bytes) => Mem::Host(&bytes[..words * size_of::<u32>()]),
+            device => device,
+        };
+        View { mem, dtype: DType::U32, rows: 1, cols: words, stride: words }
     }
 
     /// The GPU address for a launch.

@@ -37,6 +37,11 @@ pub trait Case: fmt::Debug + Send + Sync {
     fn checked_on_cpu(&self) -> bool {
         true
     }
+    /// Whether tests run it on emulated devices too: where it takes about a second at most.
+    fn checked_on_emulator(&self) -> bool {
+        let work = self.work();
+        work.bytes <= EMULATED_WORK.bytes && work.flops <= EMULATED_WORK.flops
+    }
     /// Makes seeded inputs on the stream's device.
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error>;
 }
@@ -47,6 +52,27 @@ pub trait Prepared {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error>;
     /// Compares what one launch on fresh inputs left with the naive reference.
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch>;
+    /// What one launch on fresh inputs left, byte for byte: two devices are compared by it.
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error>;
+}
+
+/// What a launch left in a buffer.
+pub struct Output {
+    /// The argument.
+    pub name: &'static str,
+    /// Type of its elements.
+    pub dtype: DType,
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Output {
+    /// Copies a whole buffer from the device.
+    pub fn of(name: &'static str, buffer: &Buffer, stream: &Stream) -> Result<Self, Error> {
+        let mut bytes = vec![0; buffer.len() * buffer.dtype().size()];
+        stream.download(buffer.view(), &mut bytes)?;
+        Ok(Output { name, dtype: buffer.dtype(), bytes })
+    }
 }
 
 /// The least work that a case takes.
@@ -57,6 +83,9 @@ pub struct Work {
     /// Floating-point operations, where they bound the kernel.
     pub flops: u64,
 }
+
+/// The work that an emulated device does in about a second: some 4 million warp instructions.
+const EMULATED_WORK: Work = Work { bytes: 4 << 20, flops: 1 << 28 };
 
 /// A result that is not what the reference says.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-use crate::DType;
+use crate::{DType, Target};
 
 /// What a device or a launcher can fail with. Every message is one line.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,6 +59,18 @@ pub enum Error {
         /// The last line of the compiler's log.
         log: String,
     },
+    /// What the emulator's sanitizer found, or PTX that it does not know.
+    #[error("{what} on the emulated {target}, seed {seed}: {fault}")]
+    Emulator {
+        /// The PTX entry, or what the host did.
+        what: String,
+        /// The module that the device runs.
+        target: Target,
+        /// The fault: what happened, and which thread did it at which line of the PTX.
+        fault: String,
+        /// The device's seed: the same again shows the same fault.
+        seed: u64,
+    },
     /// No module for this GPU holds the entry.
     #[error("kernel {entry} is not built for {target}")]
     NoEntry {
@@ -92,6 +104,22 @@ pub enum Error {
         found: DType,
         /// What it must be.
         expected: &'static str,
+    },
+    /// A library that a comparison needs.
+    #[error(
+        "cuBLASLt was not found ({tried}): install nvidia-cublas for Python, a CUDA toolkit, or pass --cublaslt FILE"
+    )]
+    NoCublasLt {
+        /// Where it was looked for.
+        tried: String,
+    },
+    /// A call of cuBLASLt failed.
+    #[error("{call} failed: {status}")]
+    CublasLt {
+        /// The function, and what it was for.
+        call: String,
+        /// cuBLAS's name of the error.
+        status: String,
     },
     /// Anything else that a kernel cannot do.
     #[error("{kernel}: {what}")]

@@ -12,6 +12,7 @@ pub mod attention;
 mod buffer;
 pub mod case;
 mod check;
+pub mod cublaslt;
 mod device;
 mod dtype;
 pub mod embed;
@@ -26,11 +27,13 @@ pub mod sample;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use check::Check;
-pub use device::{Device, Event, Graph, Launch, Stream};
+pub use device::{Device, Emulation, Event, Graph, Launch, Launches, Program, Stream, TiledMap};
 pub use dtype::DType;
 pub use error::Error;
 pub use kernels_gpu::tile::kv;
 pub use ptx::Target;
+pub use ptx_emulator::tensor::{swizzle::Swizzle, tensor_map};
+pub use ptx_emulator::{Counters, Report};
 
 /// Every kernel, in the order of the forward pass.
 pub fn kernels() -> Vec<case::Kernel> {

@@ -22,6 +22,9 @@ impl fmt::Display for Target {
     }
 }
 
+/// The compiler that made the PTX, such as "rustc 1.95.0, LLVM 22.1.2".
+pub const COMPILER: &str = include_str!(concat!(env!("OUT_DIR"), "/compiler.txt"));
+
 struct Module {
     target: Target,
     packed: &'static [u8],
@@ -64,6 +67,12 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
 pub fn find(target: Target, entry: &str) -> Option<&'static str> {
     let (module, range) = INDEX.get(&(target, entry))?;
     Some(&module.text()[range.clone()])
+}
+
+/// The PTX that a GPU whose newest module is `target` runs, and its target: that module's where it holds the entry,
+/// else the baseline's.
+pub(crate) fn newest(target: Target, entry: &str) -> Option<(Target, &'static str)> {
+    [target, Target::Sm80].into_iter().find_map(|target| Some((target, find(target, entry)?)))
 }
 
 /// Whether a GPU whose newest module is `target` can run the entry: from that module or the baseline's.

@@ -3,7 +3,7 @@ mod command;
 pub mod editor;
 mod session;
 
-use crate::device::DeviceArgs;
+use crate::device::{DeviceArgs, EmulationNote};
 use crate::model::{self, LimitArgs, ModelArgs, SamplingArgs};
 use crate::terminal::{Terminal, one_line};
 use anyhow::{Context, Result, ensure};
@@ -48,6 +48,7 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
     ensure!(args.ask.as_ref().is_none_or(|text| !text.trim().is_empty()), "--ask is empty: say what to answer");
     let source = args.model.source()?;
     let llm = model::load(&source, &args.device, &args.limits, terminal)?;
+    let _note = EmulationNote::new(llm.engine().runner().device());
     let options = match &args.ask {
         Some(_) => args.sampling.greedy_unless_asked(llm.generation_config()),
         None => args.sampling.recommended(llm.generation_config()),

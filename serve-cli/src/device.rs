@@ -1,6 +1,6 @@
 //! `--device`.
 use anyhow::Result;
-use kernels_host::{Device, Error};
+use kernels_host::{Device, Error, Target};
 use std::io::Write;
 use std::str::FromStr;
 
@@ -14,7 +14,12 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// The CPU.
     Cpu,
+    /// A GPU emulated on the CPU, with the module that it runs and the seed that schedules it.
+    Emulated(Target, u64),
 }
+
+/// What `--device` takes.
+const CHOICES: &str = "expected auto, cpu, cuda, cuda:N, emulated or emulated:TARGET:SEED (TARGET sm_90a or sm_80)";
 
 impl FromStr for DeviceChoice {
     type Err = String;
@@ -24,18 +29,33 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),
             "cuda" => Ok(DeviceChoice::Cuda(0)),
-            _ => match text.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(ordinal)) => Ok(DeviceChoice::Cuda(ordinal)),
-                _ => Err("expected auto, cpu, cuda or cuda:N".into()),
-            },
+            _ => cuda(text).or_else(|| emulated(text)).ok_or_else(|| CHOICES.into()),
         }
     }
+}
+
+fn cuda(text: &str) -> Option<DeviceChoice> {
+    text.strip_prefix("cuda:")?.parse().ok().map(DeviceChoice::Cuda)
+}
+
+fn emulated(text: &str) -> Option<DeviceChoice> {
+    let mut parts = text.split(':');
+    let (kind, target, seed) = (parts.next()?, parts.next(), parts.next());
+    let target = match target {
+        None | Some("sm_90a") => Target::Sm90a,
+        Some("sm_80") => Target::Sm80,
+        Some(_) => return None,
+    };
+    let seed = seed.map_or(Some(0), |seed| seed.parse().ok())?;
+    (kind == "emulated" && parts.next().is_none()).then_some(DeviceChoice::Emulated(target, seed))
 }
 
 /// Where a model runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Where to run: auto, cuda, cuda:N or cpu. auto is the first GPU, or the CPU if no GPU works.
+    /// Where to run: auto, cuda, cuda:N, cpu or emulated. auto is the first GPU, or the CPU if no GPU works. emulated
+    /// executes the GPU's code on the CPU, slowly, and checks its every access (emulated:sm_80 another GPU's code,
+    /// emulated:sm_90a:7 in the order of seed 7)
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Engine")]
     pub device: DeviceChoice,
 }
@@ -46,6 +66,7 @@ impl DeviceArgs {
         match self.device {
             DeviceChoice::Cpu => Ok(Device::cpu()),
             DeviceChoice::Cuda(ordinal) => Ok(Device::cuda(ordinal)?),
+            DeviceChoice::Emulated(target, seed) => Ok(Device::emulated(target, seed)),
             DeviceChoice::Auto => Ok(Device::cuda(0).unwrap_or_else(|error| {
                 if !matches!(error, Error::NoDriver) {
                     let _ = writeln!(std::io::stderr(), "note: running on the CPU: {error}");
@@ -58,7 +79,33 @@ impl DeviceArgs {
 
 /// The device's name with what tells two of a kind apart, such as "CPU (16 threads)".
 pub fn describe(device: &Device) -> String {
-    if device.is_cpu() { format!("CPU ({} threads)", device.multiprocessors()) } else { device.name().to_owned() }
+    if device.is_cpu() {
+        return format!("CPU ({} threads)", device.multiprocessors());
+    }
+    let target = device.emulation().and(device.target()).map_or_else(String::new, |target| format!(" ({target})"));
+    format!("{}{target}", device.name())
+}
+
+/// Says on stderr, when it is dropped, what an emulated device has executed; of other devices nothing.
+pub struct EmulationNote(Device);
+
+impl EmulationNote {
+    /// For `device`.
+    pub fn new(device: &Device) -> Self {
+        EmulationNote(device.clone())
+    }
+}
+
+impl Drop for EmulationNote {
+    fn drop(&mut self) {
+        let Some(emulation) = self.0.emulation() else { return };
+        let launches: u64 = emulation.launches.values().map(|launches| launches.count).sum();
+        let (done, entries) = (emulation.instructions, emulation.launches.len());
+        let _ = writeln!(
+            std::io::stderr(),
+            "emulated: {done} warp instructions in {launches} launches of {entries} kernels"
+        );
+    }
 }
 
 #[cfg(test)]
@@ -71,6 +118,12 @@ mod tests {
         assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!("emulated".parse(), Ok(DeviceChoice::Emulated(Target::Sm90a, 0)));
+        assert_eq!("emulated:sm_80".parse(), Ok(DeviceChoice::Emulated(Target::Sm80, 0)));
+        assert_eq!("emulated:sm_90a:7".parse(), Ok(DeviceChoice::Emulated(Target::Sm90a, 7)));
+        for text in ["emulated:", "emulated:sm_70", "emulated:sm_80:", "emulated:sm_80:1:2", "emulate"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
+        }
         for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "cpu:0"] {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
         }

@@ -1,5 +1,5 @@
 //! `wootz generate`.
-use crate::device::{self, DeviceArgs};
+use crate::device::{self, DeviceArgs, EmulationNote};
 use crate::model::{self, LimitArgs, ModelArgs, SamplingArgs};
 use crate::terminal::{Terminal, harmless};
 use anyhow::{Context, Result, bail};
@@ -52,6 +52,7 @@ pub fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<ExitCode> {
         texts.push(read_prompt(file)?);
     }
     let mut llm = model::load(&source, &args.device, &args.limits, terminal)?;
+    let _note = EmulationNote::new(llm.engine().runner().device());
     let prompts = texts.iter().map(|text| llm.text_prompt(text)).collect::<Result<Vec<_>, _>>()?;
     let mut options = args.sampling.greedy_unless_asked(llm.generation_config());
     options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);

@@ -8,10 +8,13 @@ use std::process::ExitCode;
 
 mod chat;
 mod cli;
+pub mod counters;
 mod devices;
+pub mod differential;
 mod engine;
 pub mod goldens;
 mod kernels;
+pub mod probes;
 
 /// Runs the tests that `args` (libtest's) select.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -26,8 +29,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
+    trials.extend(probes::trials());
+    trials.extend(differential::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
+    trials.extend(counters::trials());
     trials.extend(cli::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let whole = !arguments.list && conclusion.num_filtered_out == 0;
+    if whole && let Err(message) = kernels::check_launched() {
+        eprintln!("{message}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
 }

@@ -55,14 +55,25 @@ pub fn chat(args: &[OsString]) -> Result<()> {
     process::become_program(process::tool(wootz).arg("chat").args(args))
 }
 
-/// `cargo test` over the workspace.
-pub fn test(args: &[OsString]) -> Result<()> {
+/// `cargo test` over the workspace, with that many random cases of each kernel.
+pub fn test(cases: Option<u32>, args: &[OsString]) -> Result<()> {
     let mut command = cargo("test");
+    if let Some(cases) = cases {
+        command.env("CASES", cases.to_string());
+    }
     if in_ci() {
         // One run shows every failure.
         command.arg("--no-fail-fast");
     }
     command.args(test_args(args)).current_dir(workspace_root());
+    process::become_program(&mut command)
+}
+
+/// The tests' executable in its role that compares or writes the kernels' counters.
+pub fn counters(update: bool, filter: Option<&str>) -> Result<()> {
+    let mut command = cargo("test");
+    command.args(["--workspace", "--test", "wootz", "--", "kernel-counters"]);
+    command.args(update.then_some("--update")).args(filter).current_dir(workspace_root());
     process::become_program(&mut command)
 }
 
@@ -94,7 +105,7 @@ pub fn example<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Result<()> {
 
 /// Builds a program of the workspace and returns its path. Built as `test` builds: one package alone has other
 /// features, and its dependencies would be compiled a second time.
-fn built(kind: &str, name: &str) -> Result<PathBuf> {
+pub fn built(kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo("build");
     build.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
     process::run(build.args(["--workspace", kind, name]))?;

@@ -107,5 +107,5 @@ unsafe fn norm_scale(row: &Row, width: u32, eps: f32, scratch: u32) -> f32 {
             squares = fma(row[step][i], row[step][i], squares);
         }
     }
-    rsqrt(block_sum::<{ THREADS / 32 }>(squares, scratch) / width as f32 + eps)
+    rsqrt(block_sum(squares, scratch) / width as f32 + eps)
 }

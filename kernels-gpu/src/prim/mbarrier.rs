@@ -39,6 +39,16 @@ pub fn fence_init() {
 pub unsafe fn arrive(address: u32) {
     device! { core::arch::asm!("mbarrier.arrive.shared::cta.b64 _, [{0}];", in(reg32) address, options(nostack)) }
 }
+/// [`arrive`] at the barrier at `address` of the cluster's block `rank`.
+#[inline(always)]
+pub unsafe fn arrive_cluster(address: u32, rank: u32) {
+    device! {
+        // The address is made anew each time: kept, it costs a register through the whole kernel.
+        core::arch::asm!("{{ .reg .b32 there; mapa.shared::cluster.u32 there, {0}, {1};",
+            "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }}",
+            in(reg32) address, in(reg32) rank, options(nostack))
+    }
+}
 /// Arrives once and announces `bytes` of asynchronous copies, which the phase then waits for as well.
 #[inline(always)]
 pub unsafe fn arrive_expect_tx(address: u32, bytes: u32) {

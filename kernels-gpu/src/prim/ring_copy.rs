@@ -2,6 +2,7 @@
 //!
 //! All lanes call [`begin`], then [`copy`] any number of times, then [`end`]. The barrier's phase ends when
 //! everything is there; it must have been initialised for [`ARRIVALS`].
+#![cfg_attr(device, allow(unused_variables))]
 #[cfg(device)]
 use super::warp::lane_id;
 

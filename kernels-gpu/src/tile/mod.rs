@@ -3,6 +3,7 @@ mod elem;
 pub mod epilogue;
 pub mod kv;
 pub mod philox;
+pub mod quad;
 pub mod reduce;
 mod ring;
 mod warpgroup;

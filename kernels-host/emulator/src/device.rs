@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use crate::exec::launch;
 use crate::memory::Memory;
 use crate::module::Entry;
-use crate::{Fault, FaultKind, Module};
+use crate::{Counters, Fault, FaultKind, Module, residency};
 
 /// Shared memory of a block at most, in bytes: that of compute capability 9.0.
 const MAX_SHARED: usize = 232_448;
+/// Blocks of a cluster at most, where the entry opts in to more than the portable eight.
+const MAX_CLUSTER: u32 = 16;
 
 /// An emulated GPU.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub struct Device {
     memory: Memory,
     seed: u64,
     limit: u64,
-    resident: usize,
+    resident: Option<usize>,
     /// Addresses of module variables, by the module and the variable's name.
     variables: HashMap<(u64, String), u64>,
 }
@@ -35,6 +37,19 @@ impl Grid {
     pub fn linear(blocks: u32, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1] }
     }
+}
+
+/// What a launch may have besides its grid and parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaunchOptions {
+    /// Bytes of dynamic shared memory of each block.
+    pub shared_bytes: usize,
+    /// Blocks of a cluster, per axis, each a divisor of the grid's; `None` for what the entry declares, or 1.
+    pub cluster: Option<[u32; 3]>,
+    /// A programmatic dependent launch: it may begin before the launch before it is finished, so what that one writes
+    /// must not be touched before `griddepcontrol.wait`. The first launch after [`Device::synchronize`] or a
+    /// [`Device::write`] depends on nothing.
+    pub dependent: bool,
 }
 
 /// An argument of a launch.
@@ -66,6 +81,8 @@ impl Param {
 pub struct Report {
     /// Warp instructions by opcode.
     pub instructions: BTreeMap<String, u64>,
+    /// What they asked of memory and of the tensor cores.
+    pub counters: Counters,
 }
 
 impl Report {
@@ -78,7 +95,7 @@ impl Report {
 impl Device {
     /// A device whose launches are scheduled by `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { memory: Memory::new(), seed, limit: 1 << 36, resident: 8, variables: HashMap::new() }
+        Self { memory: Memory::new(), seed, limit: 1 << 36, resident: None, variables: HashMap::new() }
     }
 
     /// Ends launches that execute more than `instructions` warp instructions (2^36 at first).
@@ -86,9 +103,11 @@ impl Device {
         self.limit = instructions;
     }
 
-    /// Lets at most `blocks` blocks run at once (8 at first, at least one).
+    /// Lets at most `blocks` blocks run at once, or one cluster if it has more. Without this, as many are resident as
+    /// on an H200: 132 multiprocessors, each with as many blocks as their threads, their shared memory and the entry's
+    /// `.minnctapersm` allow.
     pub fn set_resident_blocks(&mut self, blocks: usize) {
-        self.resident = blocks.max(1);
+        self.resident = Some(blocks);
     }
 
     /// Reserves `bytes` bytes of global memory, uninitialised, at a multiple of 256; `name` is
@@ -113,7 +132,14 @@ impl Device {
     /// # Errors
     /// The range is not within one allocation.
     pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.memory.settle();
         Ok(self.memory.write(address, data)?)
+    }
+
+    /// Waits for all launches, as a host does before it uses their results. They are executed when they are launched;
+    /// this only says that the next dependent launch has nothing to wait for.
+    pub fn synchronize(&mut self) {
+        self.memory.settle();
     }
 
     /// Copies `bytes` bytes from the device.
@@ -136,24 +162,54 @@ impl Device {
         params: &[Param],
         shared_bytes: usize,
     ) -> Result<Report, Fault> {
+        self.launch_with(module, name, grid, params, &LaunchOptions { shared_bytes, ..LaunchOptions::default() })
+    }
+
+    /// Runs entry `name` of `module` as `options` say.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn launch_with(
+        &mut self,
+        module: &Module,
+        name: &str,
+        grid: Grid,
+        params: &[Param],
+        options: &LaunchOptions,
+    ) -> Result<Report, Fault> {
+        let shared_bytes = options.shared_bytes;
         let Some(entry) = module.entry(name) else {
             return Err(refused(format!("the module has no entry `{name}`")));
         };
         check_grid(entry, grid)?;
         check_shared(entry, shared_bytes)?;
+        let cluster = cluster_of(entry, grid, options.cluster)?;
         let params = marshal(entry, params)?;
         let globals = self.place_globals(module)?;
         let setup = launch::Setup {
             entry,
             grid,
+            cluster,
             params: &params,
             globals: &globals,
             shared_bytes,
             seed: self.seed,
             limit: self.limit,
-            resident: self.resident,
+            resident: self.resident_clusters(entry, grid, shared_bytes, cluster),
+            dependent: options.dependent,
         };
         launch::run(&setup, &mut self.memory)
+    }
+
+    fn resident_clusters(&self, entry: &Entry, grid: Grid, shared_bytes: usize, cluster: [u32; 3]) -> usize {
+        let blocks: u32 = cluster.iter().product();
+        match self.resident {
+            Some(resident) => (resident / blocks as usize).max(1),
+            None => {
+                let threads = grid.threads.iter().product();
+                residency::clusters(entry, threads, entry.static_shared + shared_bytes, blocks)
+            }
+        }
     }
 
     /// Addresses of the module's variables, which live as long as the device.
@@ -193,6 +249,25 @@ fn check_grid(entry: &Entry, grid: Grid) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Blocks of a cluster, per axis.
+fn cluster_of(entry: &Entry, grid: Grid, asked: Option<[u32; 3]>) -> Result<[u32; 3], Fault> {
+    if let (Some(asked), Some(declared)) = (asked, entry.cluster)
+        && asked != declared
+    {
+        return Err(refused(format!("clusters of {asked:?} blocks; `{}` declares {declared:?}", entry.name)));
+    }
+    let cluster = asked.or(entry.cluster).unwrap_or([1; 3]);
+    let blocks: u64 = cluster.iter().map(|n| u64::from(*n)).product();
+    let limit = u64::from(entry.max_cluster.unwrap_or(MAX_CLUSTER).min(MAX_CLUSTER));
+    if blocks == 0 || blocks > limit {
+        return Err(refused(format!("clusters of {blocks} blocks; `{}` takes 1 to {limit}", entry.name)));
+    }
+    if grid.blocks.iter().zip(&cluster).any(|(blocks, cluster)| blocks % cluster != 0) {
+        return Err(refused(format!("a grid of {:?} blocks is not made of clusters of {cluster:?}", grid.blocks)));
+    }
+    Ok(cluster)
+}
+
 fn check_shared(entry: &Entry, dynamic: usize) -> Result<(), Fault> {
     let total = entry.static_shared.saturating_add(dynamic);
     if total > MAX_SHARED {
@@ -220,4 +295,15 @@ fn marshal(entry: &Entry, params: &[Param]) -> Result<Vec<u8>, Fault> {
         buffer.extend_from_slice(&bytes);
     }
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_may_move_between_threads() {
+        fn movable<T: Send>() {}
+        movable::<Device>();
+    }
 }

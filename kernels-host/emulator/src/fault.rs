@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::SourceLine;
+use crate::source::Chain;
+
 /// Text that is not PTX, or PTX that the emulator does not know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -51,6 +54,8 @@ pub struct Site {
     pub line: u32,
     /// The opcode with its modifiers.
     pub instruction: String,
+    /// The line of the source that the module's text names, then those of the calls that were inlined, outwards.
+    pub source: Vec<SourceLine>,
     /// `%ctaid`.
     pub block: [u32; 3],
     /// `%tid`; of the first lane of the warp if the whole warp is at fault.
@@ -100,15 +105,92 @@ pub enum FaultKind {
         place: String,
     },
     /// An access to the destination of an asynchronous copy that was not waited for.
-    #[error("{access} of {place} while an asynchronous copy to it is in flight")]
+    #[error("{access} of {place} while an asynchronous copy to it, of line {line}, is in flight: wait for it first")]
     InFlight {
         /// How.
         access: Access,
         /// The first such byte.
         place: String,
+        /// Line of the copy.
+        line: u32,
+    },
+    /// A write to memory that an asynchronous operation still reads.
+    #[error("{access} of {place}, which the asynchronous operation of line {line} still reads: wait for it first")]
+    InUse {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+        /// Line of the operation.
+        line: u32,
+    },
+    /// An asynchronous operation on what threads wrote without a proxy fence in between.
+    #[error(
+        "missing fence.proxy.async: {place} was written by thread {thread} at line {line} through the generic proxy; \
+         that thread fences before the barrier that publishes it"
+    )]
+    Proxy {
+        /// The first such word.
+        place: String,
+        /// The writer's index in its block, and which block if it is another.
+        thread: String,
+        /// The write's line.
+        line: u32,
+    },
+    /// An mbarrier used in a way that PTX does not define.
+    #[error("mbarrier: {what}")]
+    Mbarrier {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An asynchronous copy that the hardware would not do.
+    #[error("asynchronous copy: {what}")]
+    Copy {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A block exits before what it started is done.
+    #[error("exit too early: {what}")]
+    Exit {
+        /// What is still going on.
+        what: String,
+    },
+    /// A write to an operand in shared memory of a matrix instruction that was not waited for.
+    #[error("{access} of {place}, an operand of the wgmma at line {line}, before wgmma.wait_group covers that")]
+    Operand {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+        /// The matrix instruction's line.
+        line: u32,
+    },
+    /// A use of a register of a matrix instruction that was not waited for.
+    #[error("use of {register}, which the wgmma at line {line} works on, before wgmma.wait_group covers that")]
+    TensorRegister {
+        /// The register's name.
+        register: String,
+        /// The matrix instruction's line.
+        line: u32,
+    },
+    /// A matrix instruction on registers that others used, without `wgmma.fence` in between.
+    #[error("{register} was used since the last wgmma.fence: a wgmma may not work on it without another")]
+    TensorFence {
+        /// The register's name.
+        register: String,
+    },
+    /// What the four warps of a warpgroup must do together.
+    #[error("warpgroup: {what}")]
+    Warpgroup {
+        /// What is wrong with it.
+        what: String,
     },
     /// Two accesses that no barrier orders, at least one of them a write.
-    #[error("data race: {access} of {place}, unordered with the {other} by thread {thread} at line {line}")]
+    #[error(
+        "data race: {access} of {place}, unordered with the {other} by thread {thread}{} at line {line}{}",
+        of_block(block),
+        in_source(other_source)
+    )]
     Race {
         /// This access.
         access: Access,
@@ -118,8 +200,55 @@ pub enum FaultKind {
         other: Access,
         /// Its thread's index in the block.
         thread: u32,
+        /// Its block, if it is another than that of this access.
+        block: Option<[u32; 3]>,
         /// Its line.
         line: u32,
+        /// Its line in the source, and those of the calls that were inlined, outwards.
+        other_source: Vec<SourceLine>,
+    },
+    /// A dependent launch used memory that a launch before it may still be using.
+    #[error(
+        "predecessor's output used before griddepcontrol.wait: {access} of {place}; the {other} by launch `{launch}` \
+         may not be done"
+    )]
+    Predecessor {
+        /// How.
+        access: Access,
+        /// The first such byte.
+        place: String,
+        /// How the earlier launch used it.
+        other: Access,
+        /// The earlier launch's entry.
+        launch: String,
+    },
+    /// Memory read by `ld.global.nc` that does not stay the same while the kernel may run.
+    #[error("ld.global.nc of memory that is not constant: {place} has another access by {what}")]
+    NotConstant {
+        /// The first such byte.
+        place: String,
+        /// Who else uses it, or made it.
+        what: String,
+    },
+    /// An `.aligned` instruction that some lanes of the warp do not execute.
+    #[error(
+        "partial warp: an .aligned instruction is executed by lanes {present:#010x} without lanes {missing:#010x}, {why}"
+    )]
+    PartialWarp {
+        /// The lanes that execute it.
+        present: u32,
+        /// Lanes that do not.
+        missing: u32,
+        /// Why they do not.
+        why: String,
+    },
+    /// A shuffle from a lane that takes no part in it.
+    #[error("shuffle from lane {source_lane}, which takes no part: the member lanes here are {members:#010x}")]
+    Shuffle {
+        /// The lane that is read.
+        source_lane: u32,
+        /// The lanes of the member mask that have not exited.
+        members: u32,
     },
     /// Lanes of a warp wait for each other at different instructions.
     #[error("divergent warp: {waits}")]
@@ -130,6 +259,12 @@ pub enum FaultKind {
     /// A barrier used in a way that PTX does not define.
     #[error("barrier misuse: {what}")]
     Barrier {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Another block of the cluster was used while it is not certain to be there.
+    #[error("cluster: {what}")]
+    Cluster {
         /// What is wrong with it.
         what: String,
     },
@@ -162,6 +297,14 @@ pub enum FaultKind {
     },
 }
 
+fn of_block(block: &Option<[u32; 3]>) -> String {
+    block.map_or(String::new(), |block| format!(" of block {block:?}"))
+}
+
+fn in_source(lines: &[SourceLine]) -> String {
+    if lines.is_empty() { String::new() } else { format!(" ({})", Chain(lines)) }
+}
+
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -184,8 +327,12 @@ impl fmt::Display for Fault {
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entry, line, instruction, block, thread } = self;
-        write!(f, "{entry}, line {line}: {instruction}, thread {thread:?} of block {block:?}")
+        let Self { entry, line, instruction, source, block, thread } = self;
+        write!(f, "{entry}, line {line}: {instruction}, thread {thread:?} of block {block:?}")?;
+        if !source.is_empty() {
+            write!(f, ", at {}", Chain(source))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,13 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+mod half;
+mod warpgroup;
+
+use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
+pub(crate) use half::{Half, HalfOp};
+pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, WarpgroupOp};
 
 /// One decoded instruction.
 #[derive(Clone, Debug)]
@@ -10,6 +16,8 @@ pub(crate) struct Instruction {
     /// Lanes for which the guard is false skip the instruction.
     pub guard: Option<Guard>,
     pub line: u32,
+    /// Index among the entry's source lines.
+    pub source: Option<u32>,
     /// Index of the full opcode (`ld.global.v4.b32`) in the entry's list of kinds.
     pub kind: u32,
 }
@@ -59,11 +67,19 @@ pub(crate) enum Special {
     LaneId,
     WarpId,
     NWarpId,
+    /// Instructions so far, as many bits as are asked for.
     Clock,
+    ClockHigh,
+    ClusterCtaId(u8),
+    ClusterNCtaId(u8),
+    ClusterId(u8),
+    NClusterId(u8),
+    ClusterCtaRank,
+    ClusterNCtaRank,
     LaneMask(Cmp),
     DynamicSharedBytes,
     TotalSharedBytes,
-    /// `%smid`, `%clusterid`… of a grid without clusters: one value for all.
+    /// `%smid`, `%nsmid`: one value for all.
     Constant(u32),
 }
 
@@ -167,6 +183,10 @@ pub(crate) enum Ternary {
     MadWide,
     Bfe,
     Prmt,
+    /// A mode of `prmt` as the four selectors that each of its four counts stands for.
+    PrmtMode([u16; 4]),
+    /// Four products of bytes; whether those of a and b are signed.
+    Dp4a(bool, bool),
     /// The truth table.
     Lop3(u8),
     /// Funnel shift to the left; the amount wraps at 32 if true, else it is clamped to it.
@@ -233,7 +253,66 @@ pub(crate) enum Space {
     Generic,
     Global,
     Shared,
+    /// `shared::cluster`: the block's own or another's of the cluster.
+    Cluster,
     Param,
+}
+
+/// Threads among which an access or a fence orders: those of the block, of the cluster, or all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    Block,
+    Cluster,
+    /// `.gpu` and `.sys`: there is one GPU.
+    Device,
+}
+
+/// What an access says about its place among others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Not weak: relaxed or stronger, volatile, or a read-modify-write operation.
+    pub strong: bool,
+    pub acquire: bool,
+    pub release: bool,
+    pub scope: Scope,
+    /// It is a read-modify-write operation.
+    pub modifies: bool,
+    /// `.nc`: the bytes must not change while the kernel runs.
+    pub constant: bool,
+    /// Through the async proxy.
+    pub copies: bool,
+}
+
+impl Order {
+    /// A reduction that says nothing of its order.
+    pub const REDUCTION: Self = Self { strong: true, modifies: true, ..Self::WEAK };
+    /// A plain load or store.
+    pub const WEAK: Self = Self {
+        strong: false,
+        acquire: false,
+        release: false,
+        scope: Scope::Device,
+        modifies: false,
+        constant: false,
+        copies: false,
+    };
+    /// A bulk copy or a tensor copy.
+    pub const COPY: Self = Self { copies: true, ..Self::WEAK };
+    /// One that reduces.
+    pub const COPY_REDUCTION: Self = Self { copies: true, ..Self::REDUCTION };
+}
+
+/// What blocks of a cluster do together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ClusterOp {
+    /// `mapa`: the address at which the block `rank` has what this one has at `a`.
+    Map { ty: Type, dst: Reg, a: Operand, rank: Operand },
+    /// `getctarank`: the rank of the block that `a` is in.
+    Rank { dst: Reg, a: Operand },
+    /// `barrier.cluster.arrive`, `.release` unless it is relaxed.
+    Arrive { release: bool },
+    /// `barrier.cluster.wait`.
+    Wait,
 }
 
 /// `[base + offset]`.
@@ -348,6 +427,7 @@ pub(crate) enum Op {
         a: Operand,
         b: Operand,
     },
+    Half(Half),
     Ternary {
         op: Ternary,
         ty: Type,
@@ -416,17 +496,20 @@ pub(crate) enum Op {
         ty: Type,
         dst: Vec<Option<Reg>>,
         address: Address,
+        order: Order,
     },
     Store {
         ty: Type,
         src: Vec<Operand>,
         address: Address,
+        order: Order,
     },
     Atomic {
         op: AtomicOp,
         ty: Type,
         dst: Option<Reg>,
         address: Address,
+        order: Order,
         b: Operand,
         c: Option<Operand>,
     },
@@ -469,12 +552,24 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
-    /// Fences, prefetches, hints: nothing to do on a machine without caches.
+    /// `fence.sc`, `fence.acq_rel` and `membar`.
+    Fence {
+        scope: Scope,
+    },
+    /// `griddepcontrol.wait`, or `griddepcontrol.launch_dependents`.
+    GridDependency {
+        wait: bool,
+    },
+    /// An instruction of clusters; with `aligned`, of all lanes of the warp at once.
+    Cluster {
+        what: ClusterOp,
+        aligned: bool,
+    },
+    /// Prefetches, hints, fences of proxies: nothing to do on a machine without caches.
     Nothing,
-    /// `.aligned` instructions without an effect here (`setmaxnreg`).
-    Aligned,
-    /// Decoded, not executed: the operands are resolved, so registers and labels exist.
-    Later,
+    Warpgroup(WarpgroupOp),
+    /// Mbarriers, bulk copies and proxy fences.
+    Async(Box<Async>),
 }
 
 /// `setp`.

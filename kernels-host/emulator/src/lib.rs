@@ -40,16 +40,26 @@
 //! # What is checked
 //! Bounds and alignment of every access; reads of memory that nothing has written, byte by byte; data races in
 //! shared memory by happens-before, lanes of one warp included; `cp.async` destinations touched before their wait;
-//! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers; deadlock,
-//! with who waits where. A [`Fault`] names the allocation, the thread, the instruction and its line.
+//! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers and of a
+//! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where.
+//!
+//! Asynchronous copies are actors of their own, whose data land in parts at moments that the seed draws, and are checked
+//! whenever they land: results read, or destinations written, before the copy was waited for; sources written before
+//! they were read; buffers filled anew before their readers have said that they are done; stores that the async proxy
+//! reads without `fence.proxy.async`; mbarriers initialised twice, used as plain memory, before their initialisation
+//! is published or with counts that cannot come true; exits with copies that nobody waited for.
+//!
+//! A [`Fault`] names the allocation, the thread, the instruction and its line.
 //!
 //! # Limits
-//! `mbarrier`, bulk copies and `wgmma` are decoded and refused when reached ([`FaultKind::Unsupported`]). Clusters,
-//! functions (`.func`), local memory and textures are not known. Races in global memory are not reported, nor is
+//! `wgmma` is decoded and refused when reached ([`FaultKind::Unsupported`]).
+//! Functions (`.func`), local memory and textures are not known. Races in global memory are not reported, nor is
 //! what a missing fence would do: every access takes effect at once. A register holds zero until it is written.
 
 #![forbid(unsafe_code)]
 
+mod asynchronous;
+mod counters;
 mod decode;
 mod device;
 mod exec;
@@ -58,9 +68,13 @@ pub mod formats;
 mod instruction;
 mod memory;
 mod module;
+mod residency;
+mod source;
 mod syntax;
 pub mod tensor;
 
-pub use device::{Device, Grid, Param, Report};
+pub use counters::{Banks, Counters, Traffic};
+pub use device::{Device, Grid, LaunchOptions, Param, Report};
 pub use fault::{Access, Fault, FaultKind, ParseError, Site};
 pub use module::Module;
+pub use source::SourceLine;

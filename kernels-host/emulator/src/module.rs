@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ParseError;
-use crate::decode::{Symbol, Symbols, decode};
-use crate::instruction::Instruction;
+use crate::asynchronous::Async;
+use crate::decode::{Code, Symbol, Symbols, decode};
+use crate::instruction::{Instruction, Op, TensorRegisters};
+use crate::source::{self, SourceLine};
 use crate::syntax::parser::parse;
 use crate::syntax::raw::{RawEntry, RawModule, Variable};
 
@@ -26,13 +28,26 @@ pub(crate) struct Entry {
     pub instructions: Vec<Instruction>,
     /// The opcodes that [`Instruction::kind`] indexes.
     pub kinds: Vec<String>,
+    /// What [`Instruction::source`] indexes: a line, and the calls that it was inlined through.
+    pub sources: Vec<Vec<SourceLine>>,
+    pub tensor_registers: TensorRegisters,
     pub params: Vec<ParamSlot>,
     /// Registers per file: predicates, 32-bit, 64-bit.
     pub registers: [u32; 3],
     /// Bytes of the module's `.shared` variables of known size.
     pub static_shared: usize,
+    /// Some instruction initialises an mbarrier.
+    pub has_mbarriers: bool,
     /// Threads per block at most, from `.maxntid`.
     pub max_threads: Option<u32>,
+    /// Registers per thread at most, from `.maxnreg`.
+    pub max_registers: Option<u32>,
+    /// Blocks per multiprocessor at least, from `.minnctapersm`.
+    pub min_blocks: Option<u32>,
+    /// Blocks of a cluster, from `.reqnctapercluster`.
+    pub cluster: Option<[u32; 3]>,
+    /// Blocks of a cluster at most, from `.maxclusterrank`.
+    pub max_cluster: Option<u32>,
 }
 
 /// Where a parameter lies in the launch's parameters.
@@ -61,7 +76,8 @@ impl Module {
         let (static_shared, globals) = place_variables(&raw, &mut symbols);
         let mut entries = Vec::with_capacity(raw.entries.len());
         for entry in &raw.entries {
-            entries.push(Entry::new(entry, &mut symbols, static_shared)?);
+            let sources = source::resolve(&raw.files, &entry.sources);
+            entries.push(Entry { sources, ..Entry::new(entry, &mut symbols, static_shared)? });
         }
         Ok(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), entries, globals })
     }
@@ -69,6 +85,11 @@ impl Module {
     /// Names of the entries, in the order of the text.
     pub fn entries(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|entry| entry.name.as_str())
+    }
+
+    /// Bytes of each parameter of entry `name`, in the order of its declaration; none if there is no such entry.
+    pub fn parameter_bytes(&self, name: &str) -> Vec<usize> {
+        self.entry(name).into_iter().flat_map(|entry| &entry.params).map(|param| param.bytes).collect()
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
@@ -107,18 +128,29 @@ fn place_variables<'a>(raw: &RawModule<'a>, symbols: &mut Symbols<'a>) -> (usize
 impl Entry {
     fn new<'a>(raw: &RawEntry<'a>, symbols: &mut Symbols<'a>, static_shared: usize) -> Result<Self, ParseError> {
         let params = place_params(&raw.params, symbols);
-        let (instructions, kinds) = decode(raw, symbols)?;
-        let threads = |(name, numbers): &(&str, Vec<u32>)| {
-            (matches!(*name, ".maxntid" | ".reqntid")).then(|| numbers.iter().product())
+        let Code { instructions, kinds, tensor_registers } = decode(raw, symbols)?;
+        let directive = |wanted: &str| raw.directives.iter().find(|(name, _)| *name == wanted).map(|(_, n)| n);
+        let number = |wanted: &str| directive(wanted).and_then(|numbers| numbers.first().copied());
+        let axes = |numbers: &Vec<u32>| std::array::from_fn(|axis| numbers.get(axis).copied().unwrap_or(1).max(1));
+        let is_init = |instruction: &Instruction| match &instruction.op {
+            Op::Async(op) => matches!(**op, Async::Init { .. }),
+            _ => false,
         };
         Ok(Self {
+            has_mbarriers: instructions.iter().any(is_init),
             name: raw.name.to_owned(),
             instructions,
             kinds,
+            tensor_registers,
             params,
             registers: raw.registers,
+            sources: Vec::new(),
             static_shared,
-            max_threads: raw.directives.iter().find_map(threads),
+            max_threads: directive(".maxntid").or(directive(".reqntid")).map(|numbers| numbers.iter().product()),
+            max_registers: number(".maxnreg"),
+            min_blocks: number(".minnctapersm"),
+            cluster: directive(".reqnctapercluster").map(axes),
+            max_cluster: number(".maxclusterrank"),
         })
     }
 }

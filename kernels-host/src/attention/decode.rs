@@ -1,7 +1,7 @@
 //! Launcher and cases of `kernels-gpu/src/attention/decode.rs`.
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, HEAD_DIMS, PagedKv, reference};
-use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
 use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, Target, View, ViewMut};
 use kernels_gpu::attention::decode as gpu;
 use kernels_gpu::prim::DevicePtr;
@@ -215,12 +215,16 @@ fn pinned() -> Vec<Box<dyn Case>> {
     for dtype in [DType::Bf16, DType::F16] {
         for head_dim in HEAD_DIMS {
             let small = Problem::new(dtype, 4, 2, head_dim);
-            cases.extend([1, 15, 16, 17, 63, 64, 65, 1100, 5000].map(|kv_len| decode(&small, &[kv_len])));
             cases.push(decode(&small, &[1, 700, 64, 0, 129, 33, 65]));
-            cases.push(decode(&small, &[300; 80]));
-            // More sequences than a warp plans at once; more pages than blocks, ragged.
-            cases.push(decode(&small, &[70, 1, 200, 0, 129].repeat(40)));
-            for window in [1, 16, 64, 100, 5000] {
+            // What does not hang on the dimension is tried with two.
+            let usual = [64, 128].contains(&head_dim);
+            if usual {
+                cases.extend([1, 15, 16, 17, 63, 64, 65, 1100, 5000].map(|kv_len| decode(&small, &[kv_len])));
+                cases.push(decode(&small, &[300; 80]));
+                // More sequences than a warp plans at once.
+                cases.push(decode(&small, &[70, 1, 200, 0, 129].repeat(40)));
+            }
+            for &window in if usual { &[1, 16, 64, 100, 5000][..] } else { &[70] } {
                 cases.push(decode(&Problem { window: Some(window), ..small.clone() }, &[1000, 1, 64, 65, 130]));
             }
             cases.push(decode(&Problem { scores: Scores::Equal, ..small.clone() }, &[500, 64]));
@@ -304,6 +308,12 @@ impl Prepared for Data {
             out,
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.rows.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![self.rows.output(stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

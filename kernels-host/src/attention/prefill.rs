@@ -1,7 +1,7 @@
 //! Prefill attention: its launcher, the launch of `kernels-gpu/src/attention/prefill.rs`, and the cases of all its kernels.
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, HEAD_DIMS, PagedKv, prefill_wgmma, reference};
-use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
 use crate::{Check, DType, Error, Launch, Stream, Target, View, ViewMut};
 use kernels_gpu::attention::prefill as gpu;
 
@@ -149,12 +149,17 @@ pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
     for dtype in [DType::Bf16, DType::F16] {
         for head_dim in HEAD_DIMS {
             let small = Problem::new(dtype, 4, 2, head_dim);
-            cases.extend([(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)].map(|s| small.clone().sequences(&[s])));
             // A cached prefix: one query, a page border, one past it.
             cases.push(small.clone().sequences(&[(1, 65), (17, 128), (64, 129), (3, 3), (1, 1), (100, 163)]));
             // Nothing to write: no queries, or no keys.
             cases.push(small.clone().sequences(&[(0, 70), (5, 69), (0, 0), (3, 0), (2, 2)]));
-            for window in [1, 16, 64, 100, 5000] {
+            // What does not hang on the dimension is tried with two.
+            let usual = [64, 128].contains(&head_dim);
+            if usual {
+                let lone = [(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)];
+                cases.extend(lone.map(|s| small.clone().sequences(&[s])));
+            }
+            for &window in if usual { &[1, 16, 64, 100, 5000][..] } else { &[70] } {
                 let windowed = Problem { window: Some(window), ..small.clone() };
                 cases.push(windowed.sequences(&[(150, 300), (1, 65), (70, 70)]));
             }
@@ -237,6 +242,12 @@ impl Prepared for Data {
             out,
         }
         .launch_with(stream, Some(self.path))
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.rows.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![self.rows.output(stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

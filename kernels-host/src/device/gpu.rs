@@ -1,5 +1,5 @@
 //! One GPU: its primary context, memory and compiled entries. The only callers of the driver are
-//! this file and `stream.rs`.
+//! this file, `cuda.rs` and `tensor_map.rs`.
 use crate::{Error, Target, ptx};
 use cudarc::driver::sys;
 use kernels_gpu::prim::DevicePtr;
@@ -170,7 +170,7 @@ impl Gpu {
         Ok((free, total))
     }
 
-    pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<DeviceMemory, Error> {
+    pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Allocation, Error> {
         self.enter()?;
         let mut ptr = 0;
         // SAFETY: writes the address. Zero-sized allocations are an error of the driver's, hence the max.
@@ -180,7 +180,7 @@ impl Gpu {
             return Err(Error::OutOfMemory { wanted: bytes, free, total });
         }
         check(result, "cuMemAlloc")?;
-        Ok(DeviceMemory { ptr: DevicePtr(ptr), gpu: self.clone() })
+        Ok(Allocation { ptr: DevicePtr(ptr), gpu: self.clone() })
     }
 
     /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory.
@@ -236,10 +236,7 @@ impl Gpu {
     }
 
     fn load(&self, entry: &str) -> Result<Function, Error> {
-        // A module of the newer target where it holds the entry, else the baseline's.
-        let (target, text) = [self.target, Target::Sm80]
-            .into_iter()
-            .find_map(|target| Some((target, ptx::find(target, entry)?)))
+        let (target, text) = ptx::newest(self.target, entry)
             .ok_or_else(|| Error::NoEntry { entry: entry.into(), target: self.target.to_string() })?;
         self.enter()?;
         let image = CString::new(text)
@@ -277,18 +274,18 @@ impl Drop for Gpu {
 }
 
 /// An allocation, freed on drop (the driver waits for work that uses it).
-pub(crate) struct DeviceMemory {
+pub(crate) struct Allocation {
     ptr: DevicePtr,
     gpu: Arc<Gpu>,
 }
 
-impl DeviceMemory {
+impl Allocation {
     pub fn ptr(&self) -> DevicePtr {
         self.ptr
     }
 }
 
-impl Drop for DeviceMemory {
+impl Drop for Allocation {
     fn drop(&mut self) {
         if self.gpu.enter().is_ok() {
             // SAFETY: allocated by `alloc`, freed once.

@@ -1,14 +1,19 @@
 //! Devices, streams and launches.
+mod cuda;
+mod emulated;
 mod gpu;
+mod program;
 mod stream;
 mod tensor_map;
 
+pub use emulated::{Emulation, Launches};
+pub use program::{Program, TiledMap};
 pub use stream::{Event, Graph, Launch, Stream};
 
-pub(crate) use gpu::DeviceMemory;
-
-use crate::{Error, Target};
+use crate::{DType, Error, Target};
+use emulated::Emulated;
 use gpu::Gpu;
+use kernels_gpu::prim::DevicePtr;
 use std::sync::Arc;
 
 /// Where buffers live and kernels run. Cheap to clone.
@@ -19,6 +24,7 @@ pub struct Device(Backend);
 enum Backend {
     Cpu,
     Cuda(Arc<Gpu>),
+    Emulated(Arc<Emulated>),
 }
 
 impl Device {
@@ -47,41 +53,84 @@ impl Device {
         gpu::driver_version()
     }
 
-    pub(crate) fn gpu(&self) -> Option<&Arc<Gpu>> {
-        match &self.0 {
-            Backend::Cpu => None,
-            Backend::Cuda(gpu) => Some(gpu),
-        }
+    /// A GPU emulated on the host: launches execute the PTX of `target` under the sanitizer of `ptx_emulator`, which
+    /// `seed` schedules. Devices are independent of each other: their launches may run at the same time.
+    pub fn emulated(target: Target, seed: u64) -> Self {
+        Device(Backend::Emulated(Arc::new(Emulated::new(target, seed))))
+    }
+
+    fn backend(&self) -> &Backend {
+        &self.0
     }
 
     /// Whether kernels run as references on the host.
     pub fn is_cpu(&self) -> bool {
-        self.gpu().is_none()
+        matches!(self.0, Backend::Cpu)
     }
 
-    /// The device's name for people, such as "NVIDIA H200" or "CPU".
+    /// What an emulated device has executed so far; `None` of the others.
+    pub fn emulation(&self) -> Option<Emulation> {
+        match &self.0 {
+            Backend::Emulated(device) => Some(device.emulation()),
+            Backend::Cpu | Backend::Cuda(_) => None,
+        }
+    }
+
+    /// The device's name for people, such as "NVIDIA H200", "emulated GPU" or "CPU".
     pub fn name(&self) -> &str {
-        self.gpu().map_or("CPU", |gpu| gpu.name())
+        match &self.0 {
+            Backend::Cpu => "CPU",
+            Backend::Cuda(gpu) => gpu.name(),
+            Backend::Emulated(_) => "emulated GPU",
+        }
     }
 
     /// The module that launches use; `None` on the CPU.
     pub fn target(&self) -> Option<Target> {
-        self.gpu().map(|gpu| gpu.target())
+        match &self.0 {
+            Backend::Cpu => None,
+            Backend::Cuda(gpu) => Some(gpu.target()),
+            Backend::Emulated(device) => Some(device.target()),
+        }
     }
 
     /// Compute capability (major, minor); `None` on the CPU.
     pub fn compute_capability(&self) -> Option<(i32, i32)> {
-        self.gpu().map(|gpu| gpu.compute_capability())
+        match &self.0 {
+            Backend::Cpu => None,
+            Backend::Cuda(gpu) => Some(gpu.compute_capability()),
+            Backend::Emulated(device) => Some(device.compute_capability()),
+        }
     }
 
-    /// Streaming multiprocessors; on the CPU, threads.
+    /// Streaming multiprocessors, of an emulated device an H200's; on the CPU, threads.
     pub fn multiprocessors(&self) -> usize {
-        self.gpu().map_or_else(rayon::current_num_threads, |gpu| gpu.multiprocessors())
+        match &self.0 {
+            Backend::Cpu => rayon::current_num_threads(),
+            Backend::Cuda(gpu) => gpu.multiprocessors(),
+            Backend::Emulated(device) => device.multiprocessors(),
+        }
     }
 
     /// Free and total bytes of GPU memory; `None` on the CPU.
     pub fn memory(&self) -> Result<Option<(usize, usize)>, Error> {
-        self.gpu().map(|gpu| gpu.memory()).transpose()
+        match &self.0 {
+            Backend::Cpu => Ok(None),
+            Backend::Cuda(gpu) => gpu.memory().map(Some),
+            Backend::Emulated(device) => Ok(Some(device.memory())),
+        }
+    }
+
+    /// Uninitialised memory for `len` elements; `None` on the CPU.
+    pub(crate) fn alloc(&self, dtype: DType, len: usize) -> Result<Option<DeviceMemory>, Error> {
+        let bytes = len * dtype.size();
+        Ok(match &self.0 {
+            Backend::Cpu => None,
+            Backend::Cuda(gpu) => Some(DeviceMemory::Cuda(gpu.alloc(bytes)?)),
+            Backend::Emulated(device) => {
+                Some(DeviceMemory::Emulated(device.alloc(&format!("a buffer of {len} {dtype}"), bytes)?))
+            }
+        })
     }
 
     /// A new stream.
@@ -94,6 +143,21 @@ impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.name())?;
         self.target().map_or(Ok(()), |target| write!(f, " ({target})"))
+    }
+}
+
+/// An allocation on a GPU, freed on drop.
+pub(crate) enum DeviceMemory {
+    Cuda(gpu::Allocation),
+    Emulated(emulated::Allocation),
+}
+
+impl DeviceMemory {
+    pub fn ptr(&self) -> DevicePtr {
+        match self {
+            DeviceMemory::Cuda(memory) => memory.ptr(),
+            DeviceMemory::Emulated(memory) => memory.ptr(),
+        }
     }
 }
 

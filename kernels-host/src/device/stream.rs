@@ -1,23 +1,25 @@
 //! Streams: launches, copies, events, graphs.
-use super::gpu::{Gpu, check};
+use super::{Backend, cuda, emulated};
 use crate::buffer::{Mem, MemMut};
 use crate::{Device, Error, View, ViewMut};
 use bytemuck::Pod;
 use cudarc::driver::sys;
 use kernels_gpu::prim::{Entry, KernelArgs};
 use std::marker::PhantomData;
-use std::sync::Arc;
 
-/// A queue of work on a device. On the CPU everything happens at once.
+/// A queue of work on a device. On the CPU and on an emulated device everything happens at once.
 pub struct Stream {
     device: Device,
-    handle: sys::CUstream,
+    queue: Queue,
+    /// Whether launches that ask for it may overlap their predecessor's end.
+    overlap: bool,
 }
 
-// SAFETY: a stream handle may be used from any thread; every call makes the context current first.
-unsafe impl Send for Stream {}
-// SAFETY: as above; the driver serialises calls on one stream.
-unsafe impl Sync for Stream {}
+enum Queue {
+    Cpu,
+    Cuda(cuda::Queue),
+    Emulated(emulated::Queue),
+}
 
 /// Geometry of a launch.
 #[derive(Clone, Copy, Debug)]
@@ -62,17 +64,31 @@ impl Launch {
     }
 }
 
+/// Where a launcher or a buffer of a GPU has come to a stream of the CPU, or the other way round.
+const MIXED: &str = "the CPU device has no GPU memory and launches nothing: launchers run references there";
+
 impl Stream {
     pub(super) fn new(device: Device) -> Result<Self, Error> {
-        let mut handle = std::ptr::null_mut();
-        if let Some(gpu) = device.gpu() {
-            gpu.enter()?;
-            // Independent of the legacy default stream.
-            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            // SAFETY: writes the handle.
-            check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "cuStreamCreate")?;
+        let queue = match device.backend() {
+            Backend::Cpu => Queue::Cpu,
+            Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
+            Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
+        };
+        Ok(Stream { device, queue, overlap: true })
+    }
+
+    /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
+    /// kernels by themselves.
+    pub fn without_overlap(self) -> Self {
+        Stream { overlap: false, ..self }
+    }
+
+    /// The driver's handle, null where the device is no real GPU.
+    pub(crate) fn handle(&self) -> sys::CUstream {
+        match &self.queue {
+            Queue::Cuda(queue) => queue.handle(),
+            _ => std::ptr::null_mut(),
         }
-        Ok(Stream { device, handle })
     }
 
     /// The device.
@@ -83,10 +99,6 @@ impl Stream {
     /// Whether launches run references on the host.
     pub fn is_cpu(&self) -> bool {
         self.device.is_cpu()
-    }
-
-    fn gpu(&self) -> &Arc<Gpu> {
-        self.device.gpu().expect("the caller has handled the CPU")
     }
 
     /// Launches an entry on a GPU.
@@ -101,39 +113,17 @@ impl Stream {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let gpu = self.gpu();
-        let function = gpu.function(entry.name, launch.shared)?;
-        gpu.enter()?;
-        use sys::CUlaunchAttributeID as Id;
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let dependent = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        let dependent = attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, dependent);
-        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
-        let cluster = sys::CUlaunchAttributeValue { clusterDim: cluster };
-        let cluster = attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
-        let mut attributes = [dependent, cluster];
-        // The ones that the launch has are next to each other.
-        let first = usize::from(!(launch.dependent && function.waits));
-        let last = 1 + usize::from(launch.cluster > 1);
-        let attributes = &mut attributes[first..last];
-        let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.threads.unwrap_or(entry.threads),
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared,
-            hStream: self.handle,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
+        let threads = launch.threads.unwrap_or(entry.threads);
+        let launch = Launch { dependent: launch.dependent && self.overlap, ..launch };
         // SAFETY: the parameter pointers match the entry's declaration (one macro makes both); the rest is the
         // caller's promise.
-        let result = args.with_params(|params| unsafe {
-            sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut())
-        });
-        if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(result, &format!("launching {}", entry.name)) }
+        args.with_params(|params| unsafe {
+            match &self.queue {
+                Queue::Cpu => panic!("{MIXED}"),
+                Queue::Cuda(queue) => queue.launch(entry.name, threads, launch, params),
+                Queue::Emulated(queue) => queue.launch(entry.name, threads, launch, params),
+            }
+        })
     }
 
     /// How many clusters of `cluster` blocks of an entry run at once, each block with `shared` bytes of dynamic shared
@@ -142,7 +132,11 @@ impl Stream {
     /// # Panics
     /// On the CPU device.
     pub fn clusters_at_once<A>(&self, entry: Entry<A>, cluster: u32, shared: u32) -> Result<usize, Error> {
-        self.gpu().clusters(entry.name, entry.threads, cluster, shared)
+        match self.device.backend() {
+            Backend::Cpu => panic!("{MIXED}"),
+            Backend::Cuda(gpu) => gpu.clusters(entry.name, entry.threads, cluster, shared),
+            Backend::Emulated(device) => Ok(device.clusters(entry.threads, cluster, shared)),
+        }
     }
 
     /// Copies host data to the device. `data` may be reused when this returns.
@@ -153,21 +147,17 @@ impl Stream {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         assert!(into.is_contiguous());
         assert_eq!(bytes.len(), into.rows() * into.cols() * into.dtype().size(), "upload size");
-        match into.reborrow().mem {
-            MemMut::Host(host) => host[..bytes.len()].copy_from_slice(bytes),
-            MemMut::Device(ptr, _) => {
-                self.gpu().enter()?;
-                // SAFETY: the view covers that many bytes of device memory. From pageable memory the call
-                // returns after the source was read.
-                let result =
-                    unsafe { sys::cuMemcpyHtoDAsync_v2(ptr.0, bytes.as_ptr().cast(), bytes.len(), self.handle) };
-                check(result, "cuMemcpyHtoDAsync")?;
-            }
+        match (into.reborrow().mem, &self.queue) {
+            (MemMut::Host(host), _) => host[..bytes.len()].copy_from_slice(bytes),
+            (MemMut::Device(..), Queue::Cpu) => panic!("{MIXED}"),
+            (MemMut::Device(ptr, _), Queue::Cuda(queue)) => queue.upload(ptr.0, bytes)?,
+            (MemMut::Device(ptr, _), Queue::Emulated(queue)) => queue.upload(ptr.0, bytes)?,
         }
         Ok(())
     }
 
-    /// Copies device data to the host, after everything queued before.
+    /// Copies device data to the host, after everything queued before. Of an emulated device, bytes that nothing has
+    /// written are an error.
     ///
     /// # Panics
     /// If `from` is not contiguous or has another size.
@@ -175,16 +165,11 @@ impl Stream {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
         assert!(from.is_contiguous());
         assert_eq!(bytes.len(), from.rows() * from.cols() * from.dtype().size(), "download size");
-        match from.mem {
-            Mem::Host(host) => bytes.copy_from_slice(&host[..bytes.len()]),
-            Mem::Device(ptr, _) => {
-                self.gpu().enter()?;
-                // SAFETY: the view covers that many bytes; the stream is drained before `data` is used.
-                let result =
-                    unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), ptr.0, bytes.len(), self.handle) };
-                check(result, "cuMemcpyDtoHAsync")?;
-                self.synchronize()?;
-            }
+        match (from.mem, &self.queue) {
+            (Mem::Host(host), _) => bytes.copy_from_slice(&host[..bytes.len()]),
+            (Mem::Device(..), Queue::Cpu) => panic!("{MIXED}"),
+            (Mem::Device(ptr, _), Queue::Cuda(queue)) => queue.download(ptr.0, bytes)?,
+            (Mem::Device(ptr, _), Queue::Emulated(queue)) => queue.download(ptr.0, bytes)?,
         }
         Ok(())
     }
@@ -193,131 +178,93 @@ impl Stream {
     pub fn fill(&self, mut into: ViewMut<'_>, byte: u8) -> Result<(), Error> {
         assert!(into.is_contiguous());
         let len = into.rows() * into.cols() * into.dtype().size();
-        match into.reborrow().mem {
-            MemMut::Host(host) => host[..len].fill(byte),
-            MemMut::Device(ptr, _) => {
-                self.gpu().enter()?;
-                // SAFETY: the view covers that many bytes.
-                check(unsafe { sys::cuMemsetD8Async(ptr.0, byte, len, self.handle) }, "cuMemsetD8Async")?;
-            }
+        match (into.reborrow().mem, &self.queue) {
+            (MemMut::Host(host), _) => host[..len].fill(byte),
+            (MemMut::Device(..), Queue::Cpu) => panic!("{MIXED}"),
+            (MemMut::Device(ptr, _), Queue::Cuda(queue)) => queue.fill(ptr.0, byte, len)?,
+            (MemMut::Device(ptr, _), Queue::Emulated(queue)) => queue.fill(ptr.0, byte, len)?,
         }
         Ok(())
     }
 
     /// Waits for everything queued. An asynchronous fault of an earlier launch shows here.
     pub fn synchronize(&self) -> Result<(), Error> {
-        if self.is_cpu() {
-            return Ok(());
+        match &self.queue {
+            Queue::Cpu | Queue::Emulated(_) => Ok(()),
+            Queue::Cuda(queue) => queue.synchronize(),
         }
-        self.gpu().enter()?;
-        // SAFETY: the handle is this stream's.
-        check(unsafe { sys::cuStreamSynchronize(self.handle) }, "cuStreamSynchronize")
     }
 
-    /// Records what `work` launches into a graph instead of running it. The buffers that `work` borrows stay borrowed
-    /// while the graph lives, because it runs on their addresses. GPU only.
+    /// Records what `work` launches and fills into a graph instead of running it. The buffers that `work` borrows stay
+    /// borrowed while the graph lives, because it runs on their addresses.
+    ///
+    /// # Panics
+    /// On the CPU device.
     pub fn capture<'a>(&self, work: impl FnOnce(&Stream) -> Result<(), Error> + 'a) -> Result<Graph<'a>, Error> {
-        let gpu = self.gpu();
-        gpu.enter()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the handle is this stream's; the capture is ended below whatever `work` returns.
-        check(unsafe { sys::cuStreamBeginCapture_v2(self.handle, mode) }, "cuStreamBeginCapture")?;
-        let done = work(self);
-        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: ends the capture begun above.
-        let ended = check(unsafe { sys::cuStreamEndCapture(self.handle, &mut graph) }, "cuStreamEndCapture");
-        done?;
-        ended?;
-        // SAFETY: the graph was captured just now; the executable one does not need it afterwards.
-        unsafe {
-            let result = check(sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0), "cuGraphInstantiate");
-            let _ = sys::cuGraphDestroy(graph);
-            result?;
-        }
-        Ok(Graph { exec, gpu: gpu.clone(), buffers: PhantomData })
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if let Some(gpu) = self.device.gpu()
-            && gpu.enter().is_ok()
-        {
-            // SAFETY: created by `new`, destroyed once; the driver finishes queued work first.
-            let _ = unsafe { sys::cuStreamDestroy_v2(self.handle) };
-        }
+        let recorded = match &self.queue {
+            Queue::Cpu => panic!("{MIXED}"),
+            Queue::Cuda(queue) => Recorded::Cuda(queue.capture(|| work(self))?),
+            Queue::Emulated(queue) => Recorded::Emulated(queue.capture(|| work(self))?),
+        };
+        Ok(Graph { recorded, buffers: PhantomData })
     }
 }
 
 /// A recorded sequence of launches over buffers that live at least for `'a`.
 pub struct Graph<'a> {
-    exec: sys::CUgraphExec,
-    gpu: Arc<Gpu>,
+    recorded: Recorded,
     buffers: PhantomData<&'a mut ()>,
 }
 
-// SAFETY: as for streams.
-unsafe impl Send for Graph<'_> {}
+enum Recorded {
+    Cuda(cuda::Graph),
+    Emulated(emulated::Graph),
+}
 
 impl Graph<'_> {
     /// Queues the whole graph.
+    ///
+    /// # Panics
+    /// If the stream is of another kind of device.
     pub fn launch(&self, stream: &Stream) -> Result<(), Error> {
-        self.gpu.enter()?;
-        // SAFETY: instantiated by `capture` and not destroyed while self lives.
-        check(unsafe { sys::cuGraphLaunch(self.exec, stream.handle) }, "cuGraphLaunch")
-    }
-}
-
-impl Drop for Graph<'_> {
-    fn drop(&mut self) {
-        if self.gpu.enter().is_ok() {
-            // SAFETY: instantiated by `capture`, destroyed once.
-            let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
+        match (&self.recorded, &stream.queue) {
+            (Recorded::Cuda(graph), Queue::Cuda(queue)) => queue.replay(graph),
+            (Recorded::Emulated(graph), Queue::Emulated(queue)) => queue.replay(graph),
+            _ => panic!("a graph runs on the kind of device that recorded it"),
         }
     }
 }
 
 /// A point in a stream, for timing.
-pub struct Event {
-    handle: sys::CUevent,
-    gpu: Arc<Gpu>,
+pub struct Event(Moment);
+
+enum Moment {
+    Cuda(cuda::Event),
+    Emulated(emulated::Event),
 }
 
 impl Event {
-    /// Records a new event. GPU only.
+    /// Records a new event. On an emulated device time is the host's.
     ///
     /// # Panics
     /// On the CPU device.
     pub fn record(stream: &Stream) -> Result<Self, Error> {
-        let gpu = stream.gpu().clone();
-        gpu.enter()?;
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: writes the handle.
-        check(unsafe { sys::cuEventCreate(&mut handle, 0) }, "cuEventCreate")?;
-        let event = Event { handle, gpu };
-        // SAFETY: both handles are live.
-        check(unsafe { sys::cuEventRecord(event.handle, stream.handle) }, "cuEventRecord")?;
-        Ok(event)
+        match &stream.queue {
+            Queue::Cpu => panic!("{MIXED}"),
+            Queue::Cuda(queue) => Ok(Event(Moment::Cuda(queue.record()?))),
+            Queue::Emulated(_) => Ok(Event(Moment::Emulated(emulated::Event::now()))),
+        }
     }
 
     /// Milliseconds from `earlier` to this event, once both have happened (waits for it).
+    ///
+    /// # Panics
+    /// If the two are of different kinds of device.
     pub fn elapsed_ms(&self, earlier: &Event) -> Result<f32, Error> {
-        self.gpu.enter()?;
-        let mut ms = 0.0;
-        // SAFETY: both handles are live and recorded.
-        unsafe {
-            check(sys::cuEventSynchronize(self.handle), "cuEventSynchronize")?;
-            check(sys::cuEventElapsedTime(&mut ms, earlier.handle, self.handle), "cuEventElapsedTime")?;
-        }
-        Ok(ms)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if self.gpu.enter().is_ok() {
-            // SAFETY: created by `record`, destroyed once.
-            let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
+        match (&self.0, &earlier.0) {
+            (Moment::Cuda(event), Moment::Cuda(earlier)) => event.elapsed_ms(earlier),
+            (Moment::Emulated(event), Moment::Emulated(earlier)) => Ok(event.elapsed_ms(earlier)),
+            _ => panic!("events of different kinds of device"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Cases of all matrix product kernels, and the naive check.
 use super::{Activation, Gemm, Path};
-use crate::case::{Case, Mismatch, Prepared, Rng, Tensor, Work, compare_each};
+use crate::case::{Case, Mismatch, Output, Prepared, Rng, Tensor, Work, compare_each};
 use crate::{Buffer, DType, Error, Stream};
 use rayon::prelude::*;
 
@@ -89,7 +89,7 @@ pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>
 }
 
 /// Shapes of one and several 128-row tiles, with edges and tails of k in every position, large enough to give a
-/// multiprocessor several tiles; and the square ones that are benched.
+/// multiprocessor several tiles.
 pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
     let mut problems = Vec::new();
     let shapes = [
@@ -118,10 +118,13 @@ pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
     for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::GeGlu] {
         problems.push(Problem { path, m: 200, n: 336, k: 136, activation, bias: true, ..Problem::default() });
     }
-    for size in [4096, 8192] {
-        problems.push(Problem { path, m: size, n: size, k: size, real: true, ..Problem::default() });
-    }
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
+}
+
+/// Square products.
+pub(super) fn square(path: Option<Path>, sizes: &[usize]) -> Vec<Box<dyn Case>> {
+    let problem = |&size| Problem { path, m: size, n: size, k: size, real: true, ..Problem::default() };
+    sizes.iter().map(|size| Box::new(problem(size)) as Box<dyn Case>).collect()
 }
 
 /// Random shapes with up to `tokens` rows.
@@ -205,10 +208,10 @@ impl Case for Problem {
     fn id(&self) -> String {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
         if let Some(Path::Wgmma(tile)) = self.path {
-            id += &format!(" tile={tile:?}");
+            id += &format!(" cols={} share={}", tile.cols, tile.share);
         }
         if let Some(Path::Stream(Some(cut))) = self.path {
-            id += &format!(" rows={} split={}", cut.rows, cut.split);
+            id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
         }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);
@@ -300,6 +303,16 @@ impl Prepared for Data {
             out: out.columns(0, p.width()),
         }
         .launch_with(stream, p.path)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        match &mut self.out {
+            Out::Half(tensor) => tensor.reset(stream)?,
+            Out::F32(buffer) => stream.fill(buffer.view_mut(), 0xff)?,
+        }
+        self.launch(stream)?;
+        let (Out::Half(Tensor { buffer, .. }) | Out::F32(buffer)) = &self.out;
+        Ok(vec![Output::of("out", buffer, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
@@ -414,12 +427,13 @@ impl Naive<'_> {
     }
 }
 
-fn gelu_tanh(x: f64) -> f64 {
+/// The tanh form, in f64.
+pub(crate) fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
 /// erf by its Maclaurin series; beyond 5 it is ±1 to 1e-12.
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     if x.abs() > 5.0 {
         return x.signum();
     }

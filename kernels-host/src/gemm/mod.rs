@@ -1,11 +1,14 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
-mod cases;
+pub(crate) mod cases;
 mod gemv;
 mod mma;
 mod reference;
 mod skinny;
 mod stream;
+mod tuned;
 mod wgmma;
+
+pub use tuned::Choice;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
 use kernels_gpu::tile::epilogue::activation as code;
@@ -49,7 +52,7 @@ impl Activation {
     }
 
     /// The kernels' parameter.
-    fn code(self) -> u32 {
+    pub(crate) fn code(self) -> u32 {
         match self {
             Activation::None => code::IDENTITY,
             Activation::GeluTanh | Activation::GeGlu => code::GELU_TANH,
@@ -61,7 +64,7 @@ impl Activation {
 
 /// What kernels are picked by. A new kernel is a file with `supports`, `launch` and `kernel`, a variant of [`Path`] and
 /// its place in [`pick`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Shape {
     /// Rows of a.
     pub m: usize,
@@ -108,8 +111,12 @@ impl Path {
     }
 }
 
-/// The kernel for a shape: the first of the list, best first, that can do it.
-fn pick(shape: &Shape, target: Target, device: &Device) -> Option<Path> {
+/// The kernel for a shape: what was measured to be the fastest, else the first of the list, best first, that can do it.
+fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Option<Path> {
+    let tuned = tuned::find(shape, gemm.activation.is_gated(), device).filter(|path| path.supports(shape, target));
+    if tuned.is_some() {
+        return tuned;
+    }
     let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
     [Path::Gemv, Path::Stream(None), Path::Skinny, wgmma, Path::Mma]
         .into_iter()
@@ -163,7 +170,8 @@ impl Gemm<'_> {
         if shape.m == 0 || shape.n == 0 {
             return Ok(());
         }
-        match path.or_else(|| pick(&shape, target, stream.device())).filter(|path| path.supports(&shape, target)) {
+        match path.or_else(|| pick(&self, &shape, target, stream.device())).filter(|path| path.supports(&shape, target))
+        {
             Some(path) => path.launch(&self, &shape, stream),
             None => Err(Error::Unsupported { kernel: "gemm", what: format!("no kernel on {target} for {shape:?}") }),
         }

@@ -1,5 +1,5 @@
 //! What the normalisations share on the host: checks, the residual add of the references, cases.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare};
 use crate::host::{for_each_row, row_f32};
 use crate::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
 use crate::{Check, DType, Error, Stream, View, ViewMut};
@@ -78,7 +78,9 @@ pub(super) fn pinned(norm: Norm) -> Vec<Box<dyn Case>> {
     for dtype in [DType::Bf16, DType::F16] {
         for add in [true, false] {
             let base = Problem { norm, dtype, add, tokens: 1, width: 4096, scale: 1.0, offset: 0.0 };
-            for (tokens, width) in [(1, 4096), (2048, 4096), (64, 8192), (1, 8), (3, 2056), (5, 16384), (2, 256)] {
+            for (tokens, width) in
+                [(1, 4096), (2048, 4096), (16384, 4096), (64, 8192), (1, 8), (3, 2056), (5, 16384), (2, 256)]
+            {
                 cases.push(Box::new(Problem { tokens, width, ..base }));
             }
             // Overflows f16's range when squared: the sum must be taken in f32.
@@ -143,6 +145,10 @@ impl Case for Problem {
         self.tokens * self.width >= 4096 && self.width.is_power_of_two() && self.scale == 1.0
     }
 
+    fn checked_on_cpu(&self) -> bool {
+        self.tokens < 16384
+    }
+
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
         let mut rng = Rng::new(seed);
         let len = self.tokens * self.width;
@@ -201,6 +207,14 @@ impl Prepared for Data {
             (Norm::Layer, false) => LayerNorm { x, weight, bias, eps: EPS, out }.launch(stream),
             (Norm::Layer, true) => AddLayerNorm { x, residual, weight, bias, eps: EPS, out }.launch(stream),
         }
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.residual.reset(stream)?;
+        self.out.reset(stream)?;
+        self.launch(stream)?;
+        let outputs = [("residual", &self.residual), ("out", &self.out)];
+        outputs.into_iter().map(|(name, tensor)| Output::of(name, &tensor.buffer, stream)).collect()
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,7 +1,7 @@
 //! `wootz bench latency`: one batch of equal requests through the engine, again and again. Metric names and
 //! definitions are those of `vllm bench`.
 use super::{mean, percentile, sort, write_json};
-use crate::device::{self, DeviceArgs};
+use crate::device::{self, DeviceArgs, EmulationNote};
 use crate::model::{self, LimitArgs, ModelArgs};
 use crate::parse;
 use crate::terminal::{Progress, Terminal};
@@ -91,6 +91,7 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     );
     let start = Instant::now();
     let mut engine = load(args, &name, &config, len, terminal)?;
+    let _note = EmulationNote::new(engine.runner().device());
     let load_time = start.elapsed();
     let fits = engine.max_len();
     ensure!(

@@ -1,8 +1,9 @@
 //! Branches, barriers, warp collectives and what changes nothing here.
 
 use super::Decoder;
+use super::memory::SCOPES;
 use crate::ParseError;
-use crate::instruction::{AtomicOp, Collective, Guard, Op, Operand, ShuffleMode, Type, VoteMode};
+use crate::instruction::{AtomicOp, ClusterOp, Collective, Guard, Op, Operand, Scope, ShuffleMode, Type, VoteMode};
 use crate::syntax::raw::RawOperand;
 
 const SHUFFLES: &[(&str, ShuffleMode)] =
@@ -19,6 +20,9 @@ const REDUCTIONS: &[(&str, AtomicOp)] = &[
     ("or", AtomicOp::Or),
     ("xor", AtomicOp::Xor),
 ];
+
+/// The scopes of `membar`, which is an old name of `fence.sc`.
+const MEMBAR_SCOPES: &[(&str, Scope)] = &[("cta", Scope::Block), ("gl", Scope::Device), ("sys", Scope::Device)];
 
 impl Decoder<'_, '_> {
     pub(super) fn control(&mut self, name: &str) -> Result<Option<Op>, ParseError> {
@@ -39,6 +43,8 @@ impl Decoder<'_, '_> {
             }
             "trap" => Op::Trap,
             "bar" if self.has("warp") => self.warp_barrier()?,
+            "barrier" if self.has("cluster") => self.cluster_barrier()?,
+            "mapa" | "getctarank" => self.cluster_address(name == "mapa")?,
             "bar" | "barrier" => self.barrier(name == "bar")?,
             "shfl" => self.shuffle()?,
             "vote" => self.vote()?,
@@ -49,23 +55,26 @@ impl Decoder<'_, '_> {
                 let ty = self.ty()?;
                 Op::ActiveMask { dst: self.dst(ty)? }
             }
-            "membar" | "fence" | "griddepcontrol" => {
-                self.words.clear();
-                Op::Nothing
+            "membar" => Op::Fence { scope: self.required(MEMBAR_SCOPES)? },
+            "fence" => self.fence()?,
+            "griddepcontrol" => {
+                let wait = self.required(&[("wait", true), ("launch_dependents", false)])?;
+                Op::GridDependency { wait }
             }
             "nanosleep" => {
                 let ty = self.ty()?;
                 self.src(ty)?;
                 Op::Nothing
             }
-            "setmaxnreg" => {
-                self.words.clear();
-                self.src(Type::U(32))?;
-                Op::Aligned
-            }
-            "mbarrier" | "wgmma" => self.later()?,
             _ => return Ok(None),
         }))
+    }
+
+    /// Fences of memory order.
+    fn fence(&mut self) -> Result<Op, ParseError> {
+        // One that only acquires or releases orders less than this does: no race is made up.
+        let _ = self.choice(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
+        Ok(Op::Fence { scope: self.required(SCOPES)? })
     }
 
     fn warp_barrier(&mut self) -> Result<Op, ParseError> {
@@ -88,6 +97,37 @@ impl Decoder<'_, '_> {
             return self.wrong("an arrival needs the number of threads".into());
         }
         Ok(Op::Barrier { wait, id, count })
+    }
+
+    fn cluster_barrier(&mut self) -> Result<Op, ParseError> {
+        let arrive = self.required(&[("arrive", true), ("wait", false)])?;
+        let what = match arrive {
+            true if self.has("relaxed") => ClusterOp::Arrive { release: false },
+            true => {
+                let _ = self.has("release");
+                ClusterOp::Arrive { release: true }
+            }
+            false => {
+                let _ = self.has("acquire");
+                ClusterOp::Wait
+            }
+        };
+        Ok(Op::Cluster { what, aligned: self.has("aligned") })
+    }
+
+    /// `mapa{.shared::cluster}.type d, a, rank` and `getctarank{.shared::cluster}.type d, a`.
+    fn cluster_address(&mut self, map: bool) -> Result<Op, ParseError> {
+        let _ = self.has("shared::cluster");
+        let ty = self.ty()?;
+        let word = Type::U(32);
+        let what = match map {
+            true => {
+                let dst = self.dst(ty)?;
+                ClusterOp::Map { ty, dst, a: self.wide_src(ty)?, rank: self.src(word)? }
+            }
+            false => ClusterOp::Rank { dst: self.dst(word)?, a: self.wide_src(ty)? },
+        };
+        Ok(Op::Cluster { what, aligned: false })
     }
 
     fn synchronised(&mut self) -> Result<(), ParseError> {

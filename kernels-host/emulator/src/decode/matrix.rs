@@ -6,7 +6,7 @@ use crate::instruction::{MatrixRows, MmaOp, Op, Operand, Reg, Space, Type};
 use crate::tensor::element::Element;
 use crate::tensor::fragment::Mma;
 
-const ELEMENTS: &[(&str, Element)] = &[
+pub(super) const ELEMENTS: &[(&str, Element)] = &[
     ("f16", Element::F16),
     ("bf16", Element::Bf16),
     ("tf32", Element::Tf32),
@@ -31,7 +31,7 @@ impl Decoder<'_, '_> {
     }
 
     /// `.sync.aligned`, which all of these carry.
-    fn aligned(&mut self) -> Result<(), ParseError> {
+    pub(super) fn aligned(&mut self) -> Result<(), ParseError> {
         if self.has("sync") && self.has("aligned") {
             return Ok(());
         }

@@ -2,21 +2,20 @@
 
 use super::Decoder;
 use crate::ParseError;
-use crate::instruction::{AtomicOp, Op, Space, Type};
+use crate::instruction::{AtomicOp, Op, Order, Scope, Space, Type};
 use crate::syntax::raw::RawOperand;
 
 const SPACES: &[(&str, Space)] = &[
     ("global", Space::Global),
     ("shared", Space::Shared),
     ("shared::cta", Space::Shared),
+    ("shared::cluster", Space::Cluster),
     ("param", Space::Param),
     ("const", Space::Global),
 ];
 
-/// Modifiers about caches, ordering and scope. One emulated machine has one coherent memory that
-/// every access goes to at once, so they change no value.
+/// Modifiers about caches. There are none here, so they change nothing.
 const HINTS: &[(&str, ())] = &[
-    ("nc", ()),
     ("ca", ()),
     ("cg", ()),
     ("cs", ()),
@@ -24,17 +23,6 @@ const HINTS: &[(&str, ())] = &[
     ("cv", ()),
     ("wb", ()),
     ("wt", ()),
-    ("weak", ()),
-    ("volatile", ()),
-    ("relaxed", ()),
-    ("acquire", ()),
-    ("release", ()),
-    ("acq_rel", ()),
-    ("mmio", ()),
-    ("cta", ()),
-    ("cluster", ()),
-    ("gpu", ()),
-    ("sys", ()),
     ("L1::no_allocate", ()),
     ("L1::evict_last", ()),
     ("L1::evict_first", ()),
@@ -44,6 +32,20 @@ const HINTS: &[(&str, ())] = &[
     ("L2::128B", ()),
     ("L2::256B", ()),
 ];
+
+/// What a modifier of order says: strong, acquires, releases, of its own scope.
+const ORDERS: &[(&str, (bool, bool, bool, Option<Scope>))] = &[
+    ("weak", (false, false, false, None)),
+    ("volatile", (true, false, false, Some(Scope::Device))),
+    ("mmio", (true, false, false, None)),
+    ("relaxed", (true, false, false, None)),
+    ("acquire", (true, true, false, None)),
+    ("release", (true, false, true, None)),
+    ("acq_rel", (true, true, true, None)),
+];
+
+pub(super) const SCOPES: &[(&str, Scope)] =
+    &[("cta", Scope::Block), ("cluster", Scope::Cluster), ("gpu", Scope::Device), ("sys", Scope::Device)];
 
 const ATOMICS: &[(&str, AtomicOp)] = &[
     ("add", AtomicOp::Add),
@@ -74,8 +76,17 @@ impl Decoder<'_, '_> {
         while self.choice(HINTS).is_some() {}
     }
 
+    /// The modifiers of order and scope; `modifies` if the operation is a read-modify-write.
+    fn order(&mut self, modifies: bool) -> Order {
+        let constant = self.has("nc");
+        let (strong, acquire, release, scope) = self.choice(ORDERS).unwrap_or((modifies, false, false, None));
+        let scope = self.choice(SCOPES).or(scope).unwrap_or(Scope::Device);
+        Order { strong: strong || modifies, acquire, release, scope, modifies, constant, copies: false }
+    }
+
     fn load(&mut self) -> Result<Op, ParseError> {
         let space = self.choice(SPACES).unwrap_or(Space::Generic);
+        let order = self.order(false);
         self.hints();
         let width = self.choice(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
         let hint = self.has("L2::cache_hint");
@@ -89,11 +100,12 @@ impl Decoder<'_, '_> {
         if hint {
             self.src(Type::B(64))?;
         }
-        Ok(Op::Load { ty, dst, address })
+        Ok(Op::Load { ty, dst, address, order })
     }
 
     fn store(&mut self) -> Result<Op, ParseError> {
         let space = self.choice(SPACES).unwrap_or(Space::Generic);
+        let order = self.order(false);
         self.hints();
         let width = self.choice(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
         let hint = self.has("L2::cache_hint");
@@ -107,20 +119,20 @@ impl Decoder<'_, '_> {
         if hint {
             self.src(Type::B(64))?;
         }
-        Ok(Op::Store { ty, src, address })
+        Ok(Op::Store { ty, src, address, order })
     }
 
     fn atomic(&mut self, returns: bool) -> Result<Op, ParseError> {
         let space = self.choice(SPACES).unwrap_or(Space::Generic);
+        let order = self.order(true);
         self.hints();
         let op = self.required(ATOMICS)?;
         let _ = self.has("noftz");
         let ty = self.ty()?;
-        let float = ty == Type::F32 || ty == Type::F64;
-        let allowed = if float {
-            matches!(op, AtomicOp::Add | AtomicOp::Exch)
-        } else {
-            matches!(ty.bits(), 32 | 64) && !matches!(ty, Type::F16x2 | Type::BF16x2)
+        let allowed = match ty {
+            Type::F32 | Type::F64 => matches!(op, AtomicOp::Add | AtomicOp::Exch),
+            Type::F16 | Type::BF16 | Type::F16x2 | Type::BF16x2 => op == AtomicOp::Add,
+            _ => matches!(ty.bits(), 32 | 64),
         };
         if !allowed {
             return self.wrong("this operation is not supported for this type".into());
@@ -135,15 +147,12 @@ impl Decoder<'_, '_> {
         let address = self.address(space)?;
         let b = self.src(ty)?;
         let c = if op == AtomicOp::Cas { Some(self.src(ty)?) } else { None };
-        Ok(Op::Atomic { op, ty, dst, address, b, c })
+        Ok(Op::Atomic { op, ty, dst, address, order, b, c })
     }
 
     fn copy(&mut self) -> Result<Op, ParseError> {
         if !self.has("async") {
             return self.wrong("only the asynchronous copies exist".into());
-        }
-        if matches!(self.words.first(), Some(&("bulk" | "mbarrier"))) {
-            return self.later();
         }
         if self.has("commit_group") {
             return Ok(Op::CopyCommit);
@@ -174,19 +183,13 @@ impl Decoder<'_, '_> {
     }
 
     /// Accepts all modifiers; operands must name registers that exist.
-    fn ignored(&mut self) -> Result<Op, ParseError> {
+    pub(super) fn ignored(&mut self) -> Result<Op, ParseError> {
         self.words.clear();
         while self.left() > 0 {
             let raw = self.next()?;
             self.resolve(raw)?;
         }
         Ok(Op::Nothing)
-    }
-
-    /// Decodes an instruction that is not executed yet: its operands must resolve.
-    pub(super) fn later(&mut self) -> Result<Op, ParseError> {
-        self.ignored()?;
-        Ok(Op::Later)
     }
 
     fn resolve(&self, raw: &RawOperand<'_>) -> Result<(), ParseError> {

@@ -2,15 +2,18 @@
 //! left over is an error, so nothing is executed that was only half read.
 
 mod arithmetic;
+mod asynchronous;
 mod control;
 mod convert;
 mod matrix;
 mod memory;
+mod warpgroup;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use crate::ParseError;
-use crate::instruction::{Address, Class, Guard, Instruction, Op, Operand, Reg, Space, Special, Type};
+use crate::instruction::{Address, Class, Guard, Instruction, Op, Operand, Reg, Space, Special, TensorRegisters, Type};
 use crate::syntax::raw::{RawEntry, RawOperand, Statement};
 
 /// What names outside an entry's registers and labels mean.
@@ -30,17 +33,24 @@ pub(crate) enum Symbol {
     Param(u32),
 }
 
-/// Decodes the statements of `entry`; returns them with the list of opcodes that `kind` indexes.
+/// The instructions of an entry.
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub instructions: Vec<Instruction>,
+    /// The opcodes that [`Instruction::kind`] indexes.
+    pub kinds: Vec<String>,
+    pub tensor_registers: TensorRegisters,
+}
+
+/// Decodes the statements of `entry`.
 ///
 /// # Errors
 /// The first instruction that is unknown or malformed, by name and line.
-pub(crate) fn decode(
-    entry: &RawEntry<'_>,
-    symbols: &Symbols<'_>,
-) -> Result<(Vec<Instruction>, Vec<String>), ParseError> {
+pub(crate) fn decode(entry: &RawEntry<'_>, symbols: &Symbols<'_>) -> Result<Code, ParseError> {
     let mut kinds: Vec<String> = Vec::new();
     let mut known: HashMap<&str, u32> = HashMap::new();
     let mut instructions = Vec::with_capacity(entry.statements.len());
+    let mut tensor = warpgroup::Collector::new(entry);
     for statement in &entry.statements {
         let kind = *known.entry(statement.opcode).or_insert_with(|| {
             kinds.push(statement.opcode.to_owned());
@@ -53,9 +63,10 @@ pub(crate) fn decode(
         };
         let op = decoder.op()?;
         decoder.finish()?;
-        instructions.push(Instruction { op, guard, line: statement.line, kind });
+        let op = tensor.collect(op, decoder.touched.into_inner());
+        instructions.push(Instruction { op, guard, line: statement.line, source: statement.source, kind });
     }
-    Ok((instructions, kinds))
+    Ok(Code { instructions, kinds, tensor_registers: tensor.finish() })
 }
 
 /// One statement on its way to an [`Op`].
@@ -67,17 +78,27 @@ pub(super) struct Decoder<'d, 'a> {
     words: Vec<&'a str>,
     /// Operands already read.
     read: usize,
+    /// Registers that were named.
+    touched: RefCell<Vec<Reg>>,
 }
 
 impl<'d, 'a> Decoder<'d, 'a> {
     fn new(entry: &'d RawEntry<'a>, symbols: &'d Symbols<'a>, statement: &'d Statement<'a>) -> Self {
         let words = statement.opcode.split('.').skip(1).collect();
-        Self { entry, symbols, statement, words, read: 0 }
+        Self { entry, symbols, statement, words, read: 0, touched: RefCell::default() }
     }
 
     fn op(&mut self) -> Result<Op, ParseError> {
         let name = self.statement.opcode.split('.').next().unwrap_or_default();
-        let families = [Self::arithmetic, Self::conversion, Self::memory, Self::matrix, Self::control];
+        let families = [
+            Self::arithmetic,
+            Self::conversion,
+            Self::asynchronous,
+            Self::memory,
+            Self::matrix,
+            Self::warpgroup,
+            Self::control,
+        ];
         for family in families {
             if let Some(op) = family(self, name)? {
                 return Ok(op);
@@ -165,10 +186,17 @@ impl<'d, 'a> Decoder<'d, 'a> {
     }
 
     fn register(&self, name: &str) -> Result<Reg, ParseError> {
-        match self.entry.register(self.statement.scope, name) {
+        match self.found(name) {
             Some(found) => Ok(found),
             None => self.wrong(format!("`{name}` is not a register that this scope declares")),
         }
+    }
+
+    /// The register that `name` is here, if it is one.
+    fn found(&self, name: &str) -> Option<Reg> {
+        let found = self.entry.register(self.statement.scope, name)?;
+        self.touched.borrow_mut().push(found);
+        Some(found)
     }
 
     fn predicate(&self, name: &str) -> Result<u32, ParseError> {
@@ -220,7 +248,7 @@ impl<'d, 'a> Decoder<'d, 'a> {
     fn source(&self, raw: &RawOperand<'_>, ty: Type, wider: bool) -> Result<Operand, ParseError> {
         match raw {
             RawOperand::Word(name) => {
-                if let Some(reg) = self.entry.register(self.statement.scope, name) {
+                if let Some(reg) = self.found(name) {
                     return Ok(Operand::Reg(self.fits(reg, ty, wider, name)?));
                 }
                 if let Some(special) = special_named(name) {
@@ -320,6 +348,10 @@ fn special_named(name: &str) -> Option<Special> {
             "ntid" => Special::NTid(axis),
             "ctaid" => Special::CtaId(axis),
             "nctaid" => Special::NCtaId(axis),
+            "cluster_ctaid" => Special::ClusterCtaId(axis),
+            "cluster_nctaid" => Special::ClusterNCtaId(axis),
+            "clusterid" => Special::ClusterId(axis),
+            "nclusterid" => Special::NClusterId(axis),
             _ => return None,
         });
     }
@@ -327,7 +359,8 @@ fn special_named(name: &str) -> Option<Special> {
         "laneid" => Special::LaneId,
         "warpid" => Special::WarpId,
         "nwarpid" => Special::NWarpId,
-        "clock" | "clock_hi" | "clock64" | "globaltimer" | "globaltimer_lo" => Special::Clock,
+        "clock" | "clock64" | "globaltimer" | "globaltimer_lo" => Special::Clock,
+        "clock_hi" | "globaltimer_hi" => Special::ClockHigh,
         "lanemask_eq" => Special::LaneMask(Cmp::Eq),
         "lanemask_lt" => Special::LaneMask(Cmp::Lt),
         "lanemask_le" => Special::LaneMask(Cmp::Le),
@@ -335,8 +368,9 @@ fn special_named(name: &str) -> Option<Special> {
         "lanemask_ge" => Special::LaneMask(Cmp::Ge),
         "dynamic_smem_size" => Special::DynamicSharedBytes,
         "total_smem_size" => Special::TotalSharedBytes,
-        "cluster_ctarank" | "smid" => Special::Constant(0),
-        "cluster_nctarank" => Special::Constant(1),
+        "cluster_ctarank" => Special::ClusterCtaRank,
+        "cluster_nctarank" => Special::ClusterNCtaRank,
+        "smid" => Special::Constant(0),
         "nsmid" => Special::Constant(132),
         _ => return None,
     })

@@ -1,11 +1,13 @@
 //! Loads, stores, atomics and asynchronous copies.
 
+use super::cluster::{Cluster, Crew};
 use super::copy::{Copy, CopyShape};
 use super::float::canonical;
-use super::step::{Crew, Executor, LaneFault};
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
-use super::{Lanes, lanes};
-use crate::instruction::{Address, AtomicOp, Op, Operand, Reg, Space, Type};
+use super::{Lanes, half, lanes};
+use crate::formats::{BF16, F16, Format};
+use crate::instruction::{Address, AtomicOp, Op, Operand, Order, Reg, Space, Type};
 use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, Who};
 use crate::{Access, FaultKind};
 
@@ -14,21 +16,27 @@ const MOST_ELEMENTS: usize = 4;
 
 impl Executor<'_> {
     /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
-    pub(super) fn access(&mut self, warp: &mut Warp, crew: &mut Crew, op: &Op, mask: u32) -> Result<bool, LaneFault> {
+    pub(super) fn access(
+        &mut self,
+        warp: &mut Warp,
+        cluster: &mut Cluster,
+        op: &Op,
+        mask: u32,
+    ) -> Result<bool, LaneFault> {
         match op {
-            Op::Load { ty, dst, address } => self.load(warp, crew, *ty, dst, *address, mask)?,
-            Op::Store { ty, src, address } => self.store(warp, crew, *ty, src, *address, mask)?,
-            Op::Atomic { op, ty, dst, address, b, c } => {
-                self.atomic(warp, crew, (*op, *ty, *dst), *address, (*b, *c), mask)?;
+            Op::Load { ty, dst, address, order } => self.load(warp, cluster, (*ty, dst), (*address, *order), mask)?,
+            Op::Store { ty, src, address, order } => self.store(warp, cluster, (*ty, src), (*address, *order), mask)?,
+            Op::Atomic { op, ty, dst, address, order, b, c } => {
+                self.atomic(warp, cluster, (*op, *ty, *dst), (*address, *order), (*b, *c), mask)?;
             }
             Op::CopyAsync { bytes, to, from, from_bytes } => {
                 let shape = CopyShape { bytes: *bytes, from_bytes: *from_bytes };
-                self.issue_copies(warp, crew, shape, *to, *from, mask)?;
+                self.issue_copies(warp, cluster.own(warp), shape, *to, *from, mask)?;
             }
             Op::CopyCommit => warp.copies.commit(mask),
             Op::CopyWait { pending } => {
                 for copy in warp.copies.take(mask, *pending) {
-                    self.finish_copy(warp, crew, copy)?;
+                    self.finish_copy(warp, cluster.own(warp), copy)?;
                 }
             }
             Op::ToGeneric { space, ty, dst, a } => {
@@ -54,25 +62,29 @@ impl Executor<'_> {
     fn load(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
-        ty: Type,
-        dst: &[Option<Reg>],
-        address: Address,
+        cluster: &mut Cluster,
+        (ty, dst): (Type, &[Option<Reg>]),
+        (address, order): (Address, Order),
         mask: u32,
     ) -> Result<(), LaneFault> {
         let element = ty.bytes();
         let bytes = element * dst.len();
         let addresses = self.addresses(warp, address);
+        if address.space != Space::Param {
+            self.count_access(Access::Read, address.space, &addresses, mask, bytes);
+        }
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
+        let instant = (self.instant(warp, address.space, order), order);
         for lane in lanes(mask) {
-            let who = self.who(warp, lane);
             let (space, at) = resolve(address.space, addresses[lane]);
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Read, at, bytes).map_err(fault)?;
             let data = match space {
-                Space::Shared => crew.shared.read(at, bytes, who),
+                Space::Shared | Space::Cluster => cluster
+                    .shared(space, Access::Read, at, bytes, self.who(warp, lane))
+                    .and_then(|(shared, at)| shared.read(at, bytes, self.who(warp, lane))),
                 Space::Param => param(self.params, at, bytes),
-                _ => self.memory.read(at, bytes),
+                _ => self.memory.load(at, bytes, &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
             for (value, bytes) in values.iter_mut().zip(data.chunks_exact(element)) {
@@ -84,40 +96,52 @@ impl Executor<'_> {
                 warp.set64(*dst, mask, values);
             }
         }
+        if order.strong {
+            for lane in lanes(mask) {
+                self.acquire(warp, order, lane, resolve(address.space, addresses[lane]));
+            }
+        }
         Ok(())
     }
 
     fn store(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
-        ty: Type,
-        src: &[Operand],
-        address: Address,
+        cluster: &mut Cluster,
+        (ty, src): (Type, &[Operand]),
+        (address, order): (Address, Order),
         mask: u32,
     ) -> Result<(), LaneFault> {
         let element = ty.bytes();
         let bytes = element * src.len();
         let addresses = self.addresses(warp, address);
+        self.count_access(Access::Write, address.space, &addresses, mask, bytes);
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
         for (values, operand) in values.iter_mut().zip(src) {
             *values = warp.get64(*operand, &self.env);
         }
+        let instant = (self.instant(warp, address.space, order), order);
+        let mut told = false;
         for lane in lanes(mask) {
             let mut data = [0_u8; 32];
             for (data, values) in data.chunks_exact_mut(element).zip(&values[..src.len()]) {
                 data.copy_from_slice(&values[lane].to_le_bytes()[..element]);
             }
-            let who = self.who(warp, lane);
             let (space, at) = resolve(address.space, addresses[lane]);
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Write, at, bytes).map_err(fault)?;
             match space {
-                Space::Shared => crew.shared.write(at, &data[..bytes], who),
+                Space::Shared | Space::Cluster => cluster
+                    .shared(space, Access::Write, at, bytes, self.who(warp, lane))
+                    .and_then(|(shared, at)| shared.write(at, &data[..bytes], self.who(warp, lane))),
                 Space::Param => Err(outside_params(Access::Write, at, bytes)),
-                _ => self.memory.write(at, &data[..bytes]),
+                _ => self.memory.store(at, &data[..bytes], &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
+            told |= self.release(warp, order, lane, (space, at));
+        }
+        if told {
+            warp.advance();
         }
         Ok(())
     }
@@ -125,34 +149,50 @@ impl Executor<'_> {
     fn atomic(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (op, ty, dst): (AtomicOp, Type, Option<Reg>),
-        address: Address,
+        (address, order): (Address, Order),
         (b, c): (Operand, Option<Operand>),
         mask: u32,
     ) -> Result<(), LaneFault> {
         let bytes = ty.bytes();
         let addresses = self.addresses(warp, address);
+        self.count_access(Access::Atomic, address.space, &addresses, mask, bytes);
         let b = warp.get64(b, &self.env);
         let c = c.map_or([0; 32], |c| warp.get64(c, &self.env));
         let mut old = [0_u64; 32];
+        let instant = (self.instant(warp, address.space, order), order);
+        let mut told = false;
         for lane in lanes(mask) {
             let who = self.who(warp, lane);
-            let (space, at) = resolve(address.space, addresses[lane]);
+            let place = resolve(address.space, addresses[lane]);
+            let (space, mut at) = place;
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Atomic, at, bytes).map_err(fault)?;
-            let data = match space {
-                Space::Shared => crew.shared.modify(at, bytes, who),
-                Space::Param => Err(outside_params(Access::Atomic, at, bytes)),
-                _ => self.memory.read(at, bytes),
+            let mut shared = None;
+            if matches!(space, Space::Shared | Space::Cluster) {
+                let (found, there) = cluster.shared(space, Access::Atomic, at, bytes, who).map_err(fault)?;
+                (shared, at) = (Some(found), there);
+            }
+            let data = match (&mut shared, space) {
+                (Some(shared), _) => shared.modify(at, bytes, who),
+                (_, Space::Param) => Err(outside_params(Access::Atomic, at, bytes)),
+                _ => self.memory.modify(at, bytes, &self.by(warp, lane, instant)),
             }
             .map_err(fault)?;
             old[lane] = number(data, ty);
             let new = modified(op, ty, old[lane], b[lane], c[lane]).to_le_bytes();
-            match space {
-                Space::Shared => crew.shared.store(at, &new[..bytes]),
-                _ => self.memory.write(at, &new[..bytes]).map_err(fault)?,
+            match shared {
+                Some(shared) => shared.store(at, &new[..bytes]),
+                None => self.memory.write(at, &new[..bytes]).map_err(fault)?,
             }
+            if dst.is_some() {
+                self.acquire(warp, order, lane, place);
+            }
+            told |= self.release(warp, order, lane, place);
+        }
+        if told {
+            warp.advance();
         }
         if let Some(dst) = dst {
             set(warp, ty, dst, mask, &old);
@@ -172,12 +212,20 @@ impl Executor<'_> {
         let (to, from) = (self.addresses(warp, to), self.addresses(warp, from));
         let bytes = shape.bytes;
         let from_bytes = shape.from_bytes.map_or([bytes; 32], |n| warp.get32(n, &self.env));
+        let reading = lanes(mask).filter(|lane| from_bytes[*lane] > 0).fold(0, |all, lane| all | 1 << lane);
+        self.count_access(Access::Read, Space::Global, &from, reading, bytes as usize);
+        self.count_access(Access::Write, Space::Shared, &to, mask, bytes as usize);
+        let instant = (self.instant(warp, Space::Global, Order::WEAK), Order::WEAK);
         for lane in lanes(mask) {
             let fault = |kind| LaneFault::at(lane, kind);
             aligned(Access::Write, to[lane], bytes as usize).map_err(fault)?;
             aligned(Access::Read, from[lane], bytes as usize).map_err(fault)?;
             let who = self.who(warp, lane);
             crew.shared.launch_copy(to[lane], bytes as usize, who).map_err(fault)?;
+            let count = from_bytes[lane].min(bytes) as usize;
+            if count > 0 {
+                self.memory.load(from[lane], count, &self.by(warp, lane, instant)).map_err(fault)?;
+            }
             let group = warp.copies.committed[lane];
             warp.copies.pending.push(Copy {
                 lane: lane as u32,
@@ -195,15 +243,21 @@ impl Executor<'_> {
 
     /// Moves the data of a copy, now.
     pub(super) fn land_copy(&mut self, crew: &mut Crew, copy: &mut Copy) -> Result<(), LaneFault> {
-        let mut data = [0_u8; 16];
-        let count = copy.from_bytes as usize;
-        if count > 0 {
-            let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
-            data[..count].copy_from_slice(self.memory.read(copy.from, count).map_err(fault)?);
-        }
+        let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
+        let data = self.copied(copy).map_err(fault)?;
         crew.shared.store(copy.to, &data[..copy.bytes as usize]);
         copy.landed = true;
         Ok(())
+    }
+
+    /// What a copy brings: zeros behind the bytes that come from memory.
+    pub(super) fn copied(&self, copy: &Copy) -> Result<[u8; 16], FaultKind> {
+        let mut data = [0_u8; 16];
+        let count = copy.from_bytes as usize;
+        if count > 0 {
+            data[..count].copy_from_slice(self.memory.read(copy.from, count)?);
+        }
+        Ok(data)
     }
 
     fn finish_copy(&mut self, warp: &Warp, crew: &mut Crew, mut copy: Copy) -> Result<(), LaneFault> {
@@ -217,23 +271,25 @@ impl Executor<'_> {
 
     pub(super) fn who<'w>(&self, warp: &'w Warp, lane: usize) -> Who<'w> {
         let line = self.line(warp.pc);
-        Who { warp: warp.index, lane: lane as u32, clock: &warp.clock, line }
+        let identity = &warp.identity;
+        let (rank, per_block) = (identity.rank, identity.warps);
+        Who { warp: warp.slot, lane: lane as u32, clock: &warp.clock, meetings: warp.meetings, line, rank, per_block }
     }
 }
 
 fn window(space: Space) -> u64 {
     match space {
-        Space::Shared => SHARED_WINDOW,
+        Space::Shared | Space::Cluster => SHARED_WINDOW,
         Space::Param => PARAM_WINDOW,
         Space::Global | Space::Generic => 0,
     }
 }
 
 /// The state space that an address is in, and the address there.
-fn resolve(space: Space, address: u64) -> (Space, u64) {
+pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
     match space {
         Space::Generic if (SHARED_WINDOW..SHARED_WINDOW + WINDOW_BYTES).contains(&address) => {
-            (Space::Shared, address - SHARED_WINDOW)
+            (Space::Cluster, address - SHARED_WINDOW)
         }
         Space::Generic if (PARAM_WINDOW..PARAM_WINDOW + WINDOW_BYTES).contains(&address) => {
             (Space::Param, address - PARAM_WINDOW)
@@ -250,7 +306,7 @@ fn aligned(access: Access, address: u64, bytes: usize) -> Result<(), FaultKind> 
     Err(FaultKind::Misaligned { access, bytes, address })
 }
 
-fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
+pub(super) fn param(params: &[u8], address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
     let range = address as usize..(address as usize).saturating_add(bytes);
     params.get(range).ok_or_else(|| outside_params(Access::Read, address, bytes))
 }
@@ -281,6 +337,12 @@ fn set(warp: &mut Warp, ty: Type, dst: Reg, mask: u32, values: &Lanes<u64>) {
     }
 }
 
+/// Sums of one or two halves.
+fn half_sums(format: Format, ty: Type, a: u64, b: u64) -> u64 {
+    let sum = |shift: u32| half::add(format, (a >> shift) as u32 & 0xffff, (b >> shift) as u32 & 0xffff) << shift;
+    u64::from(if ty.bits() == 32 { sum(0) | sum(16) } else { sum(0) })
+}
+
 /// What an atomic operation leaves in memory. `old` is sign-extended for signed types.
 fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let unused = 64 - ty.bits();
@@ -290,6 +352,8 @@ fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     match op {
         AtomicOp::Add if ty == Type::F32 => u64::from(canonical(f32::from_bits(old as u32) + f32::from_bits(b as u32))),
         AtomicOp::Add if ty == Type::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+        AtomicOp::Add if matches!(ty, Type::F16 | Type::F16x2) => half_sums(F16, ty, old, b),
+        AtomicOp::Add if matches!(ty, Type::BF16 | Type::BF16x2) => half_sums(BF16, ty, old, b),
         AtomicOp::Add => old.wrapping_add(b),
         AtomicOp::Min if ty.is_signed() => signed(old).min(signed(b)) as u64,
         AtomicOp::Max if ty.is_signed() => signed(old).max(signed(b)) as u64,

@@ -1,15 +1,20 @@
 //! What the lanes of a member mask do together.
 
 use super::lanes;
+use super::step::LaneFault;
 use super::warp::{Env, Warp};
+use crate::FaultKind;
 use crate::instruction::{AtomicOp, Collective, Operand, Reg, ShuffleMode, Type, VoteMode};
 
 /// Executes `what` for the lanes in `members`, all of which are here.
-pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, what: &Collective, members: u32) {
+///
+/// # Errors
+/// A shuffle from a lane that is not in `members`.
+pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, what: &Collective, members: u32) -> Result<(), LaneFault> {
     match what {
         Collective::Barrier => {}
         Collective::Shuffle { mode, dst, valid, a, b, clamp } => {
-            shuffle(warp, env, *mode, (*dst, *valid), [*a, *b, *clamp], members);
+            shuffle(warp, env, *mode, (*dst, *valid), [*a, *b, *clamp], members)?;
         }
         Collective::Vote { mode, dst, a } => {
             let votes = warp.guard(*a) & members;
@@ -19,7 +24,7 @@ pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, what: &Collective, members
                 VoteMode::Uni => votes == 0 || votes == members,
                 VoteMode::Ballot => {
                     warp.set32(*dst, members, &[votes; 32]);
-                    return;
+                    return Ok(());
                 }
             };
             warp.set_pred(*dst, members, 0_u32.wrapping_sub(u32::from(answer)));
@@ -55,6 +60,7 @@ pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, what: &Collective, members
             warp.set_pred(*dst, members, 1_u32.checked_shl(first).unwrap_or(0));
         }
     }
+    Ok(())
 }
 
 fn reduce(op: AtomicOp, ty: Type, a: u32, b: u32) -> u32 {
@@ -77,7 +83,7 @@ fn shuffle(
     (dst, valid): (Reg, Option<Reg>),
     [a, b, clamp]: [Operand; 3],
     members: u32,
-) {
+) -> Result<(), LaneFault> {
     let (a, b, c) = (warp.get32(a, env), warp.get32(b, env), warp.get32(clamp, env));
     let mut values = a;
     let mut found = 0;
@@ -97,6 +103,10 @@ fn shuffle(
             }
         };
         if inside {
+            let source_lane = source & 31;
+            if members >> source_lane & 1 == 0 {
+                return Err(LaneFault::at(lane, FaultKind::Shuffle { source_lane, members }));
+            }
             values[lane] = a[(source & 31) as usize];
             found |= 1 << lane;
         }
@@ -105,4 +115,5 @@ fn shuffle(
     if let Some(valid) = valid {
         warp.set_pred(valid, members, found);
     }
+    Ok(())
 }

@@ -1,9 +1,10 @@
 //! `ldmatrix`, `stmatrix` and `mma`, by the functions of [`crate::tensor`].
 
 use super::Lanes;
-use super::step::{Crew, Executor, LaneFault};
+use super::cluster::Crew;
+use super::step::{Executor, LaneFault};
 use super::warp::Warp;
-use crate::instruction::{MatrixRows, MmaOp, Op};
+use crate::instruction::{MatrixRows, MmaOp, Op, Space};
 use crate::tensor::fragment::mma_sync;
 use crate::tensor::ldmatrix::{RowError, ldmatrix, stmatrix};
 use crate::{Access, FaultKind};
@@ -14,6 +15,7 @@ impl Executor<'_> {
     pub(super) fn matrix(&mut self, warp: &mut Warp, crew: &mut Crew, op: &Op) -> Result<bool, LaneFault> {
         match op {
             Op::LoadMatrix { dst, rows } => {
+                self.count_rows(warp, Access::Read, rows, dst.len());
                 let values = match dst.len() {
                     1 => self.load_rows::<1>(warp, crew, rows)?.to_vec(),
                     2 => self.load_rows::<2>(warp, crew, rows)?.to_vec(),
@@ -24,6 +26,7 @@ impl Executor<'_> {
                 }
             }
             Op::StoreMatrix { src, rows } => {
+                self.count_rows(warp, Access::Write, rows, src.len());
                 let values: Vec<_> = src.iter().map(|src| warp.get32(*src, &self.env)).collect();
                 match *values.as_slice() {
                     [a] => self.store_rows(warp, crew, rows, &[a])?,
@@ -32,10 +35,20 @@ impl Executor<'_> {
                     _ => {}
                 }
             }
-            Op::Mma(mma) => self.multiply(warp, mma)?,
+            Op::Mma(mma) => {
+                *self.counters.tensor_operations.entry(mma.form.element().name()).or_default() += mma.form.operations();
+                self.multiply(warp, mma)?;
+            }
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Each row of a matrix is an access of 16 bytes by the lane that gives its address.
+    fn count_rows(&mut self, warp: &Warp, access: Access, rows: &MatrixRows, matrices: usize) {
+        let mask = super::ALL >> (32 - 8 * matrices);
+        let addresses = self.addresses(warp, rows.address);
+        self.count_access(access, Space::Shared, &addresses, mask, 16);
     }
 
     /// 32-bit addresses of the rows, lane by lane.

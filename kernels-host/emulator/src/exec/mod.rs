@@ -2,15 +2,25 @@
 
 mod access;
 mod alu;
+mod asynchronous;
 mod barrier;
+pub(crate) mod cluster;
 mod collective;
 mod convert;
 mod copy;
+mod flight;
 mod float;
+mod half;
 pub(crate) mod launch;
 mod matrix;
+mod mbarrier;
+mod order;
+mod partial;
+mod schedule;
 mod step;
+mod traffic;
 mod warp;
+mod warpgroup;
 
 /// One value per lane.
 pub(crate) type Lanes<T> = [T; 32];

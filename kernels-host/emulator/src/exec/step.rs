@@ -1,12 +1,12 @@
 //! One instruction of one warp.
 
-use super::barrier::Barriers;
-use super::warp::{Env, State, Warp};
-use super::{alu, collective, convert, lanes};
+use super::cluster::Cluster;
+use super::warp::{Env, State, Warp, Watch};
+use super::{alu, collective, convert, lanes, partial};
 use crate::instruction::{Collective, Instruction, Op, Operand};
-use crate::memory::{Memory, Shared};
+use crate::memory::Memory;
 use crate::module::Entry;
-use crate::{Fault, FaultKind, Site};
+use crate::{Counters, Fault, FaultKind, Site, SourceLine};
 
 /// What executes a launch.
 pub(super) struct Executor<'a> {
@@ -16,14 +16,10 @@ pub(super) struct Executor<'a> {
     pub env: Env<'a>,
     /// Executions by kind of instruction.
     pub counts: Vec<u64>,
+    pub counters: Counters,
     pub limit: u64,
-}
-
-/// What the warps of a block share.
-#[derive(Debug)]
-pub(super) struct Crew {
-    pub shared: Shared,
-    pub barriers: Barriers,
+    /// How often in a row all sleepers were told that their time is up.
+    pub expiries: u32,
 }
 
 /// A fault before its site is known.
@@ -50,24 +46,28 @@ impl From<FaultKind> for LaneFault {
 
 impl<'a> Executor<'a> {
     /// Runs `warp` for `budget` instructions, or until it must wait.
-    pub fn run(&mut self, warp: &mut Warp, crew: &mut Crew, budget: u32) -> Result<(), Fault> {
+    pub fn run(&mut self, warp: &mut Warp, cluster: &mut Cluster, budget: u32) -> Result<(), Fault> {
         for _ in 0..budget {
-            if warp.state != State::Ready || !crew.barriers.released.is_empty() {
+            if warp.state != State::Ready || !cluster.own(warp).barriers.released.is_empty() {
                 break;
             }
             if (warp.active == 0 || warp.pc >= warp.next_stop) && !warp.regroup() {
+                if let Some(state) = warp.rest() {
+                    warp.state = state;
+                    break;
+                }
                 let waits = self.waits(warp);
                 return Err(self.fault(warp, FaultKind::Divergent { waits }.into()));
             }
-            self.step(warp, crew).map_err(|fault| self.fault(warp, fault))?;
+            self.step(warp, cluster).map_err(|fault| self.fault(warp, fault))?;
         }
         Ok(())
     }
 
-    fn step(&mut self, warp: &mut Warp, crew: &mut Crew) -> Result<(), LaneFault> {
+    fn step(&mut self, warp: &mut Warp, cluster: &mut Cluster) -> Result<(), LaneFault> {
         let entry = self.entry;
         let Some(instruction) = entry.instructions.get(warp.pc as usize) else {
-            return self.exit(warp, crew, warp.active);
+            return self.exit(warp, cluster, warp.active);
         };
         let mask = match instruction.guard {
             Some(guard) => warp.active & warp.guard(guard),
@@ -78,11 +78,16 @@ impl<'a> Executor<'a> {
             return Ok(());
         }
         self.count(instruction)?;
-        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, crew, &instruction.op, mask)? {
+        if let Some(ids) = entry.tensor_registers.uses.get(warp.pc as usize)
+            && !ids.is_empty()
+        {
+            self.use_tensor_registers(warp, ids)?;
+        }
+        if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, cluster, &instruction.op, mask)? {
             warp.pc += 1;
             return Ok(());
         }
-        self.control(warp, crew, instruction, mask)
+        self.control(warp, cluster, instruction, mask)
     }
 
     fn count(&mut self, instruction: &Instruction) -> Result<(), LaneFault> {
@@ -94,10 +99,15 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
+    /// Takes an execution back that will be repeated.
+    pub fn uncount(&mut self, pc: u32) {
+        self.counts[self.entry.instructions[pc as usize].kind as usize] -= 1;
+    }
+
     fn control(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         instruction: &Instruction,
         mask: u32,
     ) -> Result<(), LaneFault> {
@@ -116,79 +126,92 @@ impl<'a> Executor<'a> {
                 }
                 return Ok(());
             }
-            Op::Exit => return self.exit(warp, crew, mask),
+            Op::Exit => return self.exit(warp, cluster, mask),
+            Op::Fence { .. } | Op::GridDependency { .. } => self.order(warp, &instruction.op, mask),
             Op::Trap => return Err(FaultKind::Trap.into()),
             Op::ActiveMask { dst } => warp.set32(*dst, mask, &[mask; 32]),
             Op::Collective { what, mask: members } => {
                 return self.collective(warp, what, *members, mask);
             }
             Op::Barrier { wait, id, count } => {
-                return self.barrier(warp, crew, (*wait, *id, *count), mask);
+                return self.barrier(warp, cluster, (*wait, *id, *count), mask);
             }
-            Op::Aligned | Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
-                if !self.converged(warp, mask) {
+            Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma(_) => {
+                if !self.converged(warp, mask)? {
                     return Ok(());
                 }
-                self.matrix(warp, crew, &instruction.op)?;
+                partial::whole(mask)?;
+                self.matrix(warp, cluster.own(warp), &instruction.op)?;
             }
-            Op::Later => {
-                let instruction = self.entry.kinds[instruction.kind as usize].clone();
-                return Err(FaultKind::Unsupported { instruction }.into());
+            Op::Cluster { what, aligned } => {
+                if *aligned && !self.converged(warp, mask)? {
+                    return Ok(());
+                }
+                if !self.cluster(warp, cluster, what, mask)? {
+                    // It will be executed, and counted, again.
+                    self.counts[instruction.kind as usize] -= 1;
+                    self.env.executed -= 1;
+                    return Ok(());
+                }
             }
+            Op::Warpgroup(op) => {
+                if !self.converged(warp, mask)? {
+                    return Ok(());
+                }
+                if !self.warpgroup(warp, cluster.own(warp), op)? {
+                    self.counts[instruction.kind as usize] -= 1;
+                    self.env.executed -= 1;
+                    return Ok(());
+                }
+            }
+            Op::Async(op) => return self.asynchronous(warp, cluster, op, mask),
             _ => {}
         }
         warp.pc += 1;
         Ok(())
     }
 
-    fn exit(&mut self, warp: &mut Warp, crew: &mut Crew, mask: u32) -> Result<(), LaneFault> {
+    fn exit(&mut self, warp: &mut Warp, cluster: &mut Cluster, mask: u32) -> Result<(), LaneFault> {
+        self.check_exit(warp, mask)?;
         warp.live &= !mask;
         warp.active &= !mask;
         warp.pc += 1;
         // Those who wait for the lanes that left need not any longer.
         warp.unpark();
         warp.next_stop = 0;
+        cluster.barrier.exit(warp.slot as usize, mask);
         if warp.live == 0 {
             warp.state = State::Done;
-            crew.barriers.exit().map_err(|what| FaultKind::Barrier { what })?;
+            self.exit_warpgroup(warp, cluster.own(warp))?;
+            cluster.own(warp).exit(&warp.clock, warp.identity.warps)?;
         } else if warp.active == 0 && warp.groups.is_empty() {
             return Err(FaultKind::Divergent { waits: self.waits(warp) }.into());
         }
         Ok(())
     }
 
-    /// Lanes that the guard excludes go on; true if the others are all that live. If not, they
-    /// wait for the rest to come to the same instruction, as `.aligned` demands.
-    fn converged(&mut self, warp: &mut Warp, mask: u32) -> bool {
-        exclude(warp, mask);
-        if mask == warp.live {
-            return true;
-        }
-        warp.park(warp.live, false);
-        false
-    }
-
     fn barrier(
         &mut self,
         warp: &mut Warp,
-        crew: &mut Crew,
+        cluster: &mut Cluster,
         (wait, id, count): (bool, Operand, Option<Operand>),
         mask: u32,
     ) -> Result<(), LaneFault> {
-        if !self.converged(warp, mask) {
+        if !self.converged(warp, mask)? {
             return Ok(());
         }
         let first = mask.trailing_zeros() as usize;
         let id = warp.get32(id, &self.env)[first];
         let count = count.map(|count| warp.get32(count, &self.env)[first]);
         if wait {
+            self.counters.barrier_waits += 1;
             warp.state = State::Waiting(id);
         } else {
             warp.pc += 1;
         }
-        crew.barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
-        // What the warp does from now on is not what the others learn of here.
-        warp.clock[warp.index as usize] += 1;
+        let barriers = &mut cluster.own(warp).barriers;
+        barriers.arrive(id, count, warp.index, &warp.clock, wait).map_err(|what| FaultKind::Barrier { what })?;
+        warp.meet();
         Ok(())
     }
 
@@ -207,6 +230,10 @@ impl<'a> Executor<'a> {
             warp.park(wanted, barrier);
             if barrier {
                 meet(warp, wanted);
+            } else {
+                // It will be executed, and counted, again.
+                self.uncount(warp.pc);
+                self.env.executed -= 1;
             }
             return Ok(());
         }
@@ -214,11 +241,11 @@ impl<'a> Executor<'a> {
         let mut left = mask;
         while left != 0 {
             let group = members[left.trailing_zeros() as usize] & warp.live;
-            collective::execute(warp, &self.env, what, group & left);
+            collective::execute(warp, &self.env, what, group & left)?;
             left &= !group;
         }
         if barrier {
-            warp.clock[warp.index as usize] += 1;
+            warp.meet();
         }
         warp.pc += 1;
         Ok(())
@@ -239,10 +266,12 @@ impl<'a> Executor<'a> {
 
     /// Which lanes of a warp wait where.
     pub fn waits(&self, warp: &Warp) -> String {
-        let wait =
-            |(pc, mask): (u32, u32)| format!("lanes {mask:#010x} at line {} ({})", self.line(pc), self.opcode(pc));
-        let running = (warp.active != 0).then_some((warp.pc, warp.active));
-        let groups = warp.groups.iter().map(|group| (group.pc, group.mask));
+        let wait = |(pc, mask, watch): (u32, u32, Option<Watch>)| {
+            let watch = watch.map_or(String::new(), |watch| format!(" for {watch}"));
+            format!("lanes {mask:#010x} at line {} ({}){watch}", self.line(pc), self.opcode(pc))
+        };
+        let running = (warp.active != 0).then_some((warp.pc, warp.active, None));
+        let groups = warp.groups.iter().map(|group| (group.pc, group.mask, group.watch));
         let all: Vec<_> = running.into_iter().chain(groups).map(wait).collect();
         format!("warp {} has {}", warp.index, all.join(", "))
     }
@@ -260,10 +289,21 @@ impl<'a> Executor<'a> {
             entry: self.entry.name.clone(),
             line: self.line(pc),
             instruction: self.opcode(pc).to_owned(),
+            source: self.source(self.entry.instructions.get(pc as usize)),
             block: warp.identity.block,
             thread: warp.thread(lane as u32),
         };
-        Fault { kind: fault.kind, site: Some(Box::new(site)) }
+        let mut kind = fault.kind;
+        if let FaultKind::Race { line, other_source, .. } = &mut kind {
+            *other_source = self.source(self.entry.instructions.iter().find(|found| found.line == *line));
+        }
+        Fault { kind, site: Some(Box::new(site)) }
+    }
+
+    /// The source lines that the module's text names for an instruction.
+    fn source(&self, instruction: Option<&Instruction>) -> Vec<SourceLine> {
+        let at = instruction.and_then(|instruction| instruction.source);
+        at.and_then(|at| self.entry.sources.get(at as usize)).cloned().unwrap_or_default()
     }
 }
 
@@ -289,5 +329,5 @@ fn meet(warp: &mut Warp, wanted: u32) {
             group.at_barrier = false;
         }
     }
-    warp.clock[warp.index as usize] += 1;
+    warp.meet();
 }

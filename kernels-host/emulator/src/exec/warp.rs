@@ -3,9 +3,16 @@
 //! The lanes at the smallest position run; the others wait until the running ones reach them.
 //! Compilers place a join behind its arms, so lanes that diverged meet again at the join.
 
+use std::fmt;
+
 use super::copy::Copies;
+use super::order::Recent;
+use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
+use crate::memory::Actors;
+use crate::memory::mbarriers::Phase;
+use crate::module::Entry;
 
 /// Registers of a warp.
 #[derive(Debug)]
@@ -25,6 +32,38 @@ pub(crate) struct Group {
     pub waits_for: u32,
     /// It waits at a `bar.warp.sync`, which lanes may meet from different positions.
     pub at_barrier: bool,
+    /// It waits at an `.aligned` instruction for the whole warp.
+    pub aligned: bool,
+    /// It waits for the cluster's barrier.
+    pub at_cluster: bool,
+    /// It sleeps until a phase of this mbarrier ends.
+    pub watch: Option<Watch>,
+}
+
+/// What a `try_wait` sleeps for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    /// Address of the barrier in the block's shared memory.
+    pub barrier: u32,
+    pub phase: Phase,
+}
+
+impl fmt::Display for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of the mbarrier at byte {}", self.phase, self.barrier)
+    }
+}
+
+impl Group {
+    /// Lanes that can run.
+    pub fn running(pc: u32, mask: u32) -> Self {
+        Self::waiting(pc, mask, 0)
+    }
+
+    /// Lanes that wait for others.
+    pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
+        Self { pc, mask, waits_for, at_barrier: false, aligned: false, at_cluster: false, watch: None }
+    }
 }
 
 /// What keeps a warp from running.
@@ -33,13 +72,22 @@ pub(crate) enum State {
     Ready,
     /// At the named barrier of the block.
     Waiting(u32),
+    /// Some of its lanes sleep, see [`Group::watch`]; none can run.
+    Asleep,
+    /// At the barrier of the cluster.
+    AtCluster,
+    /// At a `setmaxnreg` that needs so many more for each thread.
+    ForRegisters(u32),
     Done,
 }
 
 /// A warp of a resident block.
 #[derive(Debug)]
 pub(crate) struct Warp {
+    /// Number in the block.
     pub index: u32,
+    /// Number in the cluster, block by block.
+    pub slot: u32,
     pub registers: Registers,
     pub pc: u32,
     /// The lanes that run.
@@ -51,10 +99,18 @@ pub(crate) struct Warp {
     /// Position at which running lanes meet a group.
     pub next_stop: u32,
     pub state: State,
-    /// Vector clock over the warps of the block.
+    /// Vector clock over the warps of the cluster, by their slots, and what else [`Actors`] counts.
     pub clock: Vec<u32>,
+    /// How often all lanes have met at a barrier.
+    pub meetings: u32,
+    /// The time of those that sleep is up: their `try_wait` answers no.
+    pub expired: bool,
     pub copies: Copies,
+    pub tensor: TensorState,
     pub identity: Identity,
+    /// The first epoch since the lanes last met.
+    pub since: u32,
+    pub recent: Recent,
 }
 
 /// What special registers are made of.
@@ -65,18 +121,37 @@ pub(crate) struct Identity {
     pub threads: [u32; 3],
     pub dynamic_shared: u32,
     pub total_shared: u32,
+    /// Warps of a block.
     pub warps: u32,
+    /// Blocks of a cluster.
+    pub cluster: [u32; 3],
+    /// The block's rank in its cluster.
+    pub rank: u32,
+    /// The block's number in the grid.
+    pub number: u32,
+    /// Its cluster's number in the grid.
+    pub cluster_number: u32,
+}
+
+impl Identity {
+    /// Warps of the cluster.
+    pub fn cluster_warps(&self) -> u32 {
+        self.cluster.iter().product::<u32>() * self.warps
+    }
 }
 
 impl Warp {
-    pub fn new(index: u32, registers: [u32; 3], identity: Identity) -> Self {
+    pub fn new(index: u32, entry: &Entry, identity: Identity, actors: Actors) -> Self {
+        let registers = entry.registers;
         let threads: u32 = identity.threads.iter().product();
         let count = (threads - index * 32).min(32);
         let live = ALL >> (32 - count);
-        let mut clock = vec![0; identity.warps as usize];
-        clock[index as usize] = 1;
+        let slot = identity.rank * identity.warps + index;
+        let mut clock = vec![0; actors.entries()];
+        clock[slot as usize] = 1;
         Self {
             index,
+            slot,
             registers: Registers {
                 pred: vec![0; registers[0] as usize],
                 narrow: vec![[0; 32]; registers[1] as usize],
@@ -89,9 +164,21 @@ impl Warp {
             next_stop: u32::MAX,
             state: State::Ready,
             clock,
+            meetings: 0,
+            expired: false,
             copies: Copies::default(),
+            tensor: TensorState::new(entry),
             identity,
+            since: 1,
+            recent: Recent::default(),
         }
+    }
+
+    // Time.
+
+    /// The warp's own time.
+    pub fn epoch(&self) -> u32 {
+        self.clock[self.slot as usize]
     }
 
     /// `%tid` of a lane.
@@ -106,19 +193,72 @@ impl Warp {
     /// Sends the running lanes in `mask` to `pc`; the rest stay.
     pub fn leave(&mut self, mask: u32, pc: u32) {
         self.active &= !mask;
-        self.groups.push(Group { pc, mask, waits_for: 0, at_barrier: false });
+        self.groups.push(Group::running(pc, mask));
     }
 
     /// The running lanes wait at their instruction until `waits_for` are there.
     pub fn park(&mut self, waits_for: u32, at_barrier: bool) {
-        self.groups.push(Group { pc: self.pc, mask: self.active, waits_for, at_barrier });
+        self.groups.push(Group { at_barrier, ..Group::waiting(self.pc, self.active, waits_for) });
         self.active = 0;
+    }
+
+    /// The running lanes in `mask` sleep at their instruction until what they watch changes.
+    pub fn sleep(&mut self, mask: u32, watch: Watch) {
+        self.groups.push(Group { watch: Some(watch), ..Group::running(self.pc, mask) });
+        self.active &= !mask;
+        self.next_stop = 0;
+    }
+
+    /// A phase of `barrier` ended, or all time is up if there is none: who sleeps for it looks again.
+    pub fn rouse(&mut self, barrier: Option<u32>) {
+        let mut roused = false;
+        for group in &mut self.groups {
+            if group.watch.is_some_and(|watch| barrier.is_none_or(|barrier| barrier == watch.barrier)) {
+                group.watch = None;
+                roused = true;
+            }
+        }
+        if roused && self.state == State::Asleep {
+            self.state = State::Ready;
+        }
+    }
+
+    /// The state of a warp none of whose lanes can run; `None` if that can never change.
+    pub fn rest(&self) -> Option<State> {
+        if self.groups.iter().any(|group| group.watch.is_some()) {
+            return Some(State::Asleep);
+        }
+        self.groups.iter().all(|group| group.at_cluster).then_some(State::AtCluster)
+    }
+
+    /// What the warp does from now on is not what others have learnt of it.
+    pub fn advance(&mut self) {
+        self.clock[self.slot as usize] += 1;
+    }
+
+    /// All lanes have met: their accesses are ordered.
+    pub fn meet(&mut self) {
+        self.advance();
+        self.meetings += 1;
+        self.since = self.epoch();
     }
 
     /// Lets every waiting group look again.
     pub fn unpark(&mut self) {
-        for group in &mut self.groups {
+        for group in self.groups.iter_mut().filter(|group| !group.at_cluster) {
             group.waits_for = 0;
+        }
+    }
+
+    /// The lanes that wait for the cluster's barrier look again.
+    pub fn cluster_barrier_completed(&mut self) {
+        for group in self.groups.iter_mut().filter(|group| group.at_cluster) {
+            group.at_cluster = false;
+            group.waits_for = 0;
+            self.next_stop = 0;
+        }
+        if matches!(self.state, State::AtCluster | State::Asleep) {
+            self.state = State::Ready;
         }
     }
 
@@ -126,22 +266,24 @@ impl Warp {
     /// all wait.
     pub fn regroup(&mut self) -> bool {
         if self.active != 0 {
-            self.groups.push(Group { pc: self.pc, mask: self.active, waits_for: 0, at_barrier: false });
+            self.groups.push(Group::running(self.pc, self.active));
             self.active = 0;
         }
         self.groups.sort_by_key(|group| group.pc);
         self.groups.dedup_by(|b, a| {
-            let met = a.pc == b.pc;
+            let met = a.pc == b.pc && !(a.at_cluster || b.at_cluster);
             if met {
                 a.mask |= b.mask;
                 // Waiting lanes that meet others may be complete now; two waiting parts merge
                 // once, since a merged group waits no more until it has looked.
                 a.waits_for = 0;
+                a.aligned = false;
+                a.watch = None;
             }
             met
         });
         self.next_stop = u32::MAX;
-        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0) else {
+        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0 && group.watch.is_none()) else {
             return false;
         };
         let group = self.groups.remove(at);
@@ -178,6 +320,7 @@ impl Warp {
             Operand::Reg(Reg { class: Class::B64, index }) => self.registers.wide[index as usize],
             Operand::Reg(reg) => super::map(&self.registers.narrow[reg.index as usize], u64::from),
             Operand::Imm(bits) => [bits; 32],
+            Operand::Special(Special::Clock) => [env.executed; 32],
             Operand::Special(special) => super::map(&self.special(special, env), u64::from),
             Operand::Global(index) => [env.globals[index as usize]; 32],
         }
@@ -238,6 +381,13 @@ impl Warp {
             Special::LaneMask(_) => each(&|lane| !((1 << lane) - 1)),
             Special::DynamicSharedBytes => [id.dynamic_shared; 32],
             Special::TotalSharedBytes => [id.total_shared; 32],
+            Special::ClusterCtaId(axis) => [id.block[axis as usize] % id.cluster[axis as usize]; 32],
+            Special::ClusterNCtaId(axis) => [id.cluster[axis as usize]; 32],
+            Special::ClusterId(axis) => [id.block[axis as usize] / id.cluster[axis as usize]; 32],
+            Special::NClusterId(axis) => [id.blocks[axis as usize] / id.cluster[axis as usize]; 32],
+            Special::ClusterCtaRank => [id.rank; 32],
+            Special::ClusterNCtaRank => [id.cluster.iter().product(); 32],
+            Special::ClockHigh => [(env.executed >> 32) as u32; 32],
             Special::Constant(value) => [value; 32],
         }
     }

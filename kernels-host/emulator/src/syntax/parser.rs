@@ -1,7 +1,7 @@
 //! Modules, entries and statements; names are resolved later, by the decoder.
 
 use super::lexer::{Token, tokens};
-use super::raw::{RawEntry, RawModule, RawOperand, Scope, Statement, Variable};
+use super::raw::{Loc, Place, RawEntry, RawModule, RawOperand, Scope, Statement, Variable};
 use crate::ParseError;
 use crate::instruction::{Class, Reg};
 
@@ -93,7 +93,7 @@ impl<'a> Parser<'_, 'a> {
                         self.word("a target option")?;
                     }
                 }
-                Token::Word(".file") => self.skip_line(),
+                Token::Word(".file") => self.file(&mut module)?,
                 Token::Word(".section") => self.skip_braces()?,
                 Token::Word(".extern" | ".visible" | ".weak" | ".common") => self.at += 1,
                 Token::Word(".entry") => {
@@ -111,8 +111,42 @@ impl<'a> Parser<'_, 'a> {
         Ok(module)
     }
 
-    fn skip_line(&mut self) {
+    /// `.file 1 "src/lib.rs"`, perhaps with a time and a size.
+    fn file(&mut self, module: &mut RawModule<'a>) -> Result<(), ParseError> {
         let line = self.line();
+        self.at += 1;
+        let number = self.count("a file number")?;
+        if let Some(Token::Text(path)) = self.peek() {
+            module.files.insert(number, path);
+        }
+        self.skip_rest(line);
+        Ok(())
+    }
+
+    /// `.loc 1 20 5`, or `.loc 1 20 5, function_name $name, inlined_at 2 30 9`.
+    fn loc(&mut self, entry: &mut RawEntry<'a>) -> Result<(), ParseError> {
+        let line = self.line();
+        self.at += 1;
+        let at = self.place()?;
+        let mut inlined_at = None;
+        while self.peek().is_some() && self.line() == line {
+            if self.next() == Some(Token::Word("inlined_at")) {
+                inlined_at = Some(self.place()?);
+            }
+        }
+        entry.sources.push(Loc { at, inlined_at });
+        Ok(())
+    }
+
+    fn place(&mut self) -> Result<Place, ParseError> {
+        Ok((self.count("a file number")?, self.count("a line")?, self.count("a column")?))
+    }
+
+    fn skip_line(&mut self) {
+        self.skip_rest(self.line());
+    }
+
+    fn skip_rest(&mut self, line: u32) {
         while self.peek().is_some() && self.line() == line {
             self.at += 1;
         }
@@ -214,6 +248,7 @@ impl<'a> Parser<'_, 'a> {
             directives: Vec::new(),
             statements: Vec::new(),
             scopes: vec![Scope::default()],
+            sources: Vec::new(),
             registers: [0; 3],
         };
         while !self.is('{') {
@@ -251,7 +286,8 @@ impl<'a> Parser<'_, 'a> {
                 }
                 Some(Token::Punct(';')) => self.at += 1,
                 Some(Token::Word(".reg")) => self.registers(entry, scope)?,
-                Some(Token::Word(".pragma" | ".loc")) => self.skip_line(),
+                Some(Token::Word(".pragma")) => self.skip_line(),
+                Some(Token::Word(".loc")) => self.loc(entry)?,
                 Some(Token::Word(name)) if self.label_follows() => {
                     self.at += 2;
                     if entry.scopes[scope].labels.insert(name, position).is_some() {
@@ -260,7 +296,8 @@ impl<'a> Parser<'_, 'a> {
                     }
                 }
                 _ => {
-                    let statement = self.statement(scope)?;
+                    let source = entry.sources.len().checked_sub(1).map(|at| at as u32);
+                    let statement = Statement { source, ..self.statement(scope)? };
                     entry.statements.push(statement);
                 }
             }
@@ -320,7 +357,7 @@ impl<'a> Parser<'_, 'a> {
                 break;
             }
         }
-        Ok(Statement { opcode, guard, operands, scope, line })
+        Ok(Statement { opcode, guard, operands, scope, line, source: None })
     }
 
     fn operand(&mut self) -> Result<RawOperand<'a>, ParseError> {

@@ -9,6 +9,8 @@ use crate::instruction::Reg;
 pub(crate) struct RawModule<'a> {
     pub target: &'a str,
     pub variables: Vec<Variable<'a>>,
+    /// Source files by the numbers that `.file` gives them.
+    pub files: HashMap<u32, &'a str>,
     pub entries: Vec<RawEntry<'a>>,
 }
 
@@ -34,6 +36,8 @@ pub(crate) struct RawEntry<'a> {
     pub directives: Vec<(&'a str, Vec<u32>)>,
     pub statements: Vec<Statement<'a>>,
     pub scopes: Vec<Scope<'a>>,
+    /// Source lines, in the order of the text.
+    pub sources: Vec<Loc>,
     /// Registers per file: predicates, 32-bit, 64-bit.
     pub registers: [u32; 3],
 }
@@ -57,7 +61,19 @@ pub(crate) struct Statement<'a> {
     pub operands: Vec<RawOperand<'a>>,
     pub scope: usize,
     pub line: u32,
+    /// Index among the entry's source lines.
+    pub source: Option<u32>,
 }
+
+/// `.loc`: a place in a source file, and where its function was inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Loc {
+    pub at: Place,
+    pub inlined_at: Option<Place>,
+}
+
+/// File number, line and column.
+pub(crate) type Place = (u32, u32, u32);
 
 /// An operand as written.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +108,12 @@ impl<'a> RawEntry<'a> {
         }
     }
 
+    /// The name of a register, in whichever scope declares it.
+    pub fn name_of(&self, reg: Reg) -> String {
+        let found = self.scopes.iter().find_map(|scope| scope.name_of(reg));
+        found.unwrap_or_else(|| format!("register {}", reg.index))
+    }
+
     /// The position that label `name` means in `scope`.
     pub fn label(&self, mut scope: usize, name: &str) -> Option<u32> {
         loop {
@@ -107,6 +129,16 @@ impl<'a> RawEntry<'a> {
 }
 
 impl Scope<'_> {
+    fn name_of(&self, reg: Reg) -> Option<String> {
+        if let Some((name, _)) = self.registers.iter().find(|(_, found)| **found == reg) {
+            return Some((*name).to_owned());
+        }
+        let within = |first: &Reg, count: u32| (first.index..first.index + count).contains(&reg.index);
+        let (stem, _, first) =
+            self.ranges.iter().find(|(_, count, first)| first.class == reg.class && within(first, *count))?;
+        Some(format!("{stem}{}", reg.index - first.index))
+    }
+
     fn register(&self, name: &str) -> Option<Reg> {
         if let Some(found) = self.registers.get(name) {
             return Some(*found);

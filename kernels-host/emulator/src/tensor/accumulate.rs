@@ -6,6 +6,7 @@
 //! dropping bits. [`Accumulate::Truncated`] is that, with the measured numbers in [`Accumulate::of_mma`] and
 //! [`Accumulate::of_wgmma`]. The default, [`Accumulate::Rounded`], is what all of these approximate.
 use super::element::{Element, Matrix};
+use super::fused::{self, Columns, Cut, canonical};
 
 /// How c and the products of one instruction become d. For integers, where the sum is exact, it does not matter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,11 +54,43 @@ impl Accumulate {
 /// # Panics
 /// Where `a`, `b` and `d` do not fit each other: callers have checked.
 pub fn multiply_add(d: &mut [u32], a: &Matrix, b: &Matrix, how: Accumulate, saturate: bool) {
-    assert!(a.k == b.k && d.len() == a.rows() * b.rows() && a.element.multiplies(b.element));
-    match how {
-        _ if a.element.is_integer() => integers(d, a, b, saturate),
-        Accumulate::Rounded => rounded(d, a, b),
-        Accumulate::Truncated { group, kept_bits, result_bits } => truncated(d, a, b, group, kept_bits, result_bits),
+    multiply_prepared(d, a, &Prepared::new(b.clone(), how), saturate);
+}
+
+/// The operand b made ready for any number of products.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    matrix: Matrix,
+    how: Accumulate,
+    columns: Option<Columns>,
+}
+
+impl Prepared {
+    /// `b` for products that add up as `how` says.
+    pub fn new(b: Matrix, how: Accumulate) -> Prepared {
+        let fused = !b.element.is_integer() && how != Accumulate::Rounded;
+        let columns = fused.then(|| Columns::new(&b));
+        Prepared { matrix: b, how, columns }
+    }
+    /// The operand.
+    pub fn matrix(&self) -> &Matrix {
+        &self.matrix
+    }
+}
+
+/// As [`multiply_add`].
+///
+/// # Panics
+/// Where `a`, `b` and `d` do not fit each other: callers have checked.
+pub fn multiply_prepared(d: &mut [u32], a: &Matrix, b: &Prepared, saturate: bool) {
+    let Prepared { matrix, how, columns } = b;
+    assert!(a.k == matrix.k && d.len() == a.rows() * matrix.rows() && a.element.multiplies(matrix.element));
+    match (*how, columns) {
+        (Accumulate::Truncated { group, kept_bits, result_bits }, Some(columns)) => {
+            fused::multiply_add(d, a, columns, matrix.rows(), Cut { group, kept_bits, result_bits });
+        }
+        _ if a.element.is_integer() => integers(d, a, matrix, saturate),
+        _ => rounded(d, a, matrix),
     }
 }
 
@@ -99,102 +132,6 @@ fn rounded(d: &mut [u32], a: &Matrix, b: &Matrix) {
             d.iter_mut().zip(&sums).for_each(|(d, &sum)| *d = canonical(sum as f32));
         }
     }
-}
-
-/// The pattern of `x`; of NaN the hardware's.
-fn canonical(x: f32) -> u32 {
-    if x.is_nan() { 0x7fff_ffff } else { x.to_bits() }
-}
-
-/// What the hardware takes for the exponent of a zero, and that of the smallest normal f32.
-const MIN_EXPONENT: i32 = -126;
-
-/// The exponent of `x` as a number of a format whose least is `min`: of a subnormal number, that.
-#[inline]
-fn exponent(x: f32, min: i32) -> i32 {
-    let field = (x.to_bits() >> 23) & 0xff;
-    if x == 0.0 { MIN_EXPONENT } else { (field.max(1) as i32 - 127).max(min) }
-}
-
-/// 2^`exponent`, within f64's normal range.
-#[inline]
-fn power(exponent: i32) -> f64 {
-    f64::from_bits(((exponent + 1023) as u64) << 52)
-}
-
-/// `x` towards zero to a multiple of `unit`, |x| < 2^51 units. Infinities and NaNs stay.
-#[inline]
-fn truncate(x: f64, unit: f64) -> f64 {
-    // Adding and taking away 2^52 units leaves a multiple of one, the nearest.
-    let shift = unit * (1u64 << 52) as f64;
-    let nearest = (x.abs() + shift) - shift;
-    let below = if nearest > x.abs() { nearest - unit } else { nearest };
-    below.copysign(x)
-}
-
-fn truncated(d: &mut [u32], a: &Matrix, b: &Matrix, group: usize, kept_bits: u32, result_bits: u32) {
-    let min = a.element.format().map_or(MIN_EXPONENT, |format| format.min_exponent());
-    let min_b = b.element.format().map_or(MIN_EXPONENT, |format| format.min_exponent());
-    let left: Vec<(f64, i32)> =
-        a.codes.iter().map(|&code| a.element.value(code)).map(|x| (x as f64, exponent(x, min))).collect();
-    let values = side_by_side(b, |code| b.element.value(code) as f64);
-    let exponents = side_by_side(b, |code| exponent(b.element.value(code), min_b));
-    let group = group.min(a.k);
-    for (row, d) in left.chunks(a.k).zip(d.chunks_mut(b.rows())) {
-        let blocks = values.chunks(b.k).zip(exponents.chunks(b.k));
-        for ((values, exponents), d) in blocks.zip(d.chunks_mut(LANES)) {
-            let mut c = [0; LANES];
-            c[..d.len()].copy_from_slice(d);
-            let groups = row.chunks(group).zip(values.chunks(group).zip(exponents.chunks(group)));
-            for (row, (values, exponents)) in groups {
-                c = fused_sums(c, row, values, exponents, kept_bits, result_bits);
-            }
-            d.copy_from_slice(&c[..d.len()]);
-        }
-    }
-}
-
-/// c + Σ a·b in [`LANES`] columns. Terms that are multiples of one unit and fewer than 2^33 of them sum exactly in
-/// f64, and what is not finite follows IEEE rules there.
-#[inline]
-fn fused_sums(
-    c: [u32; LANES],
-    row: &[(f64, i32)],
-    values: &[[f64; LANES]],
-    exponents: &[[i32; LANES]],
-    kept_bits: u32,
-    result_bits: u32,
-) -> [u32; LANES] {
-    let mut greatest = c.map(|c| exponent(f32::from_bits(c), MIN_EXPONENT));
-    for ((_, x), y) in row.iter().zip(exponents) {
-        greatest.iter_mut().zip(y).for_each(|(greatest, y)| *greatest = (*greatest).max(x + y));
-    }
-    let units = greatest.map(|greatest| power(greatest - kept_bits as i32));
-    let mut sums: [f64; LANES] = std::array::from_fn(|l| truncate(f32::from_bits(c[l]) as f64, units[l]));
-    for ((x, _), y) in row.iter().zip(values) {
-        for l in 0..LANES {
-            sums[l] += truncate(x * y[l], units[l]);
-        }
-    }
-    std::array::from_fn(|l| match sums[l].is_finite() {
-        true => put_together(sums[l], result_bits),
-        false => canonical(sums[l] as f32),
-    })
-}
-
-/// A finite `sum` as an f32 of `fraction_bits`, bits dropped; zero is positive.
-#[inline]
-fn put_together(sum: f64, fraction_bits: u32) -> u32 {
-    if sum == 0.0 {
-        return 0;
-    }
-    let exponent = (((sum.to_bits() >> 52) & 0x7ff) as i32 - 1023).max(MIN_EXPONENT);
-    if exponent > 127 {
-        return (f32::INFINITY.copysign(sum as f32)).to_bits();
-    }
-    // A multiple of the result's unit: an f32, exactly.
-    let cut = truncate(sum, power(exponent - fraction_bits as i32));
-    if cut == 0.0 { 0 } else { (cut as f32).to_bits() }
 }
 
 #[cfg(test)]

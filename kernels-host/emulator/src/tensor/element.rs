@@ -79,9 +79,10 @@ impl Element {
     }
 }
 
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Element {
+    /// The name, without a dot.
+    pub const fn name(self) -> &'static str {
+        match self {
             Element::F16 => "f16",
             Element::Bf16 => "bf16",
             Element::Tf32 => "tf32",
@@ -89,7 +90,13 @@ impl fmt::Display for Element {
             Element::E5m2 => "e5m2",
             Element::S8 => "s8",
             Element::U8 => "u8",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -45,6 +45,14 @@ impl Mma {
     pub fn saturate(self) -> Mma {
         Mma { saturate: true, ..self }
     }
+    /// The type of the elements of a.
+    pub fn element(&self) -> Element {
+        self.a
+    }
+    /// Multiplications and additions of one instruction.
+    pub fn operations(&self) -> u64 {
+        (2 * M * N * self.k) as u64
+    }
     /// Registers of the fragment of a: 2 or 4.
     pub fn a_registers(&self) -> usize {
         self.k * self.a.bytes() / 8

@@ -157,6 +157,14 @@ impl Mbarrier {
     pub fn expect_tx(&mut self, bytes: u32) -> Result<(), MbarrierError> {
         self.update(|state| state.add_tx(bytes as i64))
     }
+    /// One more arrival is pending in this phase, as `cp.async.mbarrier.arrive` has it before it arrives itself.
+    pub fn expect_arrival(&mut self) -> Result<(), MbarrierError> {
+        self.update(|state| {
+            check_count(state.pending + 1)?;
+            state.pending += 1;
+            Ok(())
+        })
+    }
     /// `mbarrier.complete_tx`, and what an asynchronous copy does when `bytes` of it are in.
     pub fn complete_tx(&mut self, bytes: u32) -> Result<(), MbarrierError> {
         self.update(|state| state.add_tx(-(bytes as i64)))

@@ -24,6 +24,7 @@
 pub mod accumulate;
 pub mod element;
 pub mod fragment;
+mod fused;
 pub mod ldmatrix;
 pub mod mbarrier;
 pub mod reduce;

@@ -108,6 +108,8 @@ pub enum TensorMapError {
     ElementStride { axis: usize, step: u32 },
     #[error("tensor map: {0:?} has no NaN to fill with: ask for zeros")]
     NanFill(DataType),
+    #[error("tensor map: {what} {code} of the driver is not supported")]
+    Code { what: &'static str, code: u32 },
     #[error("the 128 bytes are no tensor map: pass the address of one that this emulator's encoder made")]
     NotAMap,
 }
@@ -133,6 +135,65 @@ pub struct Tiled<'a> {
     pub swizzle: Swizzle,
     /// What elements outside of the tensor become.
     pub fill: Fill,
+}
+
+/// The enumerations among the parameters of `cuTensorMapEncodeTiled`, as the driver numbers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverCodes {
+    /// `CUtensorMapDataType`.
+    pub data_type: u32,
+    /// `CUtensorMapInterleave`; only none (0).
+    pub interleave: u32,
+    /// `CUtensorMapSwizzle`, 0 to 3.
+    pub swizzle: u32,
+    /// `CUtensorMapL2promotion`, which changes no result.
+    pub l2_promotion: u32,
+    /// `CUtensorMapFloatOOBfill`.
+    pub oob_fill: u32,
+}
+
+/// `cuTensorMapEncodeTiled` for an emulated device: the same parameters, of which `dims` gives the rank, make the 128
+/// bytes that a kernel takes by value ([`crate::Param::Bytes`]) or by a 64-byte aligned address in global memory.
+///
+/// ```
+/// use ptx_emulator::tensor::tensor_map::{DriverCodes, MAP_BYTES, encode_tiled};
+///
+/// // Boxes of 64 by 64 of a bf16 matrix of 1000 rows and 4096 columns, 128-byte-swizzled.
+/// let codes = DriverCodes { data_type: 9, swizzle: 3, ..DriverCodes::default() };
+/// let map = encode_tiled(codes, 0x7f00_0000_0000, &[4096, 1000], &[8192], &[64, 64], &[1, 1])?;
+/// assert_eq!(map.len(), MAP_BYTES);
+/// # Ok::<(), ptx_emulator::tensor::tensor_map::TensorMapError>(())
+/// ```
+///
+/// # Errors
+/// What the driver refuses, and what is not supported here, by name.
+pub fn encode_tiled(
+    codes: DriverCodes,
+    address: u64,
+    dims: &[u64],
+    strides: &[u64],
+    box_dims: &[u32],
+    element_strides: &[u32],
+) -> Result<[u8; MAP_BYTES], TensorMapError> {
+    let unknown = |what, code| Err(TensorMapError::Code { what, code });
+    if codes.interleave != 0 {
+        return unknown("interleave", codes.interleave);
+    }
+    let swizzle = match codes.swizzle {
+        0 => Swizzle::None,
+        1 => Swizzle::B32,
+        2 => Swizzle::B64,
+        3 => Swizzle::B128,
+        code => return unknown("swizzle", code),
+    };
+    let fill = match codes.oob_fill {
+        0 => Fill::Zero,
+        1 => Fill::Nan,
+        code => return unknown("out-of-bounds fill", code),
+    };
+    let data_type = DataType::from_driver(codes.data_type)?;
+    let map = TensorMap::new(&Tiled { data_type, address, dims, strides, box_dims, element_strides, swizzle, fill })?;
+    Ok(map.encode())
 }
 
 /// A tensor in global memory, and the boxes in which it is copied.
@@ -350,6 +411,16 @@ mod tests {
         let map = TensorMap::new(&five).unwrap();
         assert_eq!(TensorMap::decode(&map.encode()), Ok(map));
         assert_eq!(map.box_bytes(), 4 * (4 * 3 * 3 * 32), "dimension 0's element stride is ignored");
+    }
+
+    #[test]
+    fn the_driver_s_numbers_mean_the_same() {
+        let codes = DriverCodes { data_type: 9, swizzle: 3, l2_promotion: 2, ..DriverCodes::default() };
+        let encode = |codes| encode_tiled(codes, MATRIX.address, MATRIX.dims, MATRIX.strides, &[64, 256], &[1, 1]);
+        assert_eq!(encode(codes).unwrap(), TensorMap::new(&MATRIX).unwrap().encode());
+        let interleaved = encode(DriverCodes { interleave: 1, ..codes });
+        assert_eq!(interleaved, Err(TensorMapError::Code { what: "interleave", code: 1 }));
+        assert_eq!(encode(DriverCodes { swizzle: 4, ..codes }), Err(TensorMapError::Code { what: "swizzle", code: 4 }));
     }
 
     #[test]

@@ -8,11 +8,12 @@
 //! [`super::fragment`]): register 4j + r holds what register r of an m16n8 accumulator does, of columns 8j on.
 //!
 //! Not here: accumulators of f16, `.sp` (sparse a), `.b1`.
-use super::accumulate::{Accumulate, multiply_add};
+use super::accumulate::{Accumulate, Prepared, multiply_add, multiply_prepared};
 use super::element::{Element, Matrix};
 use super::fragment::{for_accumulators, unpack_a};
 use super::swizzle::Swizzle;
 use super::{MatrixError, Register, check_registers};
+use std::ops::Range;
 
 /// Rows of a and d.
 pub const M: usize = 64;
@@ -113,36 +114,59 @@ impl Descriptor {
         self.swizzle.apply_from((self.start + offset) & ADDRESS_MASK, self.base_offset)
     }
 
+    /// Where `rows` of the operand are, [`K_BYTES`] of each: 16 bytes at a time, those of one line after another.
+    fn places(self, element: Element, rows: Range<usize>, major: Major) -> impl Iterator<Item = Place> {
+        let (bytes, per_chunk) = (element.bytes(), 16 / element.bytes());
+        let k_length = K_BYTES / bytes;
+        let (outer, inner) = match major {
+            Major::K => (rows.len(), k_length / per_chunk),
+            Major::Mn => (k_length, rows.len() / per_chunk),
+        };
+        let lines = (0..outer).flat_map(move |line| (0..inner).map(move |chunk| (line, chunk * per_chunk)));
+        lines.map(move |(line, along)| match major {
+            Major::K => {
+                let address = self.k_major((rows.start + line) as u32, (along * bytes) as u32);
+                Place { address, first: line * k_length + along, step: 1 }
+            }
+            Major::Mn => {
+                let address = self.mn_major((rows.start + along) as u32, line as u32);
+                Place { address, first: along * k_length + line, step: k_length }
+            }
+        })
+    }
+
     /// Reads `rows` of the operand, [`K_BYTES`] of each. `read` gets the address of each 16 bytes once.
     fn load<E>(
         &self,
         element: Element,
-        rows: usize,
+        rows: Range<usize>,
         major: Major,
         read: &mut impl FnMut(u32) -> Result<[u8; 16], E>,
     ) -> Result<Matrix, E> {
-        let (bytes, per_chunk) = (element.bytes(), 16 / element.bytes());
-        let mut matrix = Matrix::zeros(element, rows, K_BYTES / bytes);
-        let k_length = matrix.k;
-        let (outer, inner) = match major {
-            Major::K => (rows, k_length / per_chunk),
-            Major::Mn => (k_length, rows / per_chunk),
-        };
-        for (line, chunk) in (0..outer).flat_map(|line| (0..inner).map(move |chunk| (line, chunk))) {
-            let along = chunk * per_chunk;
-            let (address, first, step) = match major {
-                Major::K => (self.k_major(line as u32, chunk as u32 * 16), line * k_length + along, 1),
-                Major::Mn => (self.mn_major(along as u32, line as u32), along * k_length + line, k_length),
-            };
+        let mut matrix = Matrix::zeros(element, rows.len(), K_BYTES / element.bytes());
+        for Place { address, first, step } in self.places(element, rows, major) {
             let chunk = read(address)?;
-            for (i, packed) in chunk.chunks(bytes).enumerate() {
-                let mut word = [0; 4];
-                word[..bytes].copy_from_slice(packed);
-                matrix.codes[first + i * step] = element.extract(u32::from_le_bytes(word), 0);
+            let codes = matrix.codes[first..].iter_mut().step_by(step);
+            match element.bytes() {
+                1 => codes.zip(chunk).for_each(|(code, byte)| *code = u32::from(byte)),
+                2 => codes
+                    .zip(chunk.chunks_exact(2))
+                    .for_each(|(code, b)| *code = u32::from(b[0]) | u32::from(b[1]) << 8),
+                _ => codes.zip(chunk.chunks_exact(4)).for_each(|(code, bytes)| {
+                    *code = element.extract(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 0);
+                }),
             }
         }
         Ok(matrix)
     }
+}
+
+/// 16 bytes of an operand.
+struct Place {
+    address: u32,
+    /// Where its first element is in the matrix, and how far apart they are there.
+    first: usize,
+    step: usize,
 }
 
 /// One form of `wgmma.mma_async.sync.aligned.m64nNk*`.
@@ -203,6 +227,14 @@ impl Wgmma {
     pub fn saturate(self) -> Wgmma {
         Wgmma { saturate: true, ..self }
     }
+    /// The type of the elements of a.
+    pub fn element(&self) -> Element {
+        self.a
+    }
+    /// Multiplications and additions of one of the warpgroup's four warps.
+    pub fn warp_operations(&self) -> u64 {
+        (2 * M / 4 * self.n * K_BYTES / self.a.bytes()) as u64
+    }
     /// Accumulator registers of each thread: n / 2.
     pub fn d_registers(&self) -> usize {
         self.n / 2
@@ -214,7 +246,7 @@ impl Wgmma {
         descriptor: Descriptor,
         mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
     ) -> Result<Matrix, E> {
-        let mut a = descriptor.load(self.a, M, self.major_a, &mut read)?;
+        let mut a = descriptor.load(self.a, 0..M, self.major_a, &mut read)?;
         if self.negate_a {
             a.negate();
         }
@@ -226,7 +258,7 @@ impl Wgmma {
         descriptor: Descriptor,
         mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
     ) -> Result<Matrix, E> {
-        let mut b = descriptor.load(self.b, self.n, self.major_b, &mut read)?;
+        let mut b = descriptor.load(self.b, 0..self.n, self.major_b, &mut read)?;
         if self.negate_b {
             b.negate();
         }
@@ -242,6 +274,61 @@ impl Wgmma {
             a.negate();
         }
         a
+    }
+
+    /// Addresses of the 16-byte chunks of warp `warp`'s rows of a, as [`Wgmma::load_a_of_warp`] reads them.
+    pub fn places_of_a(&self, descriptor: Descriptor, warp: usize) -> impl Iterator<Item = u32> + use<> {
+        descriptor.places(self.a, warp * 16..warp * 16 + 16, self.major_a).map(|place| place.address)
+    }
+    /// Addresses of the 16-byte chunks of b, as [`Wgmma::load_b`] reads them.
+    pub fn places_of_b(&self, descriptor: Descriptor) -> impl Iterator<Item = u32> + use<> {
+        descriptor.places(self.b, 0..self.n, self.major_b).map(|place| place.address)
+    }
+    /// Reads the 16 rows of a that warp `warp` of the four multiplies.
+    pub fn load_a_of_warp<E>(
+        &self,
+        descriptor: Descriptor,
+        warp: usize,
+        mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
+    ) -> Result<Matrix, E> {
+        let mut a = descriptor.load(self.a, warp * 16..warp * 16 + 16, self.major_a, &mut read)?;
+        if self.negate_a {
+            a.negate();
+        }
+        Ok(a)
+    }
+    /// Takes one warp's 16 rows of a from its registers.
+    pub fn a_from_warp(&self, registers: &[Register; 4]) -> Matrix {
+        let mut a = Matrix::zeros(self.a, 16, K_BYTES / self.a.bytes());
+        unpack_a(registers, &mut a, 0);
+        if self.negate_a {
+            a.negate();
+        }
+        a
+    }
+    /// Makes b ready for [`Wgmma::multiply_warp`].
+    pub fn prepare(&self, b: Matrix) -> Prepared {
+        Prepared::new(b, self.accumulate)
+    }
+    /// One warp's part of [`Wgmma::multiply`]: its registers of d, its 16 rows of a.
+    ///
+    /// # Panics
+    /// If `a` or `b` come from a form of other types or shape.
+    pub fn multiply_warp(&self, d: &mut [Register], a: &Matrix, b: &Prepared, keep: bool) -> Result<(), MatrixError> {
+        check_registers('d', self.d_registers(), d.len())?;
+        let mut sums = vec![0; 16 * self.n];
+        let n = self.n;
+        let at = |r: usize, lane: usize| (lane / 4 + 8 * (r / 2 % 2)) * n + 8 * (r / 4) + 2 * (lane % 4) + r % 2;
+        if keep {
+            for (r, register) in d.iter().enumerate() {
+                register.iter().enumerate().for_each(|(lane, x)| sums[at(r, lane)] = *x);
+            }
+        }
+        multiply_prepared(&mut sums, a, b, self.saturate);
+        for (r, register) in d.iter_mut().enumerate() {
+            register.iter_mut().enumerate().for_each(|(lane, x)| *x = sums[at(r, lane)]);
+        }
+        Ok(())
     }
 
     /// d = a · b + d, or a · b where `keep` (`scale-d`) is false, of the four warps' registers.

@@ -98,12 +98,10 @@ fn barriers_are_used_as_ptx_defines() {
 }
 
 #[test]
-fn traps_limits_and_what_is_not_there_yet() {
+fn traps_and_limits() {
     assert_eq!(fault(0, "setp.eq.u32 %p1, %r1, 3; @%p1 trap;", 32).kind, FaultKind::Trap);
     let endless = fault(0, "again: bra again;", 32);
     assert!(matches!(endless.kind, FaultKind::Limit { .. }), "{endless}");
-    let later = fault(0, "mbarrier.init.shared::cta.b64 [%r1], 1;", 1);
-    assert!(matches!(later.kind, FaultKind::Unsupported { .. }), "{later}");
 }
 
 #[test]
@@ -121,4 +119,24 @@ fn launches_that_cannot_be_are_refused() {
     let narrow = [Param::U32(0), Param::U64(0)];
     assert!(refusal("k", 32, &narrow, 0).contains("parameter 0 of `k` has 8 bytes, not 4"));
     assert!(refusal("k", 32, &pointers, 232_449).contains("232449 bytes of shared memory"));
+}
+
+#[test]
+fn faults_name_source_lines() {
+    use ptx_emulator::{Device, Grid, Module};
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.file 1 \"src/norm/row.rs\"
+        .file 2 \"src/prim/memory.rs\"\n.extern .shared .align 16 .b8 smem[];
+        .visible .entry k() {\n.reg .b32 %r<9>;
+        .loc 1 120 9
+        mov.u32 %r1, %tid.x; mov.u32 %r3, smem;
+        .loc 2 12 5, function_name $L__info_string0, inlined_at 1 121 13
+        st.shared.b32 [%r3], %r1;
+        .loc 1 122 1
+        ld.shared.b32 %r2, [%r3];
+        ret;\n}\n.section .debug_str { $L__info_string0: .b8 115, 0 }";
+    let module = Module::parse(text).unwrap();
+    let fault = Device::new(0).launch(&module, "k", Grid::linear(1, 1), &[], 0).unwrap_err();
+    assert!(fault.to_string().ends_with("at src/prim/memory.rs:12, from src/norm/row.rs:121"), "{fault}");
+    let race = Device::new(0).launch(&module, "k", Grid::linear(1, 32), &[], 16).unwrap_err().to_string();
+    assert!(race.contains("(src/prim/memory.rs:12, from src/norm/row.rs:121)"), "{race}");
 }

@@ -1,8 +1,15 @@
 //! The emulator from outside: instructions, faults, and entries that Wootz ships.
 
+mod asynchronous;
+mod clusters;
+mod counters;
+mod dependent;
 mod faults;
 mod instructions;
+mod partial;
+mod races;
 mod shipped;
+mod warpgroups;
 
 use ptx_emulator::{Device, Fault, Grid, Module, Param};
 

@@ -1,0 +1,206 @@
+//! A stream of a GPU, its events and graphs: what the driver does with them.
+use super::Launch;
+use super::gpu::{Gpu, check};
+use crate::Error;
+use cudarc::driver::sys;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// A driver's stream.
+pub(super) struct Queue {
+    gpu: Arc<Gpu>,
+    handle: sys::CUstream,
+}
+
+// SAFETY: a stream handle may be used from any thread; every call makes the context current first.
+unsafe impl Send for Queue {}
+// SAFETY: as above; the driver serialises calls on one stream.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Self, Error> {
+        gpu.enter()?;
+        let mut handle = std::ptr::null_mut();
+        // Independent of the legacy default stream.
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes the handle.
+        check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "cuStreamCreate")?;
+        Ok(Queue { gpu: gpu.clone(), handle })
+    }
+
+    /// The driver's handle.
+    pub fn handle(&self) -> sys::CUstream {
+        self.handle
+    }
+
+    /// Launches `entry` in blocks of `threads` threads.
+    ///
+    /// # Safety
+    /// The pointers are to the entry's parameters, and the addresses among these valid for what the entry does, until
+    /// the stream has run it.
+    pub unsafe fn launch(
+        &self,
+        entry: &'static str,
+        threads: u32,
+        launch: Launch,
+        params: &mut [*mut c_void],
+    ) -> Result<(), Error> {
+        let function = self.gpu.function(entry, launch.shared)?;
+        self.gpu.enter()?;
+        use sys::CUlaunchAttributeID as Id;
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let dependent = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let dependent = attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, dependent);
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
+        let cluster = sys::CUlaunchAttributeValue { clusterDim: cluster };
+        let cluster = attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
+        let mut attributes = [dependent, cluster];
+        // The ones that the launch has are next to each other.
+        let first = usize::from(!(launch.dependent && function.waits));
+        let last = 1 + usize::from(launch.cluster > 1);
+        let attributes = &mut attributes[first..last];
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.handle,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        // SAFETY: the configuration and its attributes live through the call; the rest is the caller's promise.
+        let result =
+            unsafe { sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut()) };
+        if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(result, &format!("launching {entry}")) }
+    }
+
+    /// Copies to the device address `to`; a view covers the bytes there.
+    pub fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: a view covers that many bytes of device memory. From pageable memory the call returns after the
+        // source was read.
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.handle) };
+        check(result, "cuMemcpyHtoDAsync")
+    }
+
+    /// Copies from the device address `from`, where a view covers the bytes, and waits.
+    pub fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: a view covers that many bytes; the stream is drained before `bytes` are used.
+        let result = unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.handle) };
+        check(result, "cuMemcpyDtoHAsync")?;
+        self.synchronize()
+    }
+
+    /// Fills `len` bytes at the device address `to`, which a view covers.
+    pub fn fill(&self, to: u64, byte: u8, len: usize) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: a view covers that many bytes.
+        check(unsafe { sys::cuMemsetD8Async(to, byte, len, self.handle) }, "cuMemsetD8Async")
+    }
+
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: the handle is this stream's.
+        check(unsafe { sys::cuStreamSynchronize(self.handle) }, "cuStreamSynchronize")
+    }
+
+    /// Records what `work` queues.
+    pub fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+        self.gpu.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the handle is this stream's; the capture is ended below whatever `work` returns.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.handle, mode) }, "cuStreamBeginCapture")?;
+        let done = work();
+        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: ends the capture begun above.
+        let ended = check(unsafe { sys::cuStreamEndCapture(self.handle, &mut graph) }, "cuStreamEndCapture");
+        done?;
+        ended?;
+        // SAFETY: the graph was captured just now; the executable one does not need it afterwards.
+        unsafe {
+            let result = check(sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0), "cuGraphInstantiate");
+            let _ = sys::cuGraphDestroy(graph);
+            result?;
+        }
+        Ok(Graph { exec, gpu: self.gpu.clone() })
+    }
+
+    /// Queues the whole graph.
+    pub fn replay(&self, graph: &Graph) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: instantiated by `capture` and not destroyed while the graph lives.
+        check(unsafe { sys::cuGraphLaunch(graph.exec, self.handle) }, "cuGraphLaunch")
+    }
+
+    /// Records an event.
+    pub fn record(&self) -> Result<Event, Error> {
+        self.gpu.enter()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes the handle.
+        check(unsafe { sys::cuEventCreate(&mut handle, 0) }, "cuEventCreate")?;
+        let event = Event { handle, gpu: self.gpu.clone() };
+        // SAFETY: both handles are live.
+        check(unsafe { sys::cuEventRecord(event.handle, self.handle) }, "cuEventRecord")?;
+        Ok(event)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: created by `new`, destroyed once; the driver finishes queued work first.
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.handle) };
+        }
+    }
+}
+
+/// An executable graph.
+pub(super) struct Graph {
+    exec: sys::CUgraphExec,
+    gpu: Arc<Gpu>,
+}
+
+// SAFETY: as for streams.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: instantiated by `capture`, destroyed once.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
+    }
+}
+
+/// A recorded event.
+pub(super) struct Event {
+    handle: sys::CUevent,
+    gpu: Arc<Gpu>,
+}
+
+impl Event {
+    /// Waits for both.
+    pub fn elapsed_ms(&self, earlier: &Event) -> Result<f32, Error> {
+        self.gpu.enter()?;
+        let mut ms = 0.0;
+        // SAFETY: both handles are live and recorded.
+        unsafe {
+            check(sys::cuEventSynchronize(self.handle), "cuEventSynchronize")?;
+            check(sys::cuEventElapsedTime(&mut ms, earlier.handle, self.handle), "cuEventElapsedTime")?;
+        }
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: created by `record`, destroyed once.
+            let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
+        }
+    }
+}
