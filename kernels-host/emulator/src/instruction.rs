@@ -7,7 +7,7 @@ mod warpgroup;
 use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
 pub(crate) use half::{Half, HalfOp};
-pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, WarpgroupOp};
+pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, TensorUse, WarpgroupOp};
 
 /// One decoded instruction.
 #[derive(Clone, Debug)]

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use super::Decoder;
 use super::matrix::ELEMENTS;
 use crate::ParseError;
-use crate::instruction::{Class, Op, OperandA, Product, Reg, TensorRegister, TensorRegisters, Type, WarpgroupOp};
+use crate::instruction::{
+    Class, Op, OperandA, PredSource, Product, Reg, TensorRegister, TensorRegisters, TensorUse, Type, WarpgroupOp,
+};
 use crate::syntax::raw::{RawEntry, RawOperand};
 use crate::tensor::accumulate::Accumulate;
 use crate::tensor::wgmma::{K_BYTES, Major, Wgmma};
@@ -100,7 +102,13 @@ impl Decoder<'_, '_> {
             _ => OperandA::Shared(self.src(Type::B(64))?),
         };
         let descriptor = self.src(Type::B(64))?;
-        let keep = self.guard()?;
+        let keep = match self.statement.operands.get(self.read) {
+            Some(RawOperand::Integer(value)) => {
+                self.read += 1;
+                PredSource::Const(*value != 0)
+            }
+            _ => PredSource::Reg(self.guard()?),
+        };
         if !integer {
             let (negate_a, negate_b) = (self.flag(1, -1)?, self.flag(1, -1)?);
             form = form.negate(negate_a, negate_b);
@@ -152,7 +160,7 @@ pub(super) struct Collector<'e, 'a> {
     any: bool,
     ids: HashMap<u32, u16>,
     names: Vec<String>,
-    touched: Vec<Vec<Reg>>,
+    touched: Vec<Vec<(Reg, bool)>>,
 }
 
 impl<'e, 'a> Collector<'e, 'a> {
@@ -161,8 +169,8 @@ impl<'e, 'a> Collector<'e, 'a> {
         Self { entry, any, ids: HashMap::new(), names: Vec::new(), touched: Vec::new() }
     }
 
-    /// Takes the next instruction, which names the registers in `touched`.
-    pub fn collect(&mut self, mut op: Op, touched: Vec<Reg>) -> Op {
+    /// Takes the next instruction, which names the registers in `touched`, some as destinations.
+    pub fn collect(&mut self, mut op: Op, touched: Vec<(Reg, bool)>) -> Op {
         if !self.any {
             return op;
         }
@@ -188,13 +196,16 @@ impl<'e, 'a> Collector<'e, 'a> {
     }
 
     pub fn finish(self) -> TensorRegisters {
-        let ids = |touched: &Vec<Reg>| {
-            let narrow = touched.iter().filter(|reg| reg.class == Class::B32);
-            let mut ids: Vec<u16> = narrow.filter_map(|reg| self.ids.get(&reg.index).copied()).collect();
-            ids.sort_unstable();
-            ids.dedup();
-            ids.into_boxed_slice()
+        let uses = |touched: &Vec<(Reg, bool)>| {
+            let narrow = touched.iter().filter(|(reg, _)| reg.class == Class::B32);
+            let found =
+                narrow.filter_map(|(reg, writes)| Some(TensorUse { id: *self.ids.get(&reg.index)?, writes: *writes }));
+            let mut uses: Vec<_> = found.collect();
+            // A read sorts before a write of the same register, and stays.
+            uses.sort_unstable();
+            uses.dedup_by_key(|found| found.id);
+            uses.into_boxed_slice()
         };
-        TensorRegisters { uses: self.touched.iter().map(ids).collect(), names: self.names }
+        TensorRegisters { uses: self.touched.iter().map(uses).collect(), names: self.names }
     }
 }
