@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use super::Decoder;
 use super::matrix::ELEMENTS;
 use crate::ParseError;
-use crate::instruction::{Class, Op, OperandA, Product, Reg, TensorRegister, TensorRegisters, Type, WarpgroupOp};
+use crate::instruction::{
+    Class, Op, OperandA, PredSource, Product, Reg, TensorRegister, TensorRegisters, Type, WarpgroupOp,
+};
 use crate::syntax::raw::{RawEntry, RawOperand};
 use crate::tensor::accumulate::Accumulate;
 use crate::tensor::wgmma::{K_BYTES, Major, Wgmma};
@@ -100,7 +102,13 @@ impl Decoder<'_, '_> {
             _ => OperandA::Shared(self.src(Type::B(64))?),
         };
         let descriptor = self.src(Type::B(64))?;
-        let keep = self.guard()?;
+        let keep = match self.statement.operands.get(self.read) {
+            Some(RawOperand::Integer(value)) => {
+                self.read += 1;
+                PredSource::Const(*value != 0)
+            }
+            _ => PredSource::Reg(self.guard()?),
+        };
         if !integer {
             let (negate_a, negate_b) = (self.flag(1, -1)?, self.flag(1, -1)?);
             form = form.negate(negate_a, negate_b);

@@ -13,7 +13,7 @@ use super::step::{Executor, LaneFault};
 use super::warp::{State, Warp};
 use super::{ALL, Lanes};
 use crate::FaultKind;
-use crate::instruction::{OperandA, Product, TensorRegister, WarpgroupOp};
+use crate::instruction::{OperandA, PredSource, Product, TensorRegister, WarpgroupOp};
 use crate::memory::{CHUNK, Shared, Who};
 use crate::module::Entry;
 use crate::tensor::accumulate::Prepared;
@@ -138,10 +138,11 @@ impl TensorState {
 }
 
 impl Executor<'_> {
-    /// An instruction that is no matrix instruction uses these of the registers that such work on.
-    pub(super) fn use_tensor_registers(&self, warp: &mut Warp, ids: &[u16]) -> Result<(), LaneFault> {
+    /// An instruction that is no matrix instruction uses these of the registers that such work on; if it `counts`, they
+    /// must be fenced after it.
+    pub(super) fn use_tensor_registers(&self, warp: &mut Warp, ids: &[u16], counts: bool) -> Result<(), LaneFault> {
         for id in ids {
-            warp.tensor.used[*id as usize] = true;
+            warp.tensor.used[*id as usize] |= counts;
             if warp.tensor.busy[*id as usize] > 0 {
                 return Err(self.busy(warp, *id).into());
             }
@@ -215,7 +216,17 @@ impl Executor<'_> {
             OperandA::Shared(descriptor) => Some(uniform(warp.get64(*descriptor, &self.env), "a")?),
             OperandA::Registers(_) => None,
         };
-        let keep = match warp.guard(product.keep) {
+        let keep = match product.keep {
+            PredSource::Const(keep) => {
+                if keep {
+                    ALL
+                } else {
+                    0
+                }
+            }
+            PredSource::Reg(guard) => warp.guard(guard),
+        };
+        let keep = match keep {
             0 => false,
             ALL => true,
             _ => return Err(FaultKind::Warpgroup { what: "scale-d differs between lanes".into() }.into()),

@@ -1,6 +1,6 @@
 //! What the four warps of a warpgroup do together.
 
-use super::{Guard, Operand};
+use super::{Operand, PredSource};
 use crate::tensor::wgmma::Wgmma;
 
 /// An instruction that all four warps execute.
@@ -27,7 +27,7 @@ pub(crate) struct Product {
     /// The descriptor.
     pub b: Operand,
     /// `scale-d`: whether d counts.
-    pub keep: Guard,
+    pub keep: PredSource,
 }
 
 /// Where a is.
