@@ -389,10 +389,9 @@ fn activation(f: &Fields, architecture: Architecture) -> Result<Activation> {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
         "gelu" | "gelu_python" => Ok(Activation::GeluErf),
-        other => Err(f.error(
-            field,
-            format!("{other:?} is not supported; supported are silu, gelu and gelu_pytorch_tanh"),
-        )),
+        other => {
+            Err(f.error(field, format!("{other:?} is not supported; supported are silu, gelu and gelu_pytorch_tanh")))
+        }
     }
 }
 

@@ -50,7 +50,8 @@ impl MemoryBudget {
     pub fn of(config: &ModelConfig, dtype: DType, limits: &Limits) -> Self {
         let size = dtype.size();
         let branch = if config.post_norms { config.hidden_size } else { 0 };
-        let per_token = branch + 3 * config.hidden_size + config.q_size() * 2 + 2 * config.kv_size() + config.intermediate_size;
+        let per_token =
+            branch + 3 * config.hidden_size + config.q_size() * 2 + 2 * config.kv_size() + config.intermediate_size;
         let per_sequence = (config.vocab_size + 8) * 4 + limits.max_model_len / 16 + 64;
         // Attention's workspace is not counted here: it is below 64 MB for all supported models.
         MemoryBudget {

@@ -312,7 +312,13 @@ impl Mlp {
             (false, config::Activation::GeluErf) => Activation::GeluErf,
             (gated, other) => return Err(loader.unsupported_activation(gated, other)),
         };
-        Ok(Mlp { up, down: loader.linear(&[&down], &[hidden], inner, bias)?, activation, inner, post_norm: config.post_norms })
+        Ok(Mlp {
+            up,
+            down: loader.linear(&[&down], &[hidden], inner, bias)?,
+            activation,
+            inner,
+            post_norm: config.post_norms,
+        })
     }
 
     pub fn forward(&self, stream: &Stream, work: &mut Activations, tokens: usize) -> Result<()> {

@@ -157,7 +157,8 @@ impl Model {
         let (count, hidden) = (rows.cols(), self.config.hidden_size);
         let tokens = work.max_tokens();
         let table = work.hidden.matrix(tokens, hidden);
-        EmbeddingGather { table, ids: rows, scale: 1.0, out: work.head_rows.matrix_mut(count, hidden) }.launch(stream)?;
+        EmbeddingGather { table, ids: rows, scale: 1.0, out: work.head_rows.matrix_mut(count, hidden) }
+            .launch(stream)?;
         self.norm.apply(stream, work.head_rows.matrix(count, hidden), work.normed.matrix_mut(count, hidden))?;
         let x = work.normed.matrix(count, hidden);
         let out = logits.reborrow();

@@ -69,23 +69,21 @@ pub unsafe fn load_sum<E: Elem, const ADD: bool>(x: *const u16, residual: *mut u
         for i in 0..VECTOR as usize {
             row[step][i] += other[step][i];
         }
-        let rounded = E::pack8(row[step]);
-        let column = column(step);
-        if column < width {
-            store_v4(residual.add(column as usize).cast(), rounded);
-        }
-        row[step] = E::unpack8(rounded);
     }
-    row
+    store::<E>(row, residual, width)
 }
 
-/// Rounds and writes a row.
+/// Rounds a row to the element type and writes its first `width` elements; what was written is returned.
 #[inline(always)]
-pub unsafe fn store<E: Elem>(row: Row, to: *mut u16, width: u32) {
+pub unsafe fn store<E: Elem>(row: Row, to: *mut u16, width: u32) -> Row {
+    let mut rounded = row;
     for step in 0..STEPS {
+        let packed = E::pack8(row[step]);
         let column = column(step);
         if column < width {
-            store_v4(to.add(column as usize).cast(), E::pack8(row[step]));
+            store_v4(to.add(column as usize).cast(), packed);
         }
+        rounded[step] = E::unpack8(packed);
     }
+    rounded
 }

@@ -1,5 +1,5 @@
 //! Launcher, reference and cases of `kernels-gpu/src/act/epilogue.rs`.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare_each};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare_each};
 use crate::gemm::{Activation, cases};
 use crate::host::{for_each_row, row_f32};
 use crate::{Check, DType, Error, Launch, Stream, View, ViewMut};
@@ -193,6 +193,12 @@ impl Prepared for Data {
             out: self.out.buffer.matrix_mut(rows, width),
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.out.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![Output::of("out", &self.out.buffer, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

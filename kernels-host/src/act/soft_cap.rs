@@ -1,5 +1,5 @@
 //! Launcher, reference and cases of `kernels-gpu/src/act/soft_cap.rs`.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Work, compare};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Work, compare};
 use crate::{Buffer, Check, DType, Error, Launch, Stream, ViewMut};
 use kernels_gpu::act::soft_cap as gpu;
 use std::f32::consts::LOG2_E;
@@ -90,8 +90,7 @@ impl Case for Problem {
 
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
         let mut rng = Rng::new(seed);
-        let values: Vec<f32> =
-            (0..self.rows * (self.width + self.gap)).map(|_| rng.normal() * self.scale).collect();
+        let values: Vec<f32> = (0..self.rows * (self.width + self.gap)).map(|_| rng.normal() * self.scale).collect();
         let x = Buffer::new(stream.device(), DType::F32, values.len())?;
         Ok(Box::new(Data { problem: *self, values, x }))
     }
@@ -109,13 +108,21 @@ impl Prepared for Data {
         SoftCap { x: self.x.matrix_mut(rows, width + gap).columns(0, width), cap }.launch(stream)
     }
 
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        stream.upload(&self.values, self.x.view_mut())?;
+        self.launch(stream)?;
+        Ok(vec![Output::of("x", &self.x, stream)?])
+    }
+
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
         stream.upload(&self.values, self.x.view_mut())?;
         self.launch(stream)?;
         let Problem { width, gap, cap, .. } = self.problem;
         let mut expected = self.values.clone();
         for row in expected.chunks_mut(width + gap) {
-            row[..width].iter_mut().for_each(|x| *x = (f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh()) as f32);
+            row[..width]
+                .iter_mut()
+                .for_each(|x| *x = (f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh()) as f32);
         }
         let mut found = vec![0f32; expected.len()];
         stream.download(self.x.view(), &mut found)?;

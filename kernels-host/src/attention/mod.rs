@@ -122,8 +122,19 @@ mod tests {
         let (q, query_starts, out) = rows.views();
         let (heads, kv_heads, head_dim, scale, window, softcap) = (4, 2, 64, problem.scale(), None, None);
         let kv = cache.paged();
-        let mut attention =
-            PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query: 3, out };
+        let mut attention = PrefillAttention {
+            q,
+            kv,
+            query_starts,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window,
+            softcap,
+            max_query: 3,
+            out,
+        };
         change(&mut attention);
         attention.launch(stream).err().map_or(String::new(), |error| error.to_string())
     }

@@ -1,8 +1,8 @@
 //! Random problems.
+use super::HEAD_DIMS;
 use super::decode::Decode;
 use super::prefill::{Path, Prefill};
 use super::testing::{Problem, Scores};
-use super::HEAD_DIMS;
 use crate::DType;
 use crate::case::Case;
 use proptest::prelude::*;

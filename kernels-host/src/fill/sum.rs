@@ -1,5 +1,5 @@
 //! Launcher, reference and cases of `kernels-gpu/src/fill/sum.rs`.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Work};
 use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::fill::sum as gpu;
 use rayon::prelude::*;
@@ -100,6 +100,12 @@ struct Data {
 impl Prepared for Data {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
         Sum { words: self.words.view(), out: self.out.view_mut() }.launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        stream.fill(self.out.view_mut(), 0xff)?;
+        self.launch(stream)?;
+        Ok(vec![Output::of("out", &self.out, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
