@@ -51,6 +51,13 @@ pub(super) fn striped(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
 }
 
+/// Two tiles of `rows` weight rows in both types: small enough for any device.
+pub(super) fn both_types(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<Box<dyn Case>> {
+    let problem = |m, dtype| Problem { path, dtype, m, n: rows + 6, k: 200, bias: true, ..Problem::default() };
+    let both = |&m| [DType::Bf16, DType::F16].map(|dtype| Box::new(problem(m, dtype)) as Box<dyn Case>);
+    tokens.iter().flat_map(both).collect()
+}
+
 /// The awkward shapes with `tokens` rows: odd widths, tails of k, every activation, both types.
 pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
     let mut problems = Vec::new();

@@ -290,6 +290,9 @@ pub(super) fn kernel() -> Kernel {
                 let path = Some(Path::Stream(Some(cut)));
                 pinned.extend(cases::striped(path, cut.rows as usize, &[1, 16, 31, 57, 128]));
             }
+            // No small problem is given the wide blocks.
+            let wide = CUTS[5];
+            pinned.extend(cases::both_types(Some(Path::Stream(Some(wide))), wide.rows as usize, &[16, 32, 64, 128]));
             pinned
         },
         #[cfg(feature = "proptest")]
