@@ -52,6 +52,27 @@ pub trait Prepared {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error>;
     /// Compares what one launch on fresh inputs left with the naive reference.
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch>;
+    /// What one launch on fresh inputs left, byte for byte: two devices are compared by it.
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error>;
+}
+
+/// What a launch left in a buffer.
+pub struct Output {
+    /// The argument.
+    pub name: &'static str,
+    /// Type of its elements.
+    pub dtype: DType,
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Output {
+    /// Copies a whole buffer from the device.
+    pub fn of(name: &'static str, buffer: &Buffer, stream: &Stream) -> Result<Self, Error> {
+        let mut bytes = vec![0; buffer.len() * buffer.dtype().size()];
+        stream.download(buffer.view(), &mut bytes)?;
+        Ok(Output { name, dtype: buffer.dtype(), bytes })
+    }
 }
 
 /// The least work that a case takes.

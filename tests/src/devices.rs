@@ -1,8 +1,10 @@
 //! The devices that tests run on.
 use kernels_host::{Device, Error, Target};
+use std::sync::LazyLock;
 
-/// How an emulated device of a test schedules warps and copies: a failure names it.
-const SEED: u64 = 1;
+/// How the emulated devices of tests schedule warps and copies: `SEED`, 1 if it is not set. A failure names it.
+static SEED: LazyLock<u64> =
+    LazyLock::new(|| std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1));
 
 /// A device with the name that tests carry.
 #[derive(Clone)]
@@ -28,7 +30,7 @@ impl Named {
 
     /// The device; an emulated one is new and this test's own, so that the host's cores run different tests.
     pub fn device(&self) -> Device {
-        self.with_seed(SEED)
+        self.with_seed(*SEED)
     }
 
     /// As [`Named::device`], an emulated one with that seed.

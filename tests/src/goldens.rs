@@ -115,16 +115,21 @@ pub struct Difference {
     pub rms: f64,
 }
 
-/// The folders of all cases, sorted: those under `WOOTZ_GOLDENS` if it is set (the machine that
-/// runs the tests need not have the sources), else `tests/goldens`.
+/// The folder of all goldens: `WOOTZ_GOLDENS` if it is set (the machine that runs the tests need not have the
+/// sources), else `tests/goldens`.
+pub fn root() -> PathBuf {
+    match std::env::var_os("WOOTZ_GOLDENS") {
+        Some(dir) => PathBuf::from(dir),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens"),
+    }
+}
+
+/// The folders of all cases under [`root`], sorted.
 ///
 /// # Errors
 /// When the folder is missing or holds no case.
 pub fn cases() -> Result<Vec<PathBuf>> {
-    let root = match std::env::var_os("WOOTZ_GOLDENS") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens"),
-    };
+    let root = root();
     let hint = || {
         format!(
             "no golden checkpoints in {}: set WOOTZ_GOLDENS to the folder, or run tests/goldens/make.py",

@@ -10,9 +10,11 @@ mod chat;
 mod cli;
 pub mod counters;
 mod devices;
+pub mod differential;
 mod engine;
 pub mod goldens;
 mod kernels;
+pub mod probes;
 
 /// Runs the tests that `args` (libtest's) select.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -27,6 +29,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(kernels::trials(&devices));
     trials.extend(goldens::trials());
+    trials.extend(probes::trials());
+    trials.extend(differential::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
     trials.extend(counters::trials());

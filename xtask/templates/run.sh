@@ -2,9 +2,11 @@
 # Runs what `cargo xtask bundle` gathered, on a machine with an NVIDIA driver and nothing else.
 set -uo pipefail
 
-usage="usage: run.sh tests [FILTER…] | benches [FILTER…] | wootz ARGS…
+usage="usage: run.sh tests [FILTER…] | benches [FILTER…] | probes ARGS… | differential ARGS… | wootz ARGS…
   tests     every test; without a GPU they fail, unless GPU=optional is set
   benches   kernel timings
+  probes    what single instructions do on this GPU: run.sh probes --record DIR
+  differential  every kernel on this GPU and emulated: run.sh differential --cases 20 --out DIR
   wootz     the command line, for example: run.sh wootz chat --ask 'What is 12 plus 7?'"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -31,6 +33,12 @@ case "${1:-}" in
         [ $code -eq 0 ] && verdict=ok || verdict="FAILED (exit code $code)"
         echo "run.sh $what: $verdict, $((SECONDS - start)) s, GPU: ${gpu:-none}"
         exit $code
+        ;;
+    probes | differential)
+        role=wootz-$1
+        shift
+        "$program" "$role" "$@"
+        exit $?
         ;;
     wootz)
         shift

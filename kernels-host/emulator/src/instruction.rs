@@ -1,11 +1,13 @@
 //! What the decoder produces: instructions whose modifiers are resolved, whose registers are
 //! indices and whose labels are positions.
 
+mod half;
 mod warpgroup;
 
 use crate::asynchronous::Async;
 use crate::tensor::fragment::Mma;
-pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, WarpgroupOp};
+pub(crate) use half::{Half, HalfOp};
+pub(crate) use warpgroup::{OperandA, Product, TensorRegister, TensorRegisters, TensorUse, WarpgroupOp};
 
 /// One decoded instruction.
 #[derive(Clone, Debug)]
@@ -181,6 +183,10 @@ pub(crate) enum Ternary {
     MadWide,
     Bfe,
     Prmt,
+    /// A mode of `prmt` as the four selectors that each of its four counts stands for.
+    PrmtMode([u16; 4]),
+    /// Four products of bytes; whether those of a and b are signed.
+    Dp4a(bool, bool),
     /// The truth table.
     Lop3(u8),
     /// Funnel shift to the left; the amount wraps at 32 if true, else it is clamped to it.
@@ -421,6 +427,7 @@ pub(crate) enum Op {
         a: Operand,
         b: Operand,
     },
+    Half(Half),
     Ternary {
         op: Ternary,
         ty: Type,

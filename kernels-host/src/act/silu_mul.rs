@@ -1,5 +1,5 @@
 //! Launcher, reference and cases of `kernels-gpu/src/act/silu_mul.rs`.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare};
 use crate::host::{for_each_row, row_f32};
 use crate::{Check, DType, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::act::silu_mul as gpu;
@@ -135,6 +135,12 @@ impl Prepared for Data {
             out: self.out.buffer.matrix_mut(tokens, width),
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.out.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![Output::of("out", &self.out.buffer, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,7 +1,7 @@
 //! Launcher and cases of `kernels-gpu/src/attention/decode.rs` and `decode_merge.rs`.
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, PagedKv, reference};
-use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
 use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::attention::{decode as gpu, decode_merge as merge};
 use kernels_gpu::prim::DevicePtr;
@@ -272,6 +272,12 @@ impl Prepared for Data {
             out,
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.rows.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![self.rows.output(stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,7 +1,7 @@
 //! Prefill attention: its launcher, the launch of `kernels-gpu/src/attention/prefill.rs`, and the cases of all its kernels.
 use super::testing::{Cache, Problem, Rows, Scores};
 use super::{Geometry, PagedKv, prefill_wgmma, reference};
-use crate::case::{Case, Kernel, Mismatch, Prepared, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
 use crate::{Check, DType, Error, Launch, Stream, Target, View, ViewMut};
 use kernels_gpu::attention::prefill as gpu;
 use std::f32::consts::LOG2_E;
@@ -220,6 +220,12 @@ impl Prepared for Data {
             out,
         }
         .launch_with(stream, Some(self.path))
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.rows.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![self.rows.output(stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,6 +1,6 @@
 //! Problems, their data and the naive softmax for the cases of both kernels.
 use super::PagedKv;
-use crate::case::{Mismatch, Rng, Tensor, Work};
+use crate::case::{Mismatch, Output, Rng, Tensor, Work};
 use crate::{Buffer, DType, Error, Stream, View, ViewMut};
 use kernels_gpu::tile::kv::{PAGE, offset, page_elems};
 use rayon::prelude::*;
@@ -255,6 +255,11 @@ impl Rows {
 
     pub fn reset(&mut self, stream: &Stream) -> Result<(), Error> {
         self.out.reset(stream)
+    }
+
+    /// What the output holds now, gaps included.
+    pub fn output(&self, stream: &Stream) -> Result<Output, Error> {
+        Output::of("out", &self.out.buffer, stream)
     }
 
     /// Every element that must be written is finite, no other was touched, and the probes agree with the

@@ -2,10 +2,12 @@
 mod cuda;
 mod emulated;
 mod gpu;
+mod program;
 mod stream;
 mod tensor_map;
 
 pub use emulated::{Emulation, Launches};
+pub use program::{Program, TiledMap};
 pub use stream::{Event, Graph, Launch, Stream};
 
 use crate::{DType, Error, Target};

@@ -1,5 +1,5 @@
 //! Launcher, reference and cases of `kernels-gpu/src/embed/gather.rs`.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare};
 use crate::{Buffer, Check, DType, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::embed::gather as gpu;
 
@@ -151,6 +151,12 @@ impl Prepared for Data {
             out: self.out.buffer.matrix_mut(tokens, width + gap).columns(0, width),
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.out.reset(stream)?;
+        self.launch(stream)?;
+        Ok(vec![Output::of("out", &self.out.buffer, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,5 +1,5 @@
 //! Launcher, reference and cases of `kernels-gpu/src/fill/normal.rs`.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Work};
 use crate::{Buffer, Check, DType, Error, Launch, Stream, ViewMut};
 use kernels_gpu::fill::normal as gpu;
 use rayon::prelude::*;
@@ -127,6 +127,11 @@ struct Data {
 impl Prepared for Data {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
         FillNormal { out: self.out.view_mut(), seed: self.seed, scale: self.scale, offset: self.offset }.launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.launch(stream)?;
+        Ok(vec![Output::of("out", &self.out, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,6 +1,6 @@
 //! Cases of all matrix product kernels, and the naive check.
 use super::{Activation, Gemm, Path};
-use crate::case::{Case, Mismatch, Prepared, Rng, Tensor, Work, compare_each};
+use crate::case::{Case, Mismatch, Output, Prepared, Rng, Tensor, Work, compare_each};
 use crate::{Buffer, DType, Error, Stream};
 use rayon::prelude::*;
 
@@ -300,6 +300,16 @@ impl Prepared for Data {
             out: out.columns(0, p.width()),
         }
         .launch_with(stream, p.path)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        match &mut self.out {
+            Out::Half(tensor) => tensor.reset(stream)?,
+            Out::F32(buffer) => stream.fill(buffer.view_mut(), 0xff)?,
+        }
+        self.launch(stream)?;
+        let (Out::Half(Tensor { buffer, .. }) | Out::F32(buffer)) = &self.out;
+        Ok(vec![Output::of("out", buffer, stream)?])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

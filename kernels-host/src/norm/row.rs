@@ -1,5 +1,5 @@
 //! What the normalisations share on the host: checks, the residual add of the references, cases.
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare};
 use crate::host::{for_each_row, row_f32};
 use crate::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm};
 use crate::{Check, DType, Error, Stream, View, ViewMut};
@@ -201,6 +201,14 @@ impl Prepared for Data {
             (Norm::Layer, false) => LayerNorm { x, weight, bias, eps: EPS, out }.launch(stream),
             (Norm::Layer, true) => AddLayerNorm { x, residual, weight, bias, eps: EPS, out }.launch(stream),
         }
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.residual.reset(stream)?;
+        self.out.reset(stream)?;
+        self.launch(stream)?;
+        let outputs = [("residual", &self.residual), ("out", &self.out)];
+        outputs.into_iter().map(|(name, tensor)| Output::of(name, &tensor.buffer, stream)).collect()
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {

@@ -1,6 +1,6 @@
 //! Cases of the sampling kernel, checked against the definitions in f64.
 use super::token::{Sample, SamplingParams, sample_row};
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Work};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Work};
 use crate::{Buffer, DType, Error, Stream};
 use kernels_gpu::sample::{fixed, token as gpu};
 use rayon::prelude::*;
@@ -236,6 +236,11 @@ impl Prepared for Data {
         .launch(stream)
     }
 
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.tokens(stream)?;
+        Ok(vec![Output::of("tokens", &self.out, stream)?])
+    }
+
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
         let tokens = self.tokens(stream)?;
         let faults: Vec<String> = tokens
@@ -362,6 +367,9 @@ impl Case for Frequencies {
 impl Prepared for Draws {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
         self.0.launch(stream)
+    }
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        self.0.outputs(stream)
     }
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
         self.0.check(stream)?;

@@ -2,7 +2,9 @@
 
 use super::Decoder;
 use crate::ParseError;
-use crate::instruction::{Binary, BoolOp, Cmp, FloatFlags, Guard, Op, PredSource, Setp, Ternary, Type, Unary};
+use crate::instruction::{
+    Binary, BoolOp, Cmp, FloatFlags, Guard, Half, HalfOp, Op, Operand, PredSource, Setp, Ternary, Type, Unary,
+};
 use crate::syntax::raw::RawOperand;
 
 const COMPARISONS: &[(&str, Cmp)] = &[
@@ -28,20 +30,31 @@ const COMPARISONS: &[(&str, Cmp)] = &[
 
 const BOOLEANS: &[(&str, BoolOp)] = &[("and", BoolOp::And), ("or", BoolOp::Or), ("xor", BoolOp::Xor)];
 
-/// Which half of a product an integer multiplication keeps.
+/// The selectors of `prmt`'s modes, for each count.
+const PERMUTATIONS: &[(&str, [u16; 4])] = &[
+    ("f4e", [0x3210, 0x4321, 0x5432, 0x6543]),
+    ("b4e", [0x5670, 0x6701, 0x7012, 0x0123]),
+    ("rc8", [0x0000, 0x1111, 0x2222, 0x3333]),
+    ("rc16", [0x1010, 0x3232, 0x1010, 0x3232]),
+    ("ecl", [0x3210, 0x3211, 0x3222, 0x3333]),
+    ("ecr", [0x0000, 0x1110, 0x2210, 0x3210]),
+];
+
+/// Which part of a product an integer multiplication keeps.
 #[derive(Clone, Copy, PartialEq)]
-enum Half {
+enum Part {
     Low,
     High,
     Wide,
 }
 
-const HALVES: &[(&str, Half)] = &[("lo", Half::Low), ("hi", Half::High), ("wide", Half::Wide)];
+const HALVES: &[(&str, Part)] = &[("lo", Part::Low), ("hi", Part::High), ("wide", Part::Wide)];
 
 impl Decoder<'_, '_> {
     /// Decodes the instructions of this module; `None` if `name` is not one of them.
     pub(super) fn arithmetic(&mut self, name: &str) -> Result<Option<Op>, ParseError> {
         Ok(Some(match name {
+            _ if self.is_half() && self.half_operation(name).is_some() => self.half(name)?,
             "add" => self.binary(Binary::Add)?,
             "sub" => self.binary(Binary::Sub)?,
             "mul" => self.multiply()?,
@@ -83,7 +96,11 @@ impl Decoder<'_, '_> {
                 let (a, b) = (self.src(ty)?, self.src(ty)?);
                 Op::Bfi { ty, dst, a, b, start: self.src(word)?, length: self.src(word)? }
             }
-            "prmt" => self.ternary(Ternary::Prmt)?,
+            "prmt" => {
+                let op = self.choice(PERMUTATIONS).map_or(Ternary::Prmt, Ternary::PrmtMode);
+                self.ternary(op)?
+            }
+            "dp4a" => self.dot_product()?,
             "lop3" => self.lop3()?,
             "shf" => {
                 let left = self.required(&[("l", true), ("r", false)])?;
@@ -137,6 +154,54 @@ impl Decoder<'_, '_> {
         Ok(Op::Binary { op, ty, flags, dst: self.dst(ty)?, a: self.src(ty)?, b: self.src(ty)? })
     }
 
+    /// Whether the instruction's type is f16, bf16 or a pair of them.
+    fn is_half(&self) -> bool {
+        self.words.iter().any(|word| matches!(*word, "f16" | "bf16" | "f16x2" | "bf16x2"))
+    }
+
+    /// What `name` computes on the half types, and of how many operands.
+    fn half_operation(&self, name: &str) -> Option<(HalfOp, usize)> {
+        let nan = self.words.contains(&"NaN");
+        Some(match name {
+            "add" => (HalfOp::Add, 2),
+            "sub" => (HalfOp::Sub, 2),
+            "mul" => (HalfOp::Mul, 2),
+            "fma" => (HalfOp::Fma, 3),
+            "min" if nan => (HalfOp::MinNan, 2),
+            "max" if nan => (HalfOp::MaxNan, 2),
+            "min" => (HalfOp::Min, 2),
+            "max" => (HalfOp::Max, 2),
+            "neg" => (HalfOp::Neg, 1),
+            "abs" => (HalfOp::Abs, 1),
+            _ => return None,
+        })
+    }
+
+    fn half(&mut self, name: &str) -> Result<Op, ParseError> {
+        let Some((op, arity)) = self.half_operation(name) else { return self.wrong("not of this type".into()) };
+        let _ = self.has("NaN") | self.has("rn");
+        let (ftz, sat, relu) = (self.has("ftz"), self.has("sat"), self.has("relu"));
+        let ty = self.ty()?;
+        let dst = self.dst(ty)?;
+        let mut args = [Operand::Imm(0); 3];
+        for arg in &mut args[..arity] {
+            *arg = self.src(ty)?;
+        }
+        Ok(Op::Half(Half { op, ty, ftz, sat, relu, dst, args }))
+    }
+
+    /// `dp4a.atype.btype d, a, b, c`: d and c are signed if either type is, which changes nothing.
+    fn dot_product(&mut self) -> Result<Op, ParseError> {
+        let (a, b) = (self.ty()?, self.ty()?);
+        if ![a, b].iter().all(|ty| matches!(ty, Type::U(32) | Type::S(32))) {
+            return self.wrong("the types must be .u32 or .s32".into());
+        }
+        let dst = self.dst(a)?;
+        let args = [self.src(a)?, self.src(b)?, self.src(a)?];
+        let op = Ternary::Dp4a(a.is_signed(), b.is_signed());
+        Ok(Op::Ternary { op, ty: Type::U(32), flags: FloatFlags::default(), dst, args })
+    }
+
     fn shift(&mut self, op: Binary) -> Result<Op, ParseError> {
         let ty = self.ty()?;
         let (dst, a) = (self.dst(ty)?, self.src(ty)?);
@@ -156,9 +221,9 @@ impl Decoder<'_, '_> {
         let half = self.choice(HALVES);
         match half {
             None => self.binary(Binary::Mul),
-            Some(Half::Low) => self.binary(Binary::Mul),
-            Some(Half::High) => self.binary(Binary::MulHi),
-            Some(Half::Wide) => {
+            Some(Part::Low) => self.binary(Binary::Mul),
+            Some(Part::High) => self.binary(Binary::MulHi),
+            Some(Part::Wide) => {
                 let ty = self.ty()?;
                 let dst = self.dst(doubled(ty))?;
                 let (a, b) = (self.src(ty)?, self.src(ty)?);
@@ -174,9 +239,9 @@ impl Decoder<'_, '_> {
         let flags = self.float_flags(ty)?;
         let (op, wide) = match half {
             None if matches!(ty, Type::F32 | Type::F64) => (Ternary::Fma, ty),
-            Some(Half::Low) if name == "mad" => (Ternary::Mad, ty),
-            Some(Half::High) if name == "mad" => (Ternary::MadHi, ty),
-            Some(Half::Wide) if name == "mad" => (Ternary::MadWide, doubled(ty)),
+            Some(Part::Low) if name == "mad" => (Ternary::Mad, ty),
+            Some(Part::High) if name == "mad" => (Ternary::MadHi, ty),
+            Some(Part::Wide) if name == "mad" => (Ternary::MadWide, doubled(ty)),
             _ => return self.wrong("this form is not supported for this type".into()),
         };
         let dst = self.dst(wide)?;

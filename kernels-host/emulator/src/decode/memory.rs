@@ -129,11 +129,10 @@ impl Decoder<'_, '_> {
         let op = self.required(ATOMICS)?;
         let _ = self.has("noftz");
         let ty = self.ty()?;
-        let float = ty == Type::F32 || ty == Type::F64;
-        let allowed = if float {
-            matches!(op, AtomicOp::Add | AtomicOp::Exch)
-        } else {
-            matches!(ty.bits(), 32 | 64) && !matches!(ty, Type::F16x2 | Type::BF16x2)
+        let allowed = match ty {
+            Type::F32 | Type::F64 => matches!(op, AtomicOp::Add | AtomicOp::Exch),
+            Type::F16 | Type::BF16 | Type::F16x2 | Type::BF16x2 => op == AtomicOp::Add,
+            _ => matches!(ty.bits(), 32 | 64),
         };
         if !allowed {
             return self.wrong("this operation is not supported for this type".into());

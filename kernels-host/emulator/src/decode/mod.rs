@@ -78,8 +78,8 @@ pub(super) struct Decoder<'d, 'a> {
     words: Vec<&'a str>,
     /// Operands already read.
     read: usize,
-    /// Registers that were named.
-    touched: RefCell<Vec<Reg>>,
+    /// Registers that were named, and whether as a destination.
+    touched: RefCell<Vec<(Reg, bool)>>,
 }
 
 impl<'d, 'a> Decoder<'d, 'a> {
@@ -192,10 +192,18 @@ impl<'d, 'a> Decoder<'d, 'a> {
         }
     }
 
+    /// A register that the instruction writes.
+    fn destination(&self, name: &str) -> Result<Reg, ParseError> {
+        let found = self.register(name)?;
+        self.touched.borrow_mut().pop();
+        self.touched.borrow_mut().push((found, true));
+        Ok(found)
+    }
+
     /// The register that `name` is here, if it is one.
     fn found(&self, name: &str) -> Option<Reg> {
         let found = self.entry.register(self.statement.scope, name)?;
-        self.touched.borrow_mut().push(found);
+        self.touched.borrow_mut().push((found, false));
         Some(found)
     }
 
@@ -222,7 +230,7 @@ impl<'d, 'a> Decoder<'d, 'a> {
 
     fn dst(&mut self, ty: Type) -> Result<Reg, ParseError> {
         match self.next()? {
-            RawOperand::Word(name) => self.fits(self.register(name)?, ty, false, name),
+            RawOperand::Word(name) => self.fits(self.destination(name)?, ty, false, name),
             _ => self.wrong("the destination must be a register".into()),
         }
     }
@@ -230,7 +238,7 @@ impl<'d, 'a> Decoder<'d, 'a> {
     /// A destination that may be wider than the type (`cvt`, `ld`).
     fn wide_dst(&mut self, ty: Type) -> Result<Reg, ParseError> {
         match self.next()? {
-            RawOperand::Word(name) => self.fits(self.register(name)?, ty, true, name),
+            RawOperand::Word(name) => self.fits(self.destination(name)?, ty, true, name),
             _ => self.wrong("the destination must be a register".into()),
         }
     }
@@ -290,7 +298,7 @@ impl<'d, 'a> Decoder<'d, 'a> {
     fn optional_dst(&self, raw: &RawOperand<'_>, ty: Type) -> Result<Option<Reg>, ParseError> {
         match raw {
             RawOperand::Word("_") => Ok(None),
-            RawOperand::Word(name) => Ok(Some(self.fits(self.register(name)?, ty, true, name)?)),
+            RawOperand::Word(name) => Ok(Some(self.fits(self.destination(name)?, ty, true, name)?)),
             _ => self.wrong("a destination must be a register".into()),
         }
     }

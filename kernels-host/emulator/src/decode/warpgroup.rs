@@ -6,7 +6,7 @@ use super::Decoder;
 use super::matrix::ELEMENTS;
 use crate::ParseError;
 use crate::instruction::{
-    Class, Op, OperandA, PredSource, Product, Reg, TensorRegister, TensorRegisters, Type, WarpgroupOp,
+    Class, Op, OperandA, PredSource, Product, Reg, TensorRegister, TensorRegisters, TensorUse, Type, WarpgroupOp,
 };
 use crate::syntax::raw::{RawEntry, RawOperand};
 use crate::tensor::accumulate::Accumulate;
@@ -160,7 +160,7 @@ pub(super) struct Collector<'e, 'a> {
     any: bool,
     ids: HashMap<u32, u16>,
     names: Vec<String>,
-    touched: Vec<Vec<Reg>>,
+    touched: Vec<Vec<(Reg, bool)>>,
 }
 
 impl<'e, 'a> Collector<'e, 'a> {
@@ -169,8 +169,8 @@ impl<'e, 'a> Collector<'e, 'a> {
         Self { entry, any, ids: HashMap::new(), names: Vec::new(), touched: Vec::new() }
     }
 
-    /// Takes the next instruction, which names the registers in `touched`.
-    pub fn collect(&mut self, mut op: Op, touched: Vec<Reg>) -> Op {
+    /// Takes the next instruction, which names the registers in `touched`, some as destinations.
+    pub fn collect(&mut self, mut op: Op, touched: Vec<(Reg, bool)>) -> Op {
         if !self.any {
             return op;
         }
@@ -196,13 +196,16 @@ impl<'e, 'a> Collector<'e, 'a> {
     }
 
     pub fn finish(self) -> TensorRegisters {
-        let ids = |touched: &Vec<Reg>| {
-            let narrow = touched.iter().filter(|reg| reg.class == Class::B32);
-            let mut ids: Vec<u16> = narrow.filter_map(|reg| self.ids.get(&reg.index).copied()).collect();
-            ids.sort_unstable();
-            ids.dedup();
-            ids.into_boxed_slice()
+        let uses = |touched: &Vec<(Reg, bool)>| {
+            let narrow = touched.iter().filter(|(reg, _)| reg.class == Class::B32);
+            let found =
+                narrow.filter_map(|(reg, writes)| Some(TensorUse { id: *self.ids.get(&reg.index)?, writes: *writes }));
+            let mut uses: Vec<_> = found.collect();
+            // A read sorts before a write of the same register, and stays.
+            uses.sort_unstable();
+            uses.dedup_by_key(|found| found.id);
+            uses.into_boxed_slice()
         };
-        TensorRegisters { uses: self.touched.iter().map(ids).collect(), names: self.names }
+        TensorRegisters { uses: self.touched.iter().map(uses).collect(), names: self.names }
     }
 }

@@ -5,7 +5,8 @@ use super::copy::{Copy, CopyShape};
 use super::float::canonical;
 use super::step::{Executor, LaneFault};
 use super::warp::Warp;
-use super::{Lanes, lanes};
+use super::{Lanes, half, lanes};
+use crate::formats::{BF16, F16, Format};
 use crate::instruction::{Address, AtomicOp, Op, Operand, Order, Reg, Space, Type};
 use crate::memory::{PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, Who};
 use crate::{Access, FaultKind};
@@ -336,6 +337,12 @@ fn set(warp: &mut Warp, ty: Type, dst: Reg, mask: u32, values: &Lanes<u64>) {
     }
 }
 
+/// Sums of one or two halves.
+fn half_sums(format: Format, ty: Type, a: u64, b: u64) -> u64 {
+    let sum = |shift: u32| half::add(format, (a >> shift) as u32 & 0xffff, (b >> shift) as u32 & 0xffff) << shift;
+    u64::from(if ty.bits() == 32 { sum(0) | sum(16) } else { sum(0) })
+}
+
 /// What an atomic operation leaves in memory. `old` is sign-extended for signed types.
 fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let unused = 64 - ty.bits();
@@ -345,6 +352,8 @@ fn modified(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     match op {
         AtomicOp::Add if ty == Type::F32 => u64::from(canonical(f32::from_bits(old as u32) + f32::from_bits(b as u32))),
         AtomicOp::Add if ty == Type::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+        AtomicOp::Add if matches!(ty, Type::F16 | Type::F16x2) => half_sums(F16, ty, old, b),
+        AtomicOp::Add if matches!(ty, Type::BF16 | Type::BF16x2) => half_sums(BF16, ty, old, b),
         AtomicOp::Add => old.wrapping_add(b),
         AtomicOp::Min if ty.is_signed() => signed(old).min(signed(b)) as u64,
         AtomicOp::Max if ty.is_signed() => signed(old).max(signed(b)) as u64,

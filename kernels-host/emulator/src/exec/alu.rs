@@ -2,7 +2,7 @@
 
 use super::float::{canonical, canonical64, compare, flush, fma, min_max, saturate, unary, unary64};
 use super::warp::{Env, Warp};
-use super::{Lanes, lanes, map, map2, map3};
+use super::{Lanes, half, lanes, map, map2, map3};
 use crate::instruction::{Binary, BoolOp, FloatFlags, Op, Operand, PredSource, Reg, Setp, Ternary, Type, Unary};
 
 /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
@@ -15,6 +15,7 @@ pub(super) fn execute(warp: &mut Warp, env: &Env<'_>, op: &Op, mask: u32) -> boo
         Op::Ternary { op, ty, flags, dst, args } => {
             three(warp, env, (*op, *ty, *flags), *dst, *args, mask);
         }
+        Op::Half(half) => half::execute(warp, env, half, mask),
         Op::Bfi { ty, dst, a, b, start, length } => {
             let (start, length) = (warp.get32(*start, env), warp.get32(*length, env));
             let (a, b) = (warp.get64(*a, env), warp.get64(*b, env));
@@ -338,14 +339,26 @@ fn word_ternary(op: Ternary, ty: Type, a: u32, b: u32, c: u32) -> u32 {
         Ternary::MadHi => ((wide_product(ty, a, b) >> ty.bits()) as u32).wrapping_add(c),
         Ternary::ShfLeft(wrap) => ((both << amount(wrap)) >> 32) as u32,
         Ternary::ShfRight(wrap) => (both >> amount(wrap)) as u32,
-        // Each selector picks one of eight bytes; its top bit replicates the byte's sign.
-        _ => (0..4).fold(0, |word, at| {
-            let selector = c >> (at * 4) & 0xf;
-            let byte = (both >> ((selector & 7) * 8)) as u8;
-            let byte = if selector & 8 != 0 { ((byte as i8) >> 7) as u8 } else { byte };
-            word | u32::from(byte) << (at * 8)
+        Ternary::Dp4a(signed_a, signed_b) => (0..4).fold(c, |sum, at| {
+            let byte = |word: u32, signed| match (word >> (8 * at)) as u8 {
+                byte if signed => i32::from(byte as i8),
+                byte => i32::from(byte),
+            };
+            sum.wrapping_add((byte(a, signed_a) * byte(b, signed_b)) as u32)
         }),
+        Ternary::PrmtMode(selectors) => permute(both, selectors[c as usize & 3].into()),
+        _ => permute(both, c),
     }
+}
+
+/// Each selector picks one of eight bytes; its top bit replicates the byte's sign.
+fn permute(bytes: u64, selectors: u32) -> u32 {
+    (0..4).fold(0, |word, at| {
+        let selector = selectors >> (at * 4) & 0xf;
+        let byte = (bytes >> ((selector & 7) * 8)) as u8;
+        let byte = if selector & 8 != 0 { ((byte as i8) >> 7) as u8 } else { byte };
+        word | u32::from(byte) << (at * 8)
+    })
 }
 
 fn truth(table: u8, a: u32, b: u32, c: u32) -> u32 {

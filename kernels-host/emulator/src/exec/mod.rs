@@ -10,6 +10,7 @@ mod convert;
 mod copy;
 mod flight;
 mod float;
+mod half;
 pub(crate) mod launch;
 mod matrix;
 mod mbarrier;

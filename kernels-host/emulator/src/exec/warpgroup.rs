@@ -13,7 +13,7 @@ use super::step::{Executor, LaneFault};
 use super::warp::{State, Warp};
 use super::{ALL, Lanes};
 use crate::FaultKind;
-use crate::instruction::{OperandA, PredSource, Product, TensorRegister, WarpgroupOp};
+use crate::instruction::{OperandA, PredSource, Product, TensorRegister, TensorUse, WarpgroupOp};
 use crate::memory::{CHUNK, Shared, Who};
 use crate::module::Entry;
 use crate::tensor::accumulate::Prepared;
@@ -30,14 +30,22 @@ const REGISTERS: u32 = 65_536;
 pub(super) struct TensorState {
     /// `wgmma.fence` was executed.
     fenced: bool,
-    /// Other instructions used the register since the last fence; by its id.
-    used: Vec<bool>,
+    /// How other instructions used the register since the last fence; by its id.
+    used: Vec<Use>,
     /// Instructions in flight that work on the register; by its id.
     busy: Vec<u16>,
     /// Products of the group that the next commit closes.
     open: Vec<Issued>,
     /// Groups that were committed and not waited for.
     groups: VecDeque<Vec<Issued>>,
+}
+
+/// A register's use since the last fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    None,
+    Written,
+    Read,
 }
 
 /// A product in flight.
@@ -128,7 +136,7 @@ impl Log {
 impl TensorState {
     pub fn new(entry: &Entry) -> Self {
         let count = entry.tensor_registers.names.len();
-        Self { used: vec![false; count], busy: vec![0; count], ..Self::default() }
+        Self { used: vec![Use::None; count], busy: vec![0; count], ..Self::default() }
     }
 
     /// All products that were not waited for.
@@ -138,11 +146,19 @@ impl TensorState {
 }
 
 impl Executor<'_> {
-    /// An instruction that is no matrix instruction uses these of the registers that such work on; if it `counts`, they
-    /// must be fenced after it.
-    pub(super) fn use_tensor_registers(&self, warp: &mut Warp, ids: &[u16], counts: bool) -> Result<(), LaneFault> {
-        for id in ids {
-            warp.tensor.used[*id as usize] |= counts;
+    /// An instruction that is no matrix instruction uses these of the registers that such work on; if it `counts`, a
+    /// fence must come after it.
+    pub(super) fn use_tensor_registers(
+        &self,
+        warp: &mut Warp,
+        uses: &[TensorUse],
+        counts: bool,
+    ) -> Result<(), LaneFault> {
+        for TensorUse { id, writes } in uses {
+            let used = &mut warp.tensor.used[*id as usize];
+            if counts {
+                *used = (*used).max(if *writes { Use::Written } else { Use::Read });
+            }
             if warp.tensor.busy[*id as usize] > 0 {
                 return Err(self.busy(warp, *id).into());
             }
@@ -173,7 +189,7 @@ impl Executor<'_> {
         match op {
             WarpgroupOp::Fence => {
                 warp.tensor.fenced = true;
-                warp.tensor.used.fill(false);
+                warp.tensor.used.fill(Use::None);
             }
             WarpgroupOp::Commit => {
                 let open = std::mem::take(&mut warp.tensor.open);
@@ -217,26 +233,21 @@ impl Executor<'_> {
             OperandA::Registers(_) => None,
         };
         let keep = match product.keep {
-            PredSource::Const(keep) => {
-                if keep {
-                    ALL
-                } else {
-                    0
-                }
+            PredSource::Const(keep) => keep,
+            PredSource::Reg(guard) if warp.guard(guard) == 0 => false,
+            PredSource::Reg(guard) if warp.guard(guard) == ALL => true,
+            PredSource::Reg(_) => {
+                return Err(FaultKind::Warpgroup { what: "scale-d differs between lanes".into() }.into());
             }
-            PredSource::Reg(guard) => warp.guard(guard),
-        };
-        let keep = match keep {
-            0 => false,
-            ALL => true,
-            _ => return Err(FaultKind::Warpgroup { what: "scale-d differs between lanes".into() }.into()),
         };
         self.together(warp, crew, a.unwrap_or(0), b)?;
         let inputs: &[TensorRegister] = match &product.a {
             OperandA::Shared(_) => &[],
             OperandA::Registers(registers) => registers,
         };
-        self.check_registers(warp, product, inputs)?;
+        self.check_registers(warp, product, inputs, keep)?;
+        let operations = self.counters.tensor_operations.entry(product.form.element().name()).or_default();
+        *operations += product.form.warp_operations();
         let (a, b) = (a.map(Descriptor::decode), Descriptor::decode(b));
         let mut beyond = Vec::new();
         let left = self.operand_a(warp, crew, product, a, &mut beyond)?;
@@ -260,14 +271,24 @@ impl Executor<'_> {
     }
 
     /// The registers are fenced, and no product in flight works on them but those that add to the same d.
-    fn check_registers(&self, warp: &Warp, product: &Product, inputs: &[TensorRegister]) -> Result<(), FaultKind> {
+    ///
+    /// A d that does not count may have been written since the fence: compilers sink the zeros there that they
+    /// initialise it with, and the assembler, who orders writes of one register, drops them.
+    fn check_registers(
+        &self,
+        warp: &Warp,
+        product: &Product,
+        inputs: &[TensorRegister],
+        keep: bool,
+    ) -> Result<(), FaultKind> {
         let tensor = &warp.tensor;
         if !tensor.fenced {
             let what = "the first wgmma comes before any wgmma.fence".into();
             return Err(FaultKind::Warpgroup { what });
         }
-        for register in product.d.iter().chain(inputs) {
-            if tensor.used[register.id as usize] {
+        let allowed = |overwritten| if overwritten { Use::Written } else { Use::None };
+        for (registers, allowed) in [(&*product.d, allowed(!keep)), (inputs, Use::None)] {
+            if let Some(register) = registers.iter().find(|register| tensor.used[register.id as usize] > allowed) {
                 return Err(FaultKind::TensorFence { register: self.name(register.id) });
             }
         }

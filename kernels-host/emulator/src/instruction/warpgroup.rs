@@ -52,6 +52,14 @@ pub(crate) struct TensorRegister {
 pub(crate) struct TensorRegisters {
     /// Their names, by their ids.
     pub names: Vec<String>,
-    /// Ids of those that each instruction uses, itself no matrix instruction; empty for entries without any.
-    pub uses: Vec<Box<[u16]>>,
+    /// Those that each instruction uses, itself no matrix instruction; empty for entries without any.
+    pub uses: Vec<Box<[TensorUse]>>,
+}
+
+/// An instruction's use of a register that matrix instructions work on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TensorUse {
+    pub id: u16,
+    /// It is a destination and no source.
+    pub writes: bool,
 }

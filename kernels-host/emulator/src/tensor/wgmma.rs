@@ -227,6 +227,14 @@ impl Wgmma {
     pub fn saturate(self) -> Wgmma {
         Wgmma { saturate: true, ..self }
     }
+    /// The type of the elements of a.
+    pub fn element(&self) -> Element {
+        self.a
+    }
+    /// Multiplications and additions of one of the warpgroup's four warps.
+    pub fn warp_operations(&self) -> u64 {
+        (2 * M / 4 * self.n * K_BYTES / self.a.bytes()) as u64
+    }
     /// Accumulator registers of each thread: n / 2.
     pub fn d_registers(&self) -> usize {
         self.n / 2

@@ -192,6 +192,13 @@ fn registers_are_fenced() {
     let stale = fault(&format!("wgmma.fence.sync.aligned; add.f32 %f3, %f3, %f3; {} {WAIT}", shared()));
     let FaultKind::TensorFence { register } = &stale.kind else { panic!("{stale}") };
     assert_eq!(register, "%f3");
+    // A d that does not count may be written, not read, after the fence.
+    let fresh = |gap: &str| {
+        let product = shared().replace("%p2, 1, 1", "0, 1, 1");
+        format!("wgmma.fence.sync.aligned; {gap} {product} {WAIT}")
+    };
+    run(0, &fresh("mov.b32 %f3, 0f3F800000;"), Swizzle::B128).unwrap();
+    assert!(matches!(fault(&fresh("add.f32 %f9, %f3, %f3;")).kind, FaultKind::TensorFence { .. }));
     let again = format!("wgmma.fence.sync.aligned; {0} {WAIT} add.f32 %f9, %f2, %f2; FENCE {0} {WAIT}", shared());
     let read = fault(&again.replace("FENCE", ""));
     assert!(matches!(read.kind, FaultKind::TensorFence { .. }), "{read}");

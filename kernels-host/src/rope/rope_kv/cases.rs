@@ -1,6 +1,6 @@
 //! Cases of the kernel, and a check in f64 that reads the cache back through `tile::kv::offset`.
 use super::RopeKv;
-use crate::case::{Case, Kernel, Mismatch, Prepared, Rng, Tensor, Work, compare};
+use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare};
 use crate::{Buffer, DType, Error, Stream};
 use kernels_gpu::rope::rope_kv as gpu;
 use kernels_gpu::tile::kv;
@@ -317,6 +317,15 @@ impl Prepared for Data {
             v_cache: self.v_cache.buffer.matrix_mut(1, pool),
         }
         .launch(stream)
+    }
+
+    fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
+        for tensor in [&mut self.qkv, &mut self.k_cache, &mut self.v_cache] {
+            tensor.reset(stream)?;
+        }
+        self.launch(stream)?;
+        let outputs = [("qkv", &self.qkv), ("k_cache", &self.k_cache), ("v_cache", &self.v_cache)];
+        outputs.into_iter().map(|(name, tensor)| Output::of(name, &tensor.buffer, stream)).collect()
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
