@@ -15,7 +15,7 @@ pub use rope::{Rope, RopeScaling, RopeTable};
 use crate::error::{Error, Result, read_file};
 
 /// Head dimensions that the attention kernels are instantiated for.
-pub const SUPPORTED_HEAD_DIMS: &[usize] = &[64, 128];
+pub const SUPPORTED_HEAD_DIMS: &[usize] = &kernels_host::attention::HEAD_DIMS;
 /// The GEMM kernels copy 16-byte rows: every matrix's K must be a multiple of this many 2-byte elements.
 pub const GEMM_K_MULTIPLE: usize = 8;
 /// Greatest `num_hidden_layers` (Llama-3.1-405B has 126).
@@ -44,16 +44,19 @@ pub enum Architecture {
     Qwen3,
     /// `Starcoder2ForCausalLM`.
     Starcoder2,
+    /// `Gemma2ForCausalLM`.
+    Gemma2,
 }
 
 impl Architecture {
     /// Every supported architecture.
-    pub const ALL: [Architecture; 5] = [
+    pub const ALL: [Architecture; 6] = [
         Architecture::Llama,
         Architecture::Mistral,
         Architecture::Qwen2,
         Architecture::Qwen3,
         Architecture::Starcoder2,
+        Architecture::Gemma2,
     ];
 
     /// The name in `config.json`'s `architectures`.
@@ -64,6 +67,7 @@ impl Architecture {
             Architecture::Qwen2 => "Qwen2ForCausalLM",
             Architecture::Qwen3 => "Qwen3ForCausalLM",
             Architecture::Starcoder2 => "Starcoder2ForCausalLM",
+            Architecture::Gemma2 => "Gemma2ForCausalLM",
         }
     }
 }
@@ -157,6 +161,18 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// RMSNorm over each head of q and k before RoPE.
     pub qk_norm: bool,
+    /// The results of attention and MLP are normalised too, before they join the residual stream.
+    pub post_norms: bool,
+    /// Norm weights are stored less 1.
+    pub norm_plus_one: bool,
+    /// Embeddings are multiplied by √hidden_size, rounded to the model's type.
+    pub scaled_embeddings: bool,
+    /// What q·k is multiplied by.
+    pub attention_scale: f64,
+    /// Attention scores s become cap · tanh(s / cap).
+    pub attention_softcap: Option<f64>,
+    /// Logits x become cap · tanh(x / cap).
+    pub final_softcap: Option<f64>,
     /// The head is the transposed embedding.
     pub tied_embeddings: bool,
     /// Rotary embedding of every layer.
@@ -202,7 +218,7 @@ impl ModelConfig {
     }
 
     fn parse(f: &Fields) -> Result<Self> {
-        use Architecture::{Llama, Mistral, Qwen2, Qwen3, Starcoder2};
+        use Architecture::{Gemma2, Llama, Mistral, Qwen2, Qwen3, Starcoder2};
         let architecture = architecture(f)?;
         if f.get("quantization_config").is_some() {
             return Err(
@@ -210,6 +226,7 @@ impl ModelConfig {
             );
         }
         let starcoder = architecture == Starcoder2;
+        let gemma = architecture == Gemma2;
         let hidden_size = f.required_int("hidden_size", 1, MAX_HIDDEN)?;
         let num_heads = f.required_int("num_attention_heads", 1, MAX_HEADS)?;
         let num_layers = f.required_int("num_hidden_layers", 1, MAX_LAYERS)?;
@@ -221,11 +238,13 @@ impl ModelConfig {
                 Mistral => 8,
                 Qwen2 | Qwen3 => 32,
                 Starcoder2 => 2,
+                Gemma2 => 4,
             },
         };
         let head_dim = match f.int("head_dim", 1, 1024)? {
             Some(dim) => dim,
             None if architecture == Qwen3 => 128,
+            None if gemma => 256,
             None => hidden_size / num_heads,
         };
         let default_positions = match architecture {
@@ -233,6 +252,7 @@ impl ModelConfig {
             Mistral => 131_072,
             Qwen2 | Qwen3 => 32_768,
             Starcoder2 => 4096,
+            Gemma2 => 8192,
         };
         let max_position_embeddings = f.int("max_position_embeddings", 1, MAX_POSITION)?.unwrap_or(default_positions);
         let attention_bias = f.bool("attention_bias")?.unwrap_or(false);
@@ -247,32 +267,38 @@ impl ModelConfig {
             head_dim,
             vocab_size: f.required_int("vocab_size", 1, MAX_VOCAB)?,
             norm: norm(f, starcoder)?,
-            activation: activation(f, starcoder)?,
+            activation: activation(f, architecture)?,
             gated_mlp: !starcoder,
             qkv_bias: match architecture {
-                Llama | Qwen3 => attention_bias,
+                Llama | Qwen3 | Gemma2 => attention_bias,
                 Mistral => false,
                 Qwen2 => true,
                 Starcoder2 => use_bias,
             },
             o_bias: match architecture {
-                Llama | Qwen3 => attention_bias,
+                Llama | Qwen3 | Gemma2 => attention_bias,
                 Mistral | Qwen2 => false,
                 Starcoder2 => use_bias,
             },
             mlp_bias: match architecture {
                 Llama => f.bool("mlp_bias")?.unwrap_or(false),
                 Starcoder2 => use_bias,
-                Mistral | Qwen2 | Qwen3 => false,
+                Mistral | Qwen2 | Qwen3 | Gemma2 => false,
             },
             qk_norm: architecture == Qwen3,
-            tied_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(starcoder),
+            post_norms: gemma,
+            norm_plus_one: gemma,
+            scaled_embeddings: gemma,
+            attention_scale: attention_scale(f, gemma, head_dim)?,
+            attention_softcap: softcap(f, gemma, "attn_logit_softcapping", 50.0)?,
+            final_softcap: softcap(f, gemma, "final_logit_softcapping", 30.0)?,
+            tied_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(starcoder || gemma),
             rope: Rope::parse(f, head_dim, max_position_embeddings)?,
             sliding_window: sliding_window(f, architecture, num_layers)?,
             max_position_embeddings,
             dtype: dtype(f)?,
-            bos_token_id: default_ids(f, "bos_token_id", architecture, 1)?.first().copied(),
-            eos_token_ids: default_ids(f, "eos_token_id", architecture, 2)?,
+            bos_token_id: default_ids(f, "bos_token_id", architecture, [1, 2])?.first().copied(),
+            eos_token_ids: default_ids(f, "eos_token_id", architecture, [2, 1])?,
         })
     }
 
@@ -334,16 +360,38 @@ fn norm(f: &Fields, layer_norm: bool) -> Result<Norm> {
     }
 }
 
-fn activation(f: &Fields, starcoder: bool) -> Result<Activation> {
-    let default = if starcoder { "gelu_pytorch_tanh" } else { "silu" };
-    match f.str("hidden_act")?.unwrap_or(default) {
+/// 1/√head_dim, or what Gemma says instead.
+fn attention_scale(f: &Fields, gemma: bool, head_dim: usize) -> Result<f64> {
+    let squared = if gemma { f.float_in("query_pre_attn_scalar", 1.0, 1e6)?.unwrap_or(256.0) } else { head_dim as f64 };
+    Ok(squared.powf(-0.5))
+}
+
+/// A soft-cap of Gemma's: absent means the class default, `null` none.
+fn softcap(f: &Fields, gemma: bool, field: &str, default: f64) -> Result<Option<f64>> {
+    if !gemma {
+        return Ok(None);
+    }
+    match f.float_in(field, 0.0, 1e6)? {
+        Some(cap) if cap > 0.0 => Ok(Some(cap)),
+        Some(_) => Err(f.error(field, "must be greater than 0")),
+        None => Ok(Some(default).filter(|_| !f.has(field))),
+    }
+}
+
+fn activation(f: &Fields, architecture: Architecture) -> Result<Activation> {
+    let (field, default) = match architecture {
+        // Published files have a `hidden_act` beside it, which transformers ignores.
+        Architecture::Gemma2 => ("hidden_activation", "gelu_pytorch_tanh"),
+        Architecture::Starcoder2 => ("hidden_act", "gelu_pytorch_tanh"),
+        _ => ("hidden_act", "silu"),
+    };
+    match f.str(field)?.unwrap_or(default) {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
         "gelu" | "gelu_python" => Ok(Activation::GeluErf),
-        other => Err(f.error(
-            "hidden_act",
-            format!("{other:?} is not supported; supported are silu, gelu and gelu_pytorch_tanh"),
-        )),
+        other => {
+            Err(f.error(field, format!("{other:?} is not supported; supported are silu, gelu and gelu_pytorch_tanh")))
+        }
     }
 }
 
@@ -361,6 +409,12 @@ fn sliding_window(f: &Fields, architecture: Architecture, num_layers: usize) -> 
             Ok(vec![window; num_layers])
         }
         Architecture::Qwen2 | Architecture::Qwen3 => qwen_windows(f, num_layers, window),
+        Architecture::Gemma2 => {
+            let window = if f.has("sliding_window") { window } else { Some(4096) };
+            let types = layer_types(f, num_layers)?;
+            let slides = |i: usize| types.as_ref().map_or(i % 2 == 0, |types| types[i]);
+            Ok((0..num_layers).map(|i| window.filter(|_| slides(i))).collect())
+        }
     }
 }
 
@@ -370,24 +424,31 @@ fn qwen_windows(f: &Fields, num_layers: usize, window: Option<usize>) -> Result<
         (true, None) if f.has("sliding_window") => None,
         (true, window) => Some(window.unwrap_or(4096)),
     };
-    let Some(types) = f.array("layer_types")? else {
+    let Some(types) = layer_types(f, num_layers)? else {
         let first = f.int("max_window_layers", 0, MAX_POSITION)?.unwrap_or(28);
         return Ok((0..num_layers).map(|i| window.filter(|_| i >= first)).collect());
     };
+    Ok(types.into_iter().map(|slides| window.filter(|_| slides)).collect())
+}
+
+/// Which layers have a sliding window, where the file says.
+fn layer_types(f: &Fields, num_layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(types) = f.array("layer_types")? else { return Ok(None) };
     if types.len() != num_layers {
         return Err(f.error("layer_types", format!("has {} entries for {num_layers} layers", types.len())));
     }
     types
         .iter()
         .map(|t| match t.as_str() {
-            Some("full_attention") => Ok(None),
-            Some("sliding_attention") => Ok(window),
+            Some("full_attention") => Ok(false),
+            Some("sliding_attention") => Ok(true),
             _ => Err(f.error(
                 "layer_types",
                 format!("{t} is not supported; supported are full_attention and sliding_attention"),
             )),
         })
-        .collect()
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 fn dtype(f: &Fields) -> Result<Dtype> {
@@ -406,12 +467,13 @@ fn dtype(f: &Fields) -> Result<Dtype> {
 }
 
 /// Token ids with the class default of the architecture where the key is absent; `null` means none.
-fn default_ids(f: &Fields, field: &str, a: Architecture, llama_default: u32) -> Result<Vec<u32>> {
+fn default_ids(f: &Fields, field: &str, a: Architecture, [llama_default, gemma_default]: [u32; 2]) -> Result<Vec<u32>> {
     if f.has(field) {
         return f.token_ids(field);
     }
     Ok(match a {
         Architecture::Llama | Architecture::Mistral => vec![llama_default],
+        Architecture::Gemma2 => vec![gemma_default],
         Architecture::Starcoder2 => vec![50_256],
         Architecture::Qwen2 | Architecture::Qwen3 => Vec::new(),
     })

@@ -49,7 +49,9 @@ impl MemoryBudget {
     /// Counts what a model needs without allocating.
     pub fn of(config: &ModelConfig, dtype: DType, limits: &Limits) -> Self {
         let size = dtype.size();
-        let per_token = 3 * config.hidden_size + config.q_size() * 2 + 2 * config.kv_size() + config.intermediate_size;
+        let branch = if config.post_norms { config.hidden_size } else { 0 };
+        let per_token =
+            branch + 3 * config.hidden_size + config.q_size() * 2 + 2 * config.kv_size() + config.intermediate_size;
         let per_sequence = (config.vocab_size + 8) * 4 + limits.max_model_len / 16 + 64;
         // Attention's workspace is not counted here: it is below 64 MB for all supported models.
         MemoryBudget {
@@ -66,7 +68,7 @@ impl Runner {
         let device = stream.device().clone();
         let config = model.config();
         let kv = KvCache::new(&device, config, model.dtype(), pages)?;
-        let work = Activations::new(&device, config, model.dtype(), limits)?;
+        let work = Activations::new(&stream, config, model.dtype(), limits)?;
         let logits_stride = config.vocab_size.next_multiple_of(8);
         let u32s = |len| Buffer::new(&device, DType::U32, len);
         let inputs = Inputs {

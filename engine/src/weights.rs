@@ -94,6 +94,10 @@ impl List {
         }
         self.matrix(&at("self_attn.o_proj"), hidden, c.q_size(), c.o_bias);
         self.norm(c.norm, &at("post_attention_layernorm"), hidden);
+        if c.post_norms {
+            self.norm(c.norm, &at("pre_feedforward_layernorm"), hidden);
+            self.norm(c.norm, &at("post_feedforward_layernorm"), hidden);
+        }
         if c.gated_mlp {
             self.matrix(&at("mlp.gate_proj"), inner, hidden, c.mlp_bias);
             self.matrix(&at("mlp.up_proj"), inner, hidden, c.mlp_bias);
@@ -113,7 +117,8 @@ mod tests {
         ModelConfig::from_slice("config.json", json.as_bytes()).unwrap()
     }
 
-    /// Totals published with the models: 8,030,261,248 and 494,032,768 and 596,049,920 and 3,030,371,328.
+    /// Totals published with the models: 8,030,261,248 and 494,032,768 and 596,049,920 and 3,030,371,328 and
+    /// 9,241,705,984.
     #[test]
     fn parameter_counts_of_real_models() {
         let llama = config(
@@ -136,6 +141,11 @@ mod tests {
             "num_attention_heads":24,"num_hidden_layers":30,"num_key_value_heads":2,"vocab_size":49152}"#,
         );
         assert_eq!(parameter_count(&starcoder), 3_030_371_328);
+        let gemma = config(
+            r#"{"architectures":["Gemma2ForCausalLM"],"hidden_size":3584,"intermediate_size":14336,"head_dim":256,
+            "num_attention_heads":16,"num_hidden_layers":42,"num_key_value_heads":8,"vocab_size":256000}"#,
+        );
+        assert_eq!(parameter_count(&gemma), 9_241_705_984);
         assert!(tensors(&qwen).iter().all(|t| t.name != "lm_head.weight"));
     }
 }

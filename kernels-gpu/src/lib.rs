@@ -26,7 +26,7 @@ macro_rules! families {
     };
 }
 families! {
-    /// Activations that no product's epilogue takes along.
+    /// Activations outside of a product's epilogue.
     act "act";
     /// Token embeddings.
     embed "embed";
@@ -40,6 +40,6 @@ families! {
     rope "rope";
     /// Sampling of tokens from logits.
     sample "sample";
-    /// Random contents for weights.
+    /// Whole buffers: random contents, checksums.
     fill "fill";
 }

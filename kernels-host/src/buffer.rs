@@ -175,6 +175,20 @@ impl<'a> View<'a> {
         Self { mem, ..self }
     }
 
+    /// A contiguous view's memory as one row of u32 words; a rest of less than a word is left out.
+    ///
+    /// # Panics
+    /// If it has gaps.
+    pub fn words(self) -> Self {
+        assert!(self.is_contiguous(), "only a contiguous view is a row of words");
+        let words = self.rows * self.cols * self.dtype.size() / size_of::<u32>();
+        let mem = match self.mem {
+            Mem::Host(bytes) => Mem::Host(&bytes[..words * size_of::<u32>()]),
+            device => device,
+        };
+        View { mem, dtype: DType::U32, rows: 1, cols: words, stride: words }
+    }
+
     /// The GPU address for a launch.
     ///
     /// # Panics

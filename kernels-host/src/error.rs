@@ -105,6 +105,22 @@ pub enum Error {
         /// What it must be.
         expected: &'static str,
     },
+    /// A library that a comparison needs.
+    #[error(
+        "cuBLASLt was not found ({tried}): install nvidia-cublas for Python, a CUDA toolkit, or pass --cublaslt FILE"
+    )]
+    NoCublasLt {
+        /// Where it was looked for.
+        tried: String,
+    },
+    /// A call of cuBLASLt failed.
+    #[error("{call} failed: {status}")]
+    CublasLt {
+        /// The function, and what it was for.
+        call: String,
+        /// cuBLAS's name of the error.
+        status: String,
+    },
     /// Anything else that a kernel cannot do.
     #[error("{kernel}: {what}")]
     Unsupported {

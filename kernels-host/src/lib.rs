@@ -12,6 +12,7 @@ pub mod attention;
 mod buffer;
 pub mod case;
 mod check;
+pub mod cublaslt;
 mod device;
 mod dtype;
 pub mod embed;

@@ -1,6 +1,9 @@
 //! `wootz bench`.
 mod kernels;
 mod latency;
+mod peers;
+mod timing;
+mod tune;
 
 use crate::terminal::Terminal;
 use anyhow::{Context, Result};
@@ -27,6 +30,11 @@ pub struct BenchArgs {
 enum What {
     /// Time the kernels on the GPU.
     Kernels(kernels::KernelArgs),
+    /// Time the kernels beside NVIDIA's libraries and PyTorch, alternating in one run.
+    Peers(peers::PeerArgs),
+    /// Find out which kernel computes which product fastest.
+    #[command(hide = true)]
+    Tune(tune::TuneArgs),
     /// Time one batch through a model: TTFT, TPOT, tokens per second.
     Latency(latency::LatencyArgs),
 }
@@ -35,6 +43,8 @@ enum What {
 pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<ExitCode> {
     match &args.what {
         What::Kernels(args) => kernels::run(args, terminal),
+        What::Peers(args) => peers::run(args, terminal),
+        What::Tune(args) => tune::run(args),
         What::Latency(args) => latency::run(args, terminal),
     }
 }

@@ -144,6 +144,22 @@ def rms_for_layer_norm(m):
     m.model.norm = UncentredNorm(m.model.norm)
 
 
+def norms_without_one(m):
+    for n, p in m.named_parameters():
+        if "norm" in n:
+            p.data -= 1.0
+
+
+def no_post_norms(m):
+    for layer in m.model.layers:
+        layer.post_attention_layernorm = torch.nn.Identity()
+        layer.post_feedforward_layernorm = torch.nn.Identity()
+
+
+def unscaled_embeddings(m):
+    m.model.embed_tokens.embed_scale.fill_(1.0)
+
+
 INTERLEAVED = Ablation("interleaved rope", model=interleaved_rope)
 GROUPS = Ablation("kv head = h % kv_heads", model=strided_groups)
 THETA = Ablation("rope_theta x2", set_rope(rope_theta=20000.0))
@@ -252,6 +268,25 @@ CASES = [
           # The two GELUs differ by at most 5e-4, below bf16's noise: shown, not required.
           Ablation("erf GELU", set_config(hidden_act="gelu"), required=False)],
          config_form="v5", prompt_seeds=(21, 2)),
+    # As small as its features allow: two layers, 8 wide, a short vocabulary; in f16, for bf16 is too coarse for that few.
+    Case("gemma2",
+         "norms before and after each block, weights less 1; soft-caps of scores and logits; GeGLU; scaled embeddings, tied; "
+         "head_dim 256, a query scale that is not its root; windows of 16 in every other layer",
+         "Gemma2",
+         dict(**sizes(8, 16, 2, 1, 1, 256, vocab=32), rms_norm_eps=1e-6, max_position_embeddings=256,
+              tie_word_embeddings=True, query_pre_attn_scalar=144, sliding_window=16, attn_logit_softcapping=4.0,
+              final_logit_softcapping=2.0, rope_parameters=rope()),
+         [INTERLEAVED, THETA, *window(16)[1:],
+          Ablation("no window", set_config(layer_types=["full_attention"] * 2)),
+          Ablation("all layers slide", set_config(layer_types=["sliding_attention"] * 2)),
+          Ablation("windows in the other layers", set_config(layer_types=["full_attention", "sliding_attention"])),
+          Ablation("no soft-cap of scores", set_config(attn_logit_softcapping=None)),
+          Ablation("no soft-cap of logits", set_config(final_logit_softcapping=None)),
+          Ablation("scale 1/16", set_config(query_pre_attn_scalar=256)),
+          Ablation("norm weights without the 1", model=norms_without_one),
+          Ablation("no post-norms", model=no_post_norms),
+          Ablation("embeddings not scaled", model=unscaled_embeddings)],
+         dtype="float16", drop=("layer_types",), embed_std=0.2, prompt_seeds=(45, 48)),
 ]
 
 
@@ -285,6 +320,14 @@ def bias_std(name):
     return 0.6 if name.endswith(("o_proj.bias", "down_proj.bias", "c_proj.bias")) else 0.5
 
 
+def norm_gain(name, case):
+    """Mean of a norm's weights. Gemma's are stored less 1; its blocks' results must outgrow the embedding and its
+    logits reach the cap."""
+    if case.model != "Gemma2":
+        return 1.0
+    return 1.0 if name.startswith("model.norm") else 2.0 if "post_" in name else 0.0
+
+
 def randomise(model, case):
     """Random weights, rounded to the checkpoint's dtype but kept in f32."""
     for name, p in model.named_parameters():
@@ -294,7 +337,7 @@ def randomise(model, case):
         elif "_norm.weight" in name:  # q/k norm: scores of std about 1.5
             v = 1.2 + 0.35 * noise
         elif "norm" in name:
-            v = 1.0 + 0.25 * noise
+            v = norm_gain(name, case) + 0.25 * noise
         else:
             v = weight_std(name, p, case) * noise
         p.data = v.to(DTYPES[case.dtype]).float()

@@ -34,6 +34,7 @@ pub fn trials() -> Vec<Trial> {
     add("doctor", doctor);
     add("bench_latency", bench_latency);
     add("bench_kernels", bench_kernels);
+    add("bench_peers", bench_peers);
     add("completions", completions);
     trials.extend(bad_input::trials());
     trials
@@ -356,6 +357,27 @@ fn bench_kernels() -> Result<()> {
         ensure!(ran.stdout.contains("norm/rms_norm") && ran.stdout.contains("GB/s"), "{ran:?}");
     }
     Ok(())
+}
+
+fn bench_peers() -> Result<()> {
+    let ran = wootz(&["bench", "peers", "--device", "cpu"])?.succeeded()?;
+    ensure!(ran.stdout.contains("NOT RUN"), "{ran:?}");
+    if Device::cuda_count() == 0 {
+        let ran = wootz(&["bench", "peers", "--only", "norm"])?.succeeded()?;
+        ensure!(ran.stdout.contains("NOT RUN: "), "{ran:?}");
+    } else {
+        // Rivals are missing: a line each, and the rows that need none.
+        let folder = tempfile::tempdir()?;
+        let out = folder.path().join("results");
+        let mut args = vec!["bench", "peers", "--quick", "--only", "epilogues,norm", "--python", "no-such-python"];
+        args.extend(["--cublaslt", "no-such-library.so", "--out"]);
+        args.extend(out.to_str());
+        let ran = wootz(&args)?.succeeded()?;
+        ensure!(ran.stdout.contains("cuBLASLt NOT RUN") && ran.stdout.contains("PyTorch NOT RUN"), "{ran:?}");
+        let json: Value = serde_json::from_slice(&fs::read(out.join("peers.json"))?)?;
+        ensure!(json["rows"].as_array().is_some_and(|rows| rows.len() == 10), "{json}");
+    }
+    wootz(&["bench", "peers", "--only", "gemm"])?.refused("gemm")
 }
 
 fn completions() -> Result<()> {

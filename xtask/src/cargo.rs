@@ -105,7 +105,7 @@ pub fn example<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Result<()> {
 
 /// Builds a program of the workspace and returns its path. Built as `test` builds: one package alone has other
 /// features, and its dependencies would be compiled a second time.
-fn built(kind: &str, name: &str) -> Result<PathBuf> {
+pub fn built(kind: &str, name: &str) -> Result<PathBuf> {
     let mut build = cargo("build");
     build.arg("--manifest-path").arg(workspace_root().join("Cargo.toml"));
     process::run(build.args(["--workspace", kind, name]))?;

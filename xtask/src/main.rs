@@ -3,6 +3,7 @@
 //! It is built before everything else, so it depends on little, and it never depends on crates
 //! that need the device toolchain, because `setup` is what fetches that.
 
+mod bench;
 mod bundle;
 mod cargo;
 mod licences;
@@ -65,6 +66,28 @@ enum Task {
         update: bool,
         /// Only kernels whose name contains this.
         filter: Option<String>,
+    },
+
+    /// Set up, build for release and time the kernels on this machine's GPU. All arguments go to `wootz bench kernels`.
+    #[command(after_help = "Example: cargo xtask bench gemm\n         \
+        cargo xtask bench --peers --only gemm-decode\n\n\
+        With --peers every kernel runs beside its rival (cuBLASLt, PyTorch), the arguments go to `wootz bench peers`, and \
+        the results to docs/perf/<date>-<gpu>-<commit>.")]
+    Bench {
+        /// Compare with NVIDIA's libraries and PyTorch.
+        #[arg(long)]
+        peers: bool,
+        /// Arguments of the bench.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+
+    /// Write docs/kernels.md from the kernels' dossiers and the newest results in docs/perf.
+    #[command(after_help = "Example: cargo xtask docs-kernels\n         \
+        cargo xtask docs-kernels docs/perf/2026-11-22-h200-2b642ad")]
+    DocsKernels {
+        /// Folders of results, the one that counts first, instead of the newest.
+        perf: Vec<PathBuf>,
     },
 
     /// Format, clippy, rustdoc, licences and the project's own rules.
@@ -133,6 +156,14 @@ fn run(task: Task) -> Result<()> {
         Task::Counters { update, filter } => {
             setup::setup()?;
             cargo::counters(update, filter.as_deref())
+        }
+        Task::Bench { peers, args } => {
+            setup::setup()?;
+            bench::run_bench(peers, &args)
+        }
+        Task::DocsKernels { perf } => {
+            setup::setup()?;
+            bench::docs_kernels(&perf)
         }
         Task::Lint { checks } => lint::run(&checks),
         Task::Bundle { profile } => {

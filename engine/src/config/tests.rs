@@ -138,11 +138,11 @@ fn refusals_name_file_field_and_remedy() {
     assert_eq!(
         unknown,
         "config.json: architecture GemmaForCausalLM is not supported; supported are LlamaForCausalLM, \
-         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Starcoder2ForCausalLM"
+         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Starcoder2ForCausalLM, Gemma2ForCausalLM"
     );
     for (field, value, part) in [
         ("num_key_value_heads", json!(5), "5 does not divide the 32 attention heads"),
-        ("head_dim", json!(96), "96 is not supported; the attention kernels exist for [64, 128]"),
+        ("head_dim", json!(80), "80 is not supported; the attention kernels exist for [64, 96, 128, 256]"),
         ("hidden_size", json!(4100), "4100 is not a multiple of 8"),
         ("hidden_size", json!(1u64 << 40), "must be a whole number from 1 to 65536"),
         ("hidden_size", json!(-4096), "must be a whole number"),

@@ -9,9 +9,9 @@ use crate::scheduler::Limits;
 use crate::weights::TensorKind;
 use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
 use kernels_host::gemm::{Activation, Gemm};
-use kernels_host::norm::{LayerNorm, RmsNorm};
+use kernels_host::norm::{LayerNorm, RmsNorm, SandwichNorm};
 use kernels_host::rope::RopeKv;
-use kernels_host::{Buffer, DType, Device, Stream, View, ViewMut};
+use kernels_host::{Buffer, DType, Stream, View, ViewMut};
 
 /// Buffers for the activations of one step, allocated once for the largest step.
 pub struct Activations {
@@ -20,6 +20,8 @@ pub struct Activations {
     pub hidden: Buffer,
     /// A norm's output, [tokens, hidden_size].
     pub normed: Buffer,
+    /// With post-norms a block's result, [tokens, hidden_size].
+    branch: Buffer,
     qkv: Buffer,
     attended: Buffer,
     inner: Buffer,
@@ -30,27 +32,23 @@ pub struct Activations {
 
 impl Activations {
     /// For steps within `limits`.
-    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, limits: &Limits) -> Result<Self> {
+    pub fn new(stream: &Stream, config: &ModelConfig, dtype: DType, limits: &Limits) -> Result<Self> {
+        let device = stream.device();
         let max_tokens = limits.max_tokens;
         let half = |cols: usize| Buffer::new(device, dtype, max_tokens * cols);
-        let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
-        let workspace = DecodeAttention::workspace_len(
-            device,
-            limits.max_sequences,
-            heads,
-            kv_heads,
-            config.head_dim,
-            limits.max_model_len,
-        );
+        let workspace = DecodeAttention::workspace_len(device, config.head_dim);
+        let mut attention_workspace = Buffer::new(device, DType::F32, workspace)?;
+        stream.fill(attention_workspace.view_mut(), 0)?;
         Ok(Activations {
             max_tokens,
             hidden: half(config.hidden_size)?,
             normed: half(config.hidden_size)?,
+            branch: half(if config.post_norms { config.hidden_size } else { 0 })?,
             qkv: half(config.q_size() + 2 * config.kv_size())?,
             attended: half(config.q_size())?,
             inner: half(config.intermediate_size)?,
             head_rows: half(config.hidden_size)?,
-            attention_workspace: Buffer::new(device, DType::F32, workspace)?,
+            attention_workspace,
         })
     }
 
@@ -114,7 +112,40 @@ impl Norm {
     }
 }
 
-/// `hidden += o_proj(attention(rope(qkv_proj(normed))))`.
+/// What happens to a block's result, and the norm of the next block's input.
+pub(super) enum Join {
+    /// `hidden` has it already: `normed = next(hidden)`.
+    Added,
+    /// It is in `branch`: `hidden += norm(branch); normed = next(hidden)`.
+    Normed(Norm),
+}
+
+impl Join {
+    pub fn load(loader: &Loader<'_>, config: &ModelConfig, name: &str) -> Result<Self> {
+        Ok(if config.post_norms { Join::Normed(loader.norm(name, config.hidden_size)?) } else { Join::Added })
+    }
+
+    /// `next` is none after the last layer.
+    pub fn forward(&self, stream: &Stream, work: &mut Activations, tokens: usize, next: Option<&Norm>) -> Result<()> {
+        let Join::Normed(norm) = self else {
+            return next.map_or(Ok(()), |next| next.forward(stream, work, tokens));
+        };
+        let width = norm.weight.len();
+        SandwichNorm {
+            x: work.branch.matrix(tokens, width),
+            weight: norm.weight.view(),
+            residual: work.hidden.matrix_mut(tokens, width),
+            // After the last layer nobody reads `normed`.
+            next_weight: next.unwrap_or(norm).weight.view(),
+            eps: norm.eps,
+            out: work.normed.matrix_mut(tokens, width),
+        }
+        .launch(stream)?;
+        Ok(())
+    }
+}
+
+/// `hidden += o_proj(attention(rope(qkv_proj(normed))))`; with post-norms `branch = o_proj(…)`.
 pub(super) struct Attention {
     qkv: Linear,
     o: Linear,
@@ -125,6 +156,9 @@ pub(super) struct Attention {
     kv_heads: usize,
     head_dim: usize,
     window: Option<usize>,
+    scale: f32,
+    softcap: Option<f32>,
+    post_norm: bool,
 }
 
 impl Attention {
@@ -152,6 +186,9 @@ impl Attention {
             kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
             window,
+            scale: config.attention_scale as f32,
+            softcap: config.attention_softcap.map(|cap| cap as f32),
+            post_norm: config.post_norms,
         })
     }
 
@@ -191,8 +228,8 @@ impl Attention {
         }
         .launch(stream)?;
         self.attend(stream, step, cache, work)?;
-        let out = work.hidden.matrix_mut(tokens, hidden);
-        self.o.forward(stream, work.attended.matrix(tokens, q_size), Activation::None, true, out)
+        let out = if self.post_norm { &mut work.branch } else { &mut work.hidden }.matrix_mut(tokens, hidden);
+        self.o.forward(stream, work.attended.matrix(tokens, q_size), Activation::None, !self.post_norm, out)
     }
 
     /// Decode attention for the leading one-token sequences, prefill attention for the rest.
@@ -200,8 +237,8 @@ impl Attention {
         let tokens = step.num_tokens();
         let q_size = self.heads * self.head_dim;
         let q = work.qkv.matrix(tokens, q_size + 2 * self.kv_heads * self.head_dim).columns(0, q_size);
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let (heads, kv_heads, head_dim, window) = (self.heads, self.kv_heads, self.head_dim, self.window);
+        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
+        let (scale, window, softcap) = (self.scale, self.window, self.softcap);
         let (decodes, sequences) = (step.decodes, step.block_tables.rows());
         let kv = |first: usize, count: usize| PagedKv {
             k: cache.k.view(),
@@ -213,11 +250,14 @@ impl Attention {
             DecodeAttention {
                 q: q.row_range(0, decodes),
                 kv: kv(0, decodes),
+                query_starts: None,
                 heads,
                 kv_heads,
                 head_dim,
                 scale,
                 window,
+                softcap,
+                max_query: 1,
                 max_kv: step.max_kv,
                 workspace: work.attention_workspace.view_mut(),
                 out: work.attended.matrix_mut(tokens, q_size).row_range(0, decodes),
@@ -234,6 +274,7 @@ impl Attention {
                 head_dim,
                 scale,
                 window,
+                softcap,
                 max_query: step.max_query,
                 out: work.attended.matrix_mut(tokens, q_size).row_range(decodes, tokens - decodes),
             }
@@ -243,12 +284,13 @@ impl Attention {
     }
 }
 
-/// `hidden += down(act(gate(normed)) * up(normed))`, or `hidden += down(act(up(normed)))`.
+/// `hidden += down(act(gate(normed)) * up(normed))`, or `hidden += down(act(up(normed)))`; with post-norms `branch = …`.
 pub(super) struct Mlp {
     up: Linear,
     down: Linear,
     activation: Activation,
     inner: usize,
+    post_norm: bool,
 }
 
 impl Mlp {
@@ -267,14 +309,20 @@ impl Mlp {
             (false, config::Activation::GeluErf) => Activation::GeluErf,
             (gated, other) => return Err(loader.unsupported_activation(gated, other)),
         };
-        Ok(Mlp { up, down: loader.linear(&[&down], &[hidden], inner, bias)?, activation, inner })
+        Ok(Mlp {
+            up,
+            down: loader.linear(&[&down], &[hidden], inner, bias)?,
+            activation,
+            inner,
+            post_norm: config.post_norms,
+        })
     }
 
     pub fn forward(&self, stream: &Stream, work: &mut Activations, tokens: usize) -> Result<()> {
         let hidden = self.up.k;
         let inner = work.inner.matrix_mut(tokens, self.inner);
         self.up.forward(stream, work.normed.matrix(tokens, hidden), self.activation, false, inner)?;
-        let out = work.hidden.matrix_mut(tokens, hidden);
-        self.down.forward(stream, work.inner.matrix(tokens, self.inner), Activation::None, true, out)
+        let out = if self.post_norm { &mut work.branch } else { &mut work.hidden }.matrix_mut(tokens, hidden);
+        self.down.forward(stream, work.inner.matrix(tokens, self.inner), Activation::None, !self.post_norm, out)
     }
 }

@@ -1,21 +1,22 @@
-//! The pre-norm decoder: Llama 2 and 3, Mistral, Qwen2, Qwen3, Starcoder2.
+//! The pre-norm decoder: Llama 2 and 3, Mistral, Qwen2, Qwen3, Starcoder2, Gemma 2.
 //!
 //! ```text
 //! h  = embed(tokens)
 //! h += attention(norm(h))        for each layer
-//! h += mlp(norm(h))
+//! h += mlp(norm(h))              (Gemma 2: h += norm(attention(norm(h))), h += norm(mlp(norm(h))))
 //! logits = head(norm(h))
 //! ```
-//! What tells the architectures apart (norm, biases, q/k norm, gating, rope, window) is data of the blocks.
+//! What tells the architectures apart (norm, biases, q/k norm, gating, rope, window, soft-caps) is data of the blocks.
 use super::StepInput;
-use super::blocks::{Activations, Attention, Linear, Mlp, Norm};
+use super::blocks::{Activations, Attention, Join, Linear, Mlp, Norm};
 use super::load::{LoadProgress, Loader, WeightSource};
 use crate::config::{ModelConfig, RopeTable};
 use crate::error::Result;
 use crate::kv::KvCache;
 use crate::weights::layer_prefix;
+use kernels_host::act::SoftCap;
 use kernels_host::embed::EmbeddingGather;
-use kernels_host::gemm::Activation;
+use kernels_host::gemm::{Activation, Gemm};
 use kernels_host::{Buffer, DType, Stream, View, ViewMut};
 use std::ops::Range;
 
@@ -24,6 +25,7 @@ pub struct Model {
     config: ModelConfig,
     dtype: DType,
     embedding: Buffer,
+    embedding_scale: f32,
     layers: Vec<Layer>,
     norm: Norm,
     /// `None`: the embedding is the head too.
@@ -34,8 +36,10 @@ pub struct Model {
 struct Layer {
     attention_norm: Norm,
     attention: Attention,
+    after_attention: Join,
     mlp_norm: Norm,
     mlp: Mlp,
+    after_mlp: Join,
 }
 
 /// Rotary frequencies on the device.
@@ -62,12 +66,26 @@ impl Model {
             Ok(Layer {
                 attention_norm: loader.norm(&format!("{prefix}input_layernorm"), hidden)?,
                 attention: Attention::load(&loader, config, &prefix, config.sliding_window[i])?,
-                mlp_norm: loader.norm(&format!("{prefix}post_attention_layernorm"), hidden)?,
+                after_attention: Join::load(&loader, config, &format!("{prefix}post_attention_layernorm"))?,
+                mlp_norm: loader.norm(
+                    &match config.post_norms {
+                        true => format!("{prefix}pre_feedforward_layernorm"),
+                        false => format!("{prefix}post_attention_layernorm"),
+                    },
+                    hidden,
+                )?,
                 mlp: Mlp::load(&loader, config, &prefix)?,
+                after_mlp: Join::load(&loader, config, &format!("{prefix}post_feedforward_layernorm"))?,
             })
         };
+        let dtype = loader.dtype();
+        let embedding_scale = match config.scaled_embeddings {
+            true => dtype.decode(dtype.encode((hidden as f64).sqrt() as f32)),
+            false => 1.0,
+        };
         let model = Model {
-            dtype: loader.dtype(),
+            dtype,
+            embedding_scale,
             embedding: loader.matrix(&["model.embed_tokens"], &[config.vocab_size], hidden)?,
             layers: (0..config.num_layers).map(layer).collect::<Result<_>>()?,
             norm: loader.norm("model.norm", hidden)?,
@@ -97,7 +115,7 @@ impl Model {
     pub fn embed(&self, stream: &Stream, step: &StepInput<'_>, work: &mut Activations) -> Result<()> {
         let table = self.embedding.matrix(self.config.vocab_size, self.config.hidden_size);
         let out = work.hidden.matrix_mut(step.num_tokens(), self.config.hidden_size);
-        Ok(EmbeddingGather { table, ids: step.tokens, out }.launch(stream)?)
+        Ok(EmbeddingGather { table, ids: step.tokens, scale: self.embedding_scale, out }.launch(stream)?)
     }
 
     /// Runs a range of layers over `work.hidden` [tokens, hidden_size], in place.
@@ -109,12 +127,15 @@ impl Model {
         kv: &mut KvCache,
         work: &mut Activations,
     ) -> Result<()> {
-        for i in range {
-            let layer = &self.layers[i];
-            layer.attention_norm.forward(stream, work, step.num_tokens())?;
+        let (tokens, mut layers) = (step.num_tokens(), range.clone().zip(&self.layers[range]).peekable());
+        if let Some((_, first)) = layers.peek() {
+            first.attention_norm.forward(stream, work, tokens)?;
+        }
+        while let Some((i, layer)) = layers.next() {
             layer.attention.forward(stream, step, &self.rope, kv.layer(i), work)?;
-            layer.mlp_norm.forward(stream, work, step.num_tokens())?;
-            layer.mlp.forward(stream, work, step.num_tokens())?;
+            layer.after_attention.forward(stream, work, tokens, Some(&layer.mlp_norm))?;
+            layer.mlp.forward(stream, work, tokens)?;
+            layer.after_mlp.forward(stream, work, tokens, layers.peek().map(|(_, next)| &next.attention_norm))?;
         }
         Ok(())
     }
@@ -132,27 +153,26 @@ impl Model {
     }
 
     /// Logits of some rows of `work.hidden`: `rows` is u32 [1, n], `logits` f32 [n, vocab_size].
-    pub fn head(&self, stream: &Stream, rows: View<'_>, work: &mut Activations, logits: ViewMut<'_>) -> Result<()> {
+    pub fn head(&self, stream: &Stream, rows: View<'_>, work: &mut Activations, mut logits: ViewMut<'_>) -> Result<()> {
         let (count, hidden) = (rows.cols(), self.config.hidden_size);
         let tokens = work.max_tokens();
         let table = work.hidden.matrix(tokens, hidden);
-        EmbeddingGather { table, ids: rows, out: work.head_rows.matrix_mut(count, hidden) }.launch(stream)?;
+        EmbeddingGather { table, ids: rows, scale: 1.0, out: work.head_rows.matrix_mut(count, hidden) }
+            .launch(stream)?;
         self.norm.apply(stream, work.head_rows.matrix(count, hidden), work.normed.matrix_mut(count, hidden))?;
         let x = work.normed.matrix(count, hidden);
+        let out = logits.reborrow();
         match &self.head {
-            Some(head) => head.forward(stream, x, Activation::None, false, logits),
+            Some(head) => head.forward(stream, x, Activation::None, false, out)?,
             None => {
                 let w = self.embedding.matrix(self.config.vocab_size, hidden);
-                Ok(kernels_host::gemm::Gemm {
-                    a: x,
-                    w,
-                    bias: None,
-                    activation: Activation::None,
-                    accumulate: false,
-                    out: logits,
-                }
-                .launch(stream)?)
+                let activation = Activation::None;
+                Gemm { a: x, w, bias: None, activation, accumulate: false, out }.launch(stream)?;
             }
         }
+        if let Some(cap) = self.config.final_softcap {
+            SoftCap { x: logits, cap: cap as f32 }.launch(stream)?;
+        }
+        Ok(())
     }
 }

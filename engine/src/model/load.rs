@@ -110,6 +110,10 @@ impl<'a> Loader<'a> {
             WeightSource::Checkpoint(checkpoint) => {
                 let mut values = vec![0; len];
                 self.convert(&checkpoint.expect(name, &[len])?, &mut values)?;
+                if kind == TensorKind::NormWeight && self.config.norm_plus_one {
+                    // The sum takes one more rounding, of the size of the norm's own.
+                    values.iter_mut().for_each(|bits| *bits = self.dtype.encode(self.dtype.decode(*bits) + 1.0));
+                }
                 self.upload(&values)
             }
         }

@@ -1,2 +1,4 @@
-//! Activations that no product's epilogue takes along.
+//! Activations outside of a product's epilogue.
+pub mod epilogue;
 pub mod silu_mul;
+pub mod soft_cap;

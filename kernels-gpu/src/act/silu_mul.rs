@@ -41,6 +41,8 @@ unsafe fn silu_mul<E: Elem>(
 ) {
     let token = block_idx_x() as usize;
     let column = block_idx_y() * SPAN + thread_idx_x() * VECTOR;
+    // A product behind this has weights to fetch meanwhile.
+    grid_dependency_launch();
     grid_dependency_wait();
     if column < width {
         let column = column as usize;
@@ -51,5 +53,4 @@ unsafe fn silu_mul<E: Elem>(
         }
         store_v4(out.add(token * out_stride as usize + column).cast(), E::pack8(v));
     }
-    grid_dependency_launch();
 }

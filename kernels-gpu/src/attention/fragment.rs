@@ -9,14 +9,14 @@
 //! O = P·V   B[k = key][n = dim]: V's rows are keys, so ldmatrix.trans gives b0 = V[keys 2t, 2t+1][dim g]
 //! ```
 //! The accumulators of S for keys 16i..16i+16 are, packed, the A operand of P's k-step i: no shuffles.
-use crate::prim::math::{exp2, fma};
+use crate::prim::math::{exp2, fma, tanh};
 use crate::prim::mma::{load_matrix_x4, load_matrix_x4_trans};
 use crate::prim::warp::{lane_id, shuffle_xor};
 use crate::tile::Elem;
 
 /// Widest head.
-pub const MAX_DIM: usize = 128;
-/// Accumulators of a row of output.
+pub const MAX_DIM: usize = 256;
+/// Accumulators of a row of output; narrower heads use the first ones.
 pub type Output = [[f32; 4]; MAX_DIM / 8];
 /// A operands of a row of queries.
 pub type Queries = [[u32; 4]; MAX_DIM / 16];
@@ -67,6 +67,18 @@ pub fn pack_probabilities<E: Elem>(low: [f32; 4], high: [f32; 4]) -> [u32; 4] {
     [E::pack(low[0], low[1]), E::pack(low[2], low[3]), E::pack(high[0], high[1]), E::pack(high[2], high[3])]
 }
 
+/// Caps scores: `inner` = scale / cap, after which the scale is `cap`. Does nothing if it is 0.
+#[inline(always)]
+pub fn soft_cap(scores: &mut [[f32; 4]], inner: f32) {
+    if inner != 0.0 {
+        for score in scores {
+            for i in 0..4 {
+                score[i] = tanh(score[i] * inner);
+            }
+        }
+    }
+}
+
 /// Multiplies the rows of the accumulators by their factors.
 #[inline(always)]
 pub fn rescale(out: &mut [[f32; 4]], factors: [f32; 2]) {
@@ -91,20 +103,8 @@ impl Running {
         Running { max: [f32::NEG_INFINITY; 2], sum: [0.0; 2] }
     }
 
-    /// Takes in 8·N keys: turns scores into probabilities relative to the new maximum and rescales `out`'s
-    /// first `COLUMNS` accumulators. `scale_log2` is scale·log2(e). Masked scores are -inf.
-    #[inline(always)]
-    pub fn step<const N: usize, const COLUMNS: usize>(
-        &mut self,
-        scores: &mut [[f32; 4]; N],
-        out: &mut Output,
-        scale_log2: f32,
-    ) {
-        let corrections = self.probabilities(scores, scale_log2);
-        rescale(&mut out[..COLUMNS], corrections);
-    }
-
-    /// As [`Self::step`], but leaves the rescaling to the caller: returns each row's factor.
+    /// Takes in 8 keys per accumulator: turns scores into probabilities relative to the new maximum and returns the
+    /// factor by which the rows' earlier results shrink. `scale_log2` is scale·log2(e). Masked scores are -inf.
     #[inline(always)]
     pub fn probabilities(&mut self, scores: &mut [[f32; 4]], scale_log2: f32) -> [f32; 2] {
         let mut corrections = [0.0; 2];

@@ -4,7 +4,7 @@
 //! kv_head · group + r % group, so that a block shares its keys whatever the group. Blocks stage rows in tiles of
 //! 64 swizzled rows of 64 elements, and every warp moves its own 16 of them.
 use crate::prim::{
-    async_copy,
+    async_copy, opaque,
     math::rcp,
     memory::store_v4,
     shared,
@@ -14,6 +14,18 @@ use crate::tile::{Elem, kv::swizzle_chunk};
 
 /// Bytes of 64 swizzled rows of 64 elements.
 pub const TILE: u32 = 64 * 128;
+
+/// Tiles of 64 dims that a head takes: the last one of 96 is half empty.
+pub const fn tiles(head_dim: u32) -> u32 {
+    head_dim.div_ceil(64)
+}
+
+/// The lane's number, so that what follows from it is computed here: kept from item to item it costs the loop over
+/// keys its registers.
+#[inline(always)]
+pub fn anew() -> u32 {
+    opaque(lane_id() as i32) as u32
+}
 
 /// The first key that a query at `position` sees.
 #[inline(always)]
@@ -42,18 +54,21 @@ impl Rows {
         (self.token + query) as usize * stride as usize + (head * D) as usize
     }
 
-    /// Starts copying the 16 queries from `first` on to `own`, the warp's rows of the first of D / 64 tiles; those
+    /// Starts copying the 16 queries from `first` on to `own`, the warp's rows of the first of `tiles(D)` tiles; those
     /// past the sequence's end become zero.
     #[inline(always)]
     pub unsafe fn load<const D: u32>(&self, q: *const u16, stride: u32, first: u32, own: u32) {
-        for i in 0..D / 16 {
+        let lane = anew();
+        for i in 0..4 * tiles(D) {
             // Eight neighbouring lanes copy the 128 bytes of one row of one tile.
-            let index = lane_id() + i * 32;
+            let index = lane + i * 32;
             let (tile, row, chunk) = (index / 128, index / 8 % 16, index % 8);
             let at = first + row;
             let (at, bytes) = if at < self.end { (at, 16) } else { (self.end - 1, 0) };
-            let from = q.add(self.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize);
-            async_copy::copy_16(own + tile * TILE + swizzle_chunk(row, chunk) * 16, from.cast(), bytes);
+            if tile * 64 + chunk * 8 < D {
+                let from = q.add(self.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize);
+                async_copy::copy_16(own + tile * TILE + swizzle_chunk(row, chunk) * 16, from.cast(), bytes);
+            }
         }
     }
 
@@ -69,7 +84,8 @@ impl Rows {
         output: &[[f32; 4]],
         sums: [f32; 2],
     ) {
-        let (g, t) = (lane_id() / 4, lane_id() % 4);
+        let lane = anew();
+        let (g, t) = (lane / 4, lane % 4);
         let inverse = sums.map(rcp);
         sync_warp();
         for n in 0..D / 8 {
@@ -81,11 +97,11 @@ impl Rows {
             }
         }
         sync_warp();
-        for i in 0..D / 16 {
-            let index = lane_id() + i * 32;
+        for i in 0..4 * tiles(D) {
+            let index = lane + i * 32;
             let (tile, row, chunk) = (index / 128, index / 8 % 16, index % 8);
             let at = first + row;
-            if at < self.end {
+            if at < self.end && tile * 64 + chunk * 8 < D {
                 let bits = shared::load_v4(own + tile * TILE + swizzle_chunk(row, chunk) * 16);
                 store_v4(out.add(self.offset::<D>(at, stride) + (tile * 64 + chunk * 8) as usize).cast(), bits);
             }

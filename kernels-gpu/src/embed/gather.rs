@@ -1,7 +1,7 @@
 //! Embedding gather: row `ids[token]` of the table for every token.
 //!
 //! ```text
-//! out[token] = table[ids[token]]        zeros where the id is not below the vocabulary's size
+//! out[token] = table[ids[token]] (· scale)       zeros where the id is not below the vocabulary's size
 //! ```
 //! Grid: (tokens, ⌈width / 2048⌉) blocks of 256 threads, 16 bytes a thread, so that one token of decode is
 //! spread over all its blocks' threads at once. Bytes per token: 2·width read and written. Bound by
@@ -10,6 +10,7 @@ use crate::prim::{
     memory::{load_v4, store_v4},
     thread::{block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, thread_idx_x},
 };
+use crate::tile::{Bf16, Elem, F16};
 
 /// Threads per block.
 pub const THREADS: u32 = 256;
@@ -20,16 +21,19 @@ pub const SPAN: u32 = THREADS * VECTOR;
 
 entry! {
     /// Arguments of the gather: `table`: [vocab, width], `ids`: [tokens], `out`: [tokens, width], rows
-    /// `*_stride` elements apart. Elements are opaque 16-bit values, so one entry serves both formats.
+    /// `*_stride` elements apart. Without a scale (Gemma has one) elements are opaque 16-bit values, so that one entry
+    /// serves both formats.
     pub struct EmbeddingGather {
         table: *const u16, ids: *const u32, out: *mut u16,
-        vocab: u32, width: u32, table_stride: u32, out_stride: u32,
+        vocab: u32, width: u32, table_stride: u32, out_stride: u32, scale: f32,
     }
-    fn embedding_gather(threads: THREADS, min_blocks: 4) = gather;
+    fn embedding_gather(threads: THREADS, min_blocks: 4) = gather::<Bf16, false>;
+    fn embedding_gather_scaled_bf16(threads: THREADS, min_blocks: 4) = gather::<Bf16, true>;
+    fn embedding_gather_scaled_f16(threads: THREADS, min_blocks: 4) = gather::<F16, true>;
 }
 
 #[inline(always)]
-unsafe fn gather(
+unsafe fn gather<E: Elem, const SCALED: bool>(
     table: *const u16,
     ids: *const u32,
     out: *mut u16,
@@ -37,6 +41,7 @@ unsafe fn gather(
     width: u32,
     table_stride: u32,
     out_stride: u32,
+    scale: f32,
 ) {
     let token = block_idx_x() as usize;
     let column = block_idx_y() * SPAN + thread_idx_x() * VECTOR;
@@ -47,6 +52,9 @@ unsafe fn gather(
         let mut v = [0; 4];
         if id < vocab {
             v = load_v4(table.add(id as usize * table_stride as usize + column as usize).cast());
+            if SCALED {
+                v = E::pack8(E::unpack8(v).map(|x| x * scale));
+            }
         }
         store_v4(out.add(token * out_stride as usize + column as usize).cast(), v);
     }

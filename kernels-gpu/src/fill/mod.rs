@@ -1,2 +1,3 @@
-//! Random contents for weights.
+//! Whole buffers: random contents for weights, checksums.
 pub mod normal;
+pub mod sum;

@@ -4,26 +4,28 @@
 //! so that few tokens waste no products of the wide side.
 //!
 //! Grid: a tile is `rows` weight rows by all tokens; the launcher picks `rows` (a multiple of 8, at most 256) and
-//! `split` so that one tile for each of the multiprocessors is all the work there is. `split` blocks, a cluster,
-//! share a tile's K and add their sums through each other's shared memory, in the order of their ranks. Where
-//! there are more tiles, `split` is 1 and blocks are persistent.
+//! `split` so that one tile for each of the multiprocessors is all the work there is. A cluster is `split` · `share`
+//! blocks: those of the same split have adjacent tiles and the same part of K, of which each fetches its part of the
+//! activations for all of them, by multicast; those of the same tile add their sums through each other's shared
+//! memory, in the order of their ranks. Where there are more tiles, `split` is 1 and blocks are persistent.
 //!
 //! Block: two warpgroups, four for tiles of more than 128 rows, multiply: one each 64-row slab of the tile. One warp
-//! more is the producer: one lane of it moves boxes of 64 elements of K by TMA into a ring of stages.
+//! more is the producer: one lane of it moves boxes by TMA into a ring of stages.
 //!
-//! Shared memory: barriers | stages, each `rows` rows of weights, then `tokens` rows of a, of 128 bytes | slack. Slabs
-//! and token tiles that reach beyond the boxes multiply what lies behind them (the slack keeps that inside of the
-//! block's memory); those products are never stored. After the last stage the f32 sums, \[token, weight row\],
-//! take the stages' place, or where blocks are persistent their own.
+//! Shared memory: barriers | stages, each `depth` times `rows` rows of weights, then `depth` times `tokens` rows of a,
+//! of 64 elements of K, 128 bytes | slack. Slabs and token tiles that reach beyond the boxes multiply what lies behind
+//! them (the slack keeps that inside of the block's memory); those products are never stored. After the last stage the
+//! f32 sums, \[token, weight row\], take the stages' place, or where blocks are persistent their own.
 //!
-//! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor.
+//! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. With one block of
+//! K a stage (`depth` 1) a stage took 195 ns however few rows it had (m = 32, 32 and 48 rows alike): the deeper ones
+//! are for tiles of few rows. Activations cost as much of L2's bandwidth as weights from 2 · `tokens` > `rows` on:
+//! hence the multicast.
 //!
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
 //! 64s + 16w + l/4 for tokens 8j + 2(l%4) and + 1, then row 8 further for the same.
 use crate::prim::{
-    TensorMap, cluster, mbarrier, opaque,
-    memory::{load_v4, load_v4_streaming, store_v4},
-    shared,
+    TensorMap, cluster, mbarrier, opaque, shared,
     thread::{
         barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads,
         thread_idx_x,
@@ -32,8 +34,10 @@ use crate::prim::{
     warp::{LANES, lane_id, shuffle_u32, sync_warp},
     wgmma,
 };
-use crate::tile::epilogue::{F32, GATED, activation, gate, gelu_erf};
-use crate::tile::{Bf16, DeepRing, Elem, F16, WarpgroupMma};
+use crate::tile::split::{Store, Sums, finish};
+use crate::tile::{Bf16, DeepRing, F16, WarpgroupMma};
+
+pub use crate::tile::split::MAX_SPLIT;
 
 /// Elements of K per stage: one 128-byte row of the swizzle.
 pub const TILE_K: u32 = 64;
@@ -55,29 +59,29 @@ const WARPS: u32 = wgmma::THREADS / LANES;
 pub const STAGES_AT: u32 = 1024;
 /// Most stages whose barriers fit.
 pub const MAX_STAGES: u32 = STAGES_AT / (2 * mbarrier::BYTES);
-/// Most blocks of a cluster.
-pub const MAX_SPLIT: u32 = 4;
 /// The named barrier of the consumers.
 const CONSUMERS_BARRIER: u32 = 1;
 
 entry! {
     #[only(sm_90a)]
-    /// Arguments: boxes of `a` are `tokens` rows, of `w` `rows`, by [`TILE_K`] elements. `kind`, `activation`,
-    /// `accumulate` and out as in [`Epilogue`](crate::tile::epilogue::Epilogue). The ring has `stages` stages, `split`
-    /// (1, 2 or 4) is the size of the cluster, and the sums start `sums` bytes into shared memory.
+    /// Arguments: both maps have three dimensions. Either \[k / 64, rows, 64\], `column_step` is 0, and boxes of `w` are
+    /// \[`depth`, `rows`, 64\], of `a` \[`depth` / `share`, `tokens`, 64\]; or \[1, rows, k\], `column_step` is 64, and
+    /// boxes are one row of 64 elements deep, `depth` and `share` 1. `kind`, `activation`, `accumulate` and out as in
+    /// [`Epilogue`](crate::tile::epilogue::Epilogue). The ring has `stages` stages; `split` (1, 2 or 4) times `share`
+    /// (1, 2 or 4, a divisor of `depth`) is the size of the cluster; the sums start `sums` bytes into shared memory.
     pub struct GemmStream maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32,
-        rows: u32, tokens: u32, stages: u32, split: u32, sums: u32,
+        rows: u32, tokens: u32, stages: u32, split: u32, sums: u32, share: u32, depth: u32, column_step: u32,
     }
     fn gemm_stream_t16_bf16(threads: threads(2), min_blocks: 2) = stream::<Bf16, 8, 2>;
     fn gemm_stream_t16_f16(threads: threads(2), min_blocks: 2) = stream::<F16, 8, 2>;
-    fn gemm_stream_t16_wide_bf16(threads: threads(4), min_blocks: 2) = stream::<Bf16, 8, 4>;
-    fn gemm_stream_t16_wide_f16(threads: threads(4), min_blocks: 2) = stream::<F16, 8, 4>;
+    fn gemm_stream_t16_wide_bf16(threads: threads(4), min_blocks: 1) = stream::<Bf16, 8, 4>;
+    fn gemm_stream_t16_wide_f16(threads: threads(4), min_blocks: 1) = stream::<F16, 8, 4>;
     fn gemm_stream_t32_bf16(threads: threads(2), min_blocks: 2) = stream::<Bf16, 16, 2>;
     fn gemm_stream_t32_f16(threads: threads(2), min_blocks: 2) = stream::<F16, 16, 2>;
-    fn gemm_stream_t32_wide_bf16(threads: threads(4), min_blocks: 2) = stream::<Bf16, 16, 4>;
-    fn gemm_stream_t32_wide_f16(threads: threads(4), min_blocks: 2) = stream::<F16, 16, 4>;
+    fn gemm_stream_t32_wide_bf16(threads: threads(4), min_blocks: 1) = stream::<Bf16, 16, 4>;
+    fn gemm_stream_t32_wide_f16(threads: threads(4), min_blocks: 1) = stream::<F16, 16, 4>;
     fn gemm_stream_t64_bf16(threads: threads(2), min_blocks: 2) = stream::<Bf16, 32, 2>;
     fn gemm_stream_t64_f16(threads: threads(2), min_blocks: 2) = stream::<F16, 32, 2>;
     fn gemm_stream_t64_wide_bf16(threads: threads(4), min_blocks: 1) = stream::<Bf16, 32, 4>;
@@ -89,8 +93,8 @@ entry! {
 }
 
 /// Bytes of a stage.
-pub const fn stage_bytes(rows: u32, tokens: u32) -> u32 {
-    (rows + tokens) * ROW_BYTES
+pub const fn stage_bytes(rows: u32, tokens: u32, depth: u32) -> u32 {
+    (rows + tokens) * depth * ROW_BYTES
 }
 /// f32 from token to token of the sums: 4 more than a multiple of 16, so that the 8 rows by 4 token pairs that a warp
 /// stores at once lie in 32 banks.
@@ -108,24 +112,47 @@ struct Layout {
     rows: u32,
     tokens: u32,
     split: u32,
+    share: u32,
+    /// This block's place among those of its split.
+    place: u32,
+    depth: u32,
+    column_step: u32,
     sums: u32,
     tiles: u32,
-    /// Steps of [`TILE_K`] of this block, and the first of them.
+    /// Stages of this block, and the first of them.
     steps: u32,
     first_step: u32,
 }
 
-/// Where and how the sums are stored; made from a kernel's parameters.
-#[derive(Clone, Copy)]
-struct Store {
-    bias: *const u16,
-    out: *mut u16,
-    out_stride: u32,
-    m: u32,
-    n: u32,
-    kind: u32,
-    activation: u32,
-    accumulate: u32,
+impl Layout {
+    /// The first tile of the cluster, and how far it is to the next.
+    #[inline(always)]
+    fn first(&self) -> (u32, u32) {
+        (block_idx_x() / (self.split * self.share) * self.share, grid_dim_x() / self.split)
+    }
+    /// Where the boxes of the block's stage `step` lie in K: element and block of 64.
+    #[inline(always)]
+    fn at(&self, step: u32) -> (u32, u32) {
+        let step = self.first_step + step;
+        (step * self.column_step, if self.column_step == 0 { step * self.depth } else { 0 })
+    }
+    /// Where the sums of a tile lie.
+    #[inline(always)]
+    fn sums(&self, tile: u32, m: u32) -> Sums {
+        Sums {
+            at: self.sums,
+            pitch: sums_pitch(self.rows),
+            rows: m,
+            cols: self.rows,
+            origin: (0, tile * self.rows),
+            first: self.place,
+            step: self.share,
+        }
+    }
+    #[inline(always)]
+    fn stage_bytes(&self) -> u32 {
+        stage_bytes(self.rows, self.tokens, self.depth)
+    }
 }
 
 #[inline(always)]
@@ -146,144 +173,211 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     stages: u32,
     split: u32,
     sums: u32,
+    share: u32,
+    depth: u32,
+    column_step: u32,
 ) {
-    let rank = block_idx_x() % split;
-    let steps = k.div_ceil(TILE_K);
-    let first_step = steps * rank / split;
+    let rank = block_idx_x() % (split * share);
+    let part = rank / share;
+    let steps = k.div_ceil(TILE_K * depth);
+    let first_step = steps * part / split;
     let layout = Layout {
         rows,
         tokens,
         split,
+        share,
+        place: rank % share,
+        depth,
+        column_step,
         sums: shared::base() + sums,
         tiles: n.div_ceil(rows),
-        steps: steps * (rank + 1) / split - first_step,
+        steps: steps * (part + 1) / split - first_step,
         first_step,
     };
     let mut ring = DeepRing::new(shared::base(), stages);
     // The others have nothing to multiply.
     let multiplying = rows.div_ceil(SLAB);
-    if thread_idx_x() == 0 {
-        tma::prefetch_map(a);
-        tma::prefetch_map(w);
-        ring.init(multiplying * WARPS);
-    }
-    sync_threads();
     // By shuffle, so that the compiler knows it for one value per warp and computes descriptors once.
     let warpgroup = shuffle_u32(thread_idx_x() / wgmma::THREADS, 0);
+    let mut ahead = 0;
+    if warpgroup == WARPGROUPS && lane_id() == 0 {
+        ring.init(multiplying * WARPS * share);
+        // Before anybody else has started, and while the predecessor, which computes `a`, still runs.
+        ahead = fetch_ahead(w, &layout, &ring);
+        tma::prefetch_map(a);
+    }
+    if share > 1 {
+        // Copies arrive at the barriers of all.
+        cluster::sync();
+    } else {
+        sync_threads();
+    }
     if warpgroup == WARPGROUPS {
         if lane_id() == 0 {
-            produce(a, w, &layout, ring);
+            produce(a, w, &layout, ring, ahead);
         }
         sync_warp();
         if split > 1 {
-            // The consumers' two.
-            cluster::sync();
+            // The consumers' first; the second is the one below.
             cluster::sync();
         }
-        return;
-    }
-    // The predecessor may still read `out`, or write the residual there.
-    grid_dependency_wait();
-    let store = Store { bias, out, out_stride, m, n, kind, activation, accumulate };
-    let mut tile = block_idx_x() / split;
-    while tile < layout.tiles {
-        let mut d = [0.0; REGS];
-        if warpgroup < multiplying {
-            multiply::<E, REGS>(&mut d, warpgroup, &layout, &mut ring);
-        }
-        // All have read the stages whose place the sums may take, and the sums of the tile before.
-        barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
-        store_sums(&d, warpgroup, &layout, m);
-        match split {
-            1 => {
-                barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
-                finish::<E, 1, WARPGROUPS>(&store, &layout, tile, 0);
+    } else {
+        // The predecessor may still read `out`, or write the residual there.
+        grid_dependency_wait();
+        let store = Store { bias, out, out_stride, m, n, kind, activation, accumulate };
+        let (mut first, stride) = layout.first();
+        while first < layout.tiles {
+            let tile = first + layout.place;
+            let mut d = [0.0; REGS];
+            if warpgroup < multiplying {
+                multiply::<E, REGS>(&mut d, warpgroup, part, &layout, &mut ring);
             }
-            2 => finish_shared::<E, 2, WARPGROUPS>(&store, &layout, tile, rank),
-            _ => finish_shared::<E, 4, WARPGROUPS>(&store, &layout, tile, rank),
+            // All have read the stages whose place the sums may take, and the sums of the tile before.
+            barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
+            store_sums(&d, warpgroup, &layout, m);
+            let sums = layout.sums(tile, m);
+            let threads = split * consumers(WARPGROUPS);
+            let index = part * consumers(WARPGROUPS) + thread_idx_x();
+            if split == 1 {
+                barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
+                finish::<E, 1>(&store, &sums, index, threads);
+            } else {
+                // A cluster has one tile a block, so that the producer knows how often its blocks meet.
+                cluster::sync();
+                if split == 2 {
+                    finish::<E, 2>(&store, &sums, index, threads);
+                } else {
+                    finish::<E, 4>(&store, &sums, index, threads);
+                }
+            }
+            first += stride;
         }
-        // A cluster has one tile, so that the producer knows how often its blocks meet.
-        tile += grid_dim_x() / split;
+    }
+    if split * share > 1 {
+        // None exits while another still reads its sums, or copies or arrives here.
+        cluster::sync();
     }
 }
 
-/// The producer, one thread: fills stage after stage with the tiles' boxes. The weights of the first stages are
-/// fetched while the predecessor, which computes `a`, still runs.
+/// Starts to copy the weights of stage `step` of a tile.
 #[inline(always)]
-unsafe fn produce(a: *const TensorMap, w: *const TensorMap, layout: &Layout, mut ring: DeepRing) {
-    let &Layout { rows, tokens, split, tiles, steps, first_step, .. } = layout;
-    let bytes = stage_bytes(rows, tokens);
-    let buffers = shared::base() + STAGES_AT;
+unsafe fn load_w(w: *const TensorMap, layout: &Layout, ring: &DeepRing, tile: u32, step: u32, policy: u64) {
+    let bytes = layout.stage_bytes();
+    // Boxes count in full, also where they reach beyond the matrix.
+    mbarrier::arrive_expect_tx(ring.full(), bytes);
+    let buffer = shared::base() + STAGES_AT + ring.stage() * bytes;
+    let (column, block) = layout.at(step);
+    tma::load_3d_policy(buffer, w, [column, tile * layout.rows, block], ring.full(), policy);
+}
+
+/// Starts to copy the weights of the first stages; returns how many.
+#[inline(always)]
+unsafe fn fetch_ahead(w: *const TensorMap, layout: &Layout, ring: &DeepRing) -> u32 {
     let policy = tma::evict_first();
-    let load_w = |ring: &DeepRing, tile: u32, step: u32| {
-        // Boxes count in full, also where they reach beyond the matrix.
-        mbarrier::arrive_expect_tx(ring.full(), bytes);
-        let column = (first_step + step) * TILE_K;
-        tma::load_2d_policy(buffers + ring.stage() * bytes, w, column, tile * rows, ring.full(), policy);
-    };
-    let mut tile = block_idx_x() / split;
+    let tile = layout.first().0 + layout.place;
     let mut next = ring.clone();
     let mut ahead = 0;
-    while ahead < steps {
-        load_w(&next, tile, ahead);
+    while ahead < layout.steps {
+        load_w(w, layout, &next, tile, ahead, policy);
         ahead += 1;
         next.advance();
         if next.stage() == 0 {
             break;
         }
     }
+    ahead
+}
+
+/// The producer, one thread: fills stage after stage with the tiles' boxes, of which `ahead` have their weights.
+#[inline(always)]
+unsafe fn produce(a: *const TensorMap, w: *const TensorMap, layout: &Layout, mut ring: DeepRing, mut ahead: u32) {
+    let &Layout { rows, tokens, share, place, depth, .. } = layout;
+    let buffers = shared::base() + STAGES_AT;
+    let bytes = layout.stage_bytes();
+    let policy = tma::evict_first();
+    // This block's part of the activations, and the blocks of its split.
+    let own = depth / share * place;
+    let own_at = (depth * rows + own * tokens) * ROW_BYTES;
+    let blocks = ((1 << share) - 1) << (block_idx_x() % (layout.split * share) - place);
     grid_dependency_wait();
-    while tile < tiles {
+    let (mut first, stride) = layout.first();
+    while first < layout.tiles {
         let mut step = 0;
-        while step < steps {
+        while step < layout.steps {
             if ahead > 0 {
                 ahead -= 1;
             } else {
                 ring.wait_empty();
-                load_w(&ring, tile, step);
+                load_w(w, layout, &ring, first + place, step, policy);
             }
-            let buffer = buffers + ring.stage() * bytes + rows * ROW_BYTES;
-            tma::load_2d(buffer, a, (first_step + step) * TILE_K, 0, ring.full());
+            let buffer = buffers + ring.stage() * bytes + own_at;
+            let (column, block) = layout.at(step);
+            if share == 1 {
+                tma::load_3d(buffer, a, [column, 0, block], ring.full());
+            } else {
+                tma::load_3d_multicast(buffer, a, [column, 0, block + own], ring.full(), blocks);
+            }
             ring.advance();
             step += 1;
         }
-        tile += grid_dim_x() / split;
+        first += stride;
     }
     grid_dependency_launch();
 }
 
-/// A consumer warpgroup's slab of a tile, over the block's steps.
+/// A consumer warpgroup's slab of a tile, over the block's stages.
 #[inline(always)]
 unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
     d: &mut [f32; REGS],
     warpgroup: u32,
+    part: u32,
     layout: &Layout,
     ring: &mut DeepRing,
 ) {
-    let bytes = stage_bytes(layout.rows, layout.tokens);
-    let buffers = shared::base() + STAGES_AT;
-    let mut step = 0;
-    while step < layout.steps {
-        ring.wait_full();
+    let &Layout { rows, tokens, share, depth, .. } = layout;
+    let bytes = layout.stage_bytes();
+    let base = shared::base();
+    // Of the descriptors the lower halves, where the addresses are: the upper ones are all alike.
+    let (mut w, mut a) = (0, 0);
+    let upper = wgmma::descriptor(0) & !0xffff_ffff;
+    let mut previous = ring.empty();
+    // Blocks of K, and the place of one in its stage. (One loop: ptxas unrolls an inner one, and spills.)
+    let (mut block, mut place) = (0, 0);
+    while block < layout.steps * depth {
+        if place == 0 {
+            ring.wait_full();
+            let buffer = base + STAGES_AT + ring.stage() * bytes;
+            w = wgmma::descriptor(buffer + warpgroup * SLAB_BYTES) as u32;
+            a = wgmma::descriptor(buffer + depth * rows * ROW_BYTES) as u32;
+        }
         // The matrix instructions need whole warps.
         sync_warp();
-        let buffer = buffers + ring.stage() * bytes;
-        let w = wgmma::descriptor(buffer + warpgroup * SLAB_BYTES);
-        let a = wgmma::descriptor(buffer + layout.rows * ROW_BYTES);
         wgmma::fence();
-        for i in 0..(TILE_K / 16) as u64 {
-            E::mma_async(d, w + i * wgmma::K_STEP, a + i * wgmma::K_STEP, step > 0 || i > 0);
+        for i in 0..TILE_K / 16 {
+            let at = |lower: u32| upper | (lower + i * wgmma::K_STEP as u32) as u64;
+            E::mma_async(d, at(w), at(a), block > 0 || i > 0);
         }
         wgmma::commit();
-        // The tensor cores wait for memory anyway, so the stage is given back as soon as can be.
-        wgmma::wait::<0>();
-        if lane_id() == 0 {
-            mbarrier::arrive(ring.empty());
+        // One group stays in flight while the next stage is waited for; those before have been read.
+        wgmma::wait::<1>();
+        // Lanes below `share` tell one block each.
+        if place == 0 && block > 0 && lane_id() < share {
+            mbarrier::arrive_cluster(previous, part * share + lane_id());
         }
-        ring.advance();
-        step += 1;
+        (w, a) = (w + (rows * ROW_BYTES >> 4), a + (tokens * ROW_BYTES >> 4));
+        block += 1;
+        place += 1;
+        if place == depth {
+            place = 0;
+            previous = ring.empty();
+            ring.advance();
+        }
     }
+    wgmma::wait::<0>();
     wgmma::pin(d);
+    if layout.steps > 0 && lane_id() < share {
+        mbarrier::arrive_cluster(previous, part * share + lane_id());
+    }
 }
 
 /// Puts a slab's accumulators into the block's sums, \[token, weight row of the tile\].
@@ -311,155 +405,5 @@ unsafe fn store_sums<const REGS: usize>(d: &[f32; REGS], slab: u32, layout: &Lay
         }
         // Else the compiler computes all multiples of the pitch first, and spills.
         at = opaque((at + pitch * 32) as i32) as u32;
-    }
-}
-
-/// [`finish`] of this block's share, once all blocks of the cluster have their sums in place; returns when all of
-/// them are through, so that none exits while another still reads its sums.
-#[inline(always)]
-unsafe fn finish_shared<E: Elem, const SPLIT: u32, const WARPGROUPS: u32>(
-    store: &Store,
-    layout: &Layout,
-    tile: u32,
-    rank: u32,
-) {
-    cluster::sync();
-    finish::<E, SPLIT, WARPGROUPS>(store, layout, tile, rank);
-    cluster::sync();
-}
-
-/// Adds the sums of the cluster's `SPLIT` blocks, applies the epilogue and stores. An item is 8 columns of out of a
-/// token; the block's threads take every `SPLIT`-th run of them.
-#[inline(always)]
-unsafe fn finish<E: Elem, const SPLIT: u32, const WARPGROUPS: u32>(
-    store: &Store,
-    layout: &Layout,
-    tile: u32,
-    rank: u32,
-) {
-    // Gate rows and up rows of 8 columns alternate.
-    let span = if store.kind == GATED { 16 } else { 8 };
-    let groups = layout.rows / span;
-    let pitch = sums_pitch(layout.rows);
-    let mut item = rank * consumers(WARPGROUPS) + thread_idx_x();
-    while item < groups * store.m {
-        let (token, row) = (item / groups, item % groups * span);
-        let n = tile * layout.rows + row;
-        if n < store.n {
-            let at = layout.sums + (token * pitch + row) * 4;
-            let mut x = add_sums::<SPLIT>(at);
-            let left = store.n - n;
-            add_bias::<E>(store, &mut x, n, left);
-            if store.kind == GATED {
-                let mut up = add_sums::<SPLIT>(at + 8 * 4);
-                add_bias::<E>(store, &mut up, n + 8, left - 8);
-                for i in 0..8 {
-                    x[i] = gate(store.activation, x[i]) * up[i];
-                }
-                store_8::<E>(store, x, token, n / 2, 8);
-            } else {
-                activate(&mut x, store.activation);
-                store_8::<E>(store, x, token, n, left);
-            }
-        }
-        item += SPLIT * consumers(WARPGROUPS);
-    }
-}
-
-/// The sums of 8 weight rows at `at` of every block, added in the order of ranks.
-#[inline(always)]
-unsafe fn add_sums<const SPLIT: u32>(at: u32) -> [f32; 8] {
-    let mut parts = [[[0; 4]; 2]; MAX_SPLIT as usize];
-    for rank in 0..SPLIT {
-        for half in 0..2 {
-            let at = at + 16 * half as u32;
-            parts[rank as usize][half] =
-                if SPLIT == 1 { shared::load_v4(at) } else { cluster::load_v4(cluster::shared_of(rank, at)) };
-        }
-    }
-    let mut x = [0.0; 8];
-    for i in 0..8 {
-        x[i] = f32::from_bits(parts[0][i / 4][i % 4]);
-        for rank in 1..SPLIT as usize {
-            x[i] += f32::from_bits(parts[rank][i / 4][i % 4]);
-        }
-    }
-    x
-}
-
-/// Adds the bias of columns n.., of which `left` are there.
-#[inline(always)]
-unsafe fn add_bias<E: Elem>(store: &Store, x: &mut [f32; 8], n: u32, left: u32) {
-    if store.bias.is_null() {
-        return;
-    }
-    let bias = store.bias.add(n as usize);
-    if left >= 8 {
-        let bias = E::unpack8(load_v4_streaming(bias.cast()));
-        for i in 0..8 {
-            x[i] += bias[i];
-        }
-    } else {
-        for i in 0..7 {
-            if (i as u32) < left {
-                x[i] += E::to_f32(*bias.add(i));
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn activate(x: &mut [f32; 8], code: u32) {
-    if code == activation::GELU_ERF {
-        for x in x {
-            *x = gelu_erf(*x);
-        }
-    } else if code != activation::IDENTITY {
-        for x in x {
-            *x = gate(code, *x);
-        }
-    }
-}
-
-/// Stores the first `left` of 8 columns from `col` (a multiple of 8) on, with the residual where there is one.
-#[inline(always)]
-unsafe fn store_8<E: Elem>(store: &Store, mut x: [f32; 8], token: u32, col: u32, left: u32) {
-    let at = token as usize * store.out_stride as usize + col as usize;
-    if store.kind == F32 {
-        return store_8_f32(store.out.cast::<f32>().add(at), x, left, store.out_stride.is_multiple_of(4));
-    }
-    // Rows are a multiple of 8 elements apart, or there is one: vectors are aligned.
-    let out = store.out.add(at);
-    if left >= 8 {
-        if store.accumulate != 0 {
-            let residual = E::unpack8(load_v4(out.cast()));
-            for i in 0..8 {
-                x[i] += residual[i];
-            }
-        }
-        store_v4(out.cast(), E::pack8(x));
-    } else {
-        for i in 0..7 {
-            if (i as u32) < left {
-                let out = out.add(i);
-                *out = E::from_f32(if store.accumulate != 0 { x[i] + E::to_f32(*out) } else { x[i] });
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn store_8_f32(out: *mut f32, x: [f32; 8], left: u32, aligned: bool) {
-    if left >= 8 && aligned {
-        for half in 0..2 {
-            let bits = [0, 1, 2, 3].map(|i: usize| x[4 * half + i].to_bits());
-            store_v4(out.add(4 * half).cast(), bits);
-        }
-    } else {
-        for i in 0..8 {
-            if (i as u32) < left {
-                *out.add(i) = x[i];
-            }
-        }
     }
 }

@@ -8,7 +8,19 @@
 //! | tile (M × N × K) | stages | shared memory | accumulators per thread |
 //! |---|---|---|---|
 //! | 128 × 256 × 64 | 4 of 48 KiB | 192 KiB | 128 |
-//! | 128 × 128 × 64 | 6 of 32 KiB | 192 KiB | 64 |
+//! | 128 × 224 × 64 | 5 of 44 KiB | 220 KiB | 112 |
+//! | 128 × 192 × 64 | 5 of 40 KiB | 200 KiB | 96 |
+//! | 128 × 160 × 64 | 6 of 36 KiB | 216 KiB | 80 |
+//! | 128 × 128 × 64 | 7 of 32 KiB | 224 KiB | 64 |
+//!
+//! The width is for the launcher to pick, so that the tiles fill the last wave.
+//!
+//! Clusters: with `share` 2 two blocks one above the other take tiles of the same columns. Each fetches half of the
+//! weights' box and multicasts it to both, which takes a third (256 columns) to a quarter (128) off the traffic from L2:
+//! at 745 TFLOP/s that is 8.7 TB/s without. A stage is free when the consumers of both blocks say so.
+//!
+//! Split: where there are fewer tiles than multiprocessors, `split` blocks, a cluster, share a tile's K. Their sums meet
+//! in shared memory ([`split`](crate::tile::split)).
 //!
 //! Any m, n ≥ 1 and k a multiple of 8: TMA fills what lies outside of the matrices with zeros, and the epilogue
 //! stores inside of them only. Per stage a block reads 48 KiB (32 KiB) for 4.2 (2.1) MFLOP, so the product is
@@ -16,18 +28,24 @@
 //!
 //! Accumulators: thread t of a consumer (w = t / 32, l = t % 32) holds rows 16w + l/4 and 8 further of the
 //! warpgroup's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
-//! `d[4j + 2]`, `d[4j + 3]` of the second.
+//! `d[4j + 2]`, `d[4j + 3]` of the second. The epilogue transposes among the four lanes of a row, so that each stores
+//! 16 bytes: with pairs the same stores took 3 µs of a tile's 44 at k = 4096.
 use crate::prim::{
-    TensorMap, mbarrier, opaque,
-    memory::{load_pair, store_pair},
-    shared,
-    thread::{block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x},
+    TensorMap, cluster, mbarrier,
+    memory::{load_pair, load_v4, store_pair, store_v4},
+    opaque, shared,
+    thread::{
+        barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
+    },
     tma,
     warp::{LANES, lane_id, shuffle_u32, sync_warp},
     wgmma,
 };
-use crate::tile::epilogue::{Epilogue, F32, GATED, PLAIN, activation, gate, gated_column, gelu_erf};
-use crate::tile::{Bf16, Elem, F16, Ring, WarpgroupMma};
+use crate::tile::epilogue::{Epilogue, F32, GATED, activation, gate, gated_column, gelu_erf};
+use crate::tile::split::{self, Store, Sums};
+use crate::tile::{Bf16, Elem, F16, Ring, WarpgroupMma, quad};
+
+pub use crate::tile::split::MAX_SPLIT;
 
 /// Rows of a tile: two consumer warpgroups of 64.
 pub const TILE_M: u32 = 128;
@@ -41,35 +59,42 @@ const WARPS: u32 = wgmma::THREADS / LANES;
 /// 40 · 128 + 232 · 256 = 64,512 of 65,536 registers; the launch gives 168 a thread.
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
-/// Stages of the ring for tiles of 256 columns; 192 KiB.
-pub const STAGES_N256: u32 = 4;
-/// Stages of the ring for tiles of 128 columns; 192 KiB.
-pub const STAGES_N128: u32 = 6;
+/// The named barrier of the consumers.
+const CONSUMERS_BARRIER: u32 = 1;
 /// Tiles of M that the blocks walk together (see [`Tiles::at`]).
 const GROUP: u32 = 16;
 
 entry! {
     #[only(sm_90a)]
     /// Arguments of the Hopper matrix product: boxes of `a` are [`TILE_M`] rows, of `w` as many as a tile has
-    /// columns, by [`TILE_K`] elements; the rest as in [`Epilogue`].
+    /// columns over `share`, by [`TILE_K`] elements; `share` (1 or 2) times `split` (1, 2 or 4, at most the steps of
+    /// K) is the size of the cluster, one of them 1; where `split` is not, every cluster has one tile at most. The rest
+    /// as in [`Epilogue`], with its kind.
     pub struct GemmWgmma maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
-        m: u32, n: u32, k: u32, activation: u32, accumulate: u32,
+        m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32, share: u32, split: u32,
     }
-    fn gemm_wgmma_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, PLAIN, 128, STAGES_N256>;
-    fn gemm_wgmma_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, PLAIN, 128, STAGES_N256>;
-    fn gemm_wgmma_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, PLAIN, 64, STAGES_N128>;
-    fn gemm_wgmma_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, PLAIN, 64, STAGES_N128>;
-    fn gemm_wgmma_gated_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, GATED, 128, STAGES_N256>;
-    fn gemm_wgmma_gated_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, GATED, 128, STAGES_N256>;
-    fn gemm_wgmma_gated_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, GATED, 64, STAGES_N128>;
-    fn gemm_wgmma_gated_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, GATED, 64, STAGES_N128>;
-    fn gemm_wgmma_f32_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, F32, 128, STAGES_N256>;
-    fn gemm_wgmma_f32_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, F32, 128, STAGES_N256>;
-    fn gemm_wgmma_f32_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, F32, 64, STAGES_N128>;
-    fn gemm_wgmma_f32_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, F32, 64, STAGES_N128>;
+    fn gemm_wgmma_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 128, 4>;
+    fn gemm_wgmma_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 128, 4>;
+    fn gemm_wgmma_n224_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 112, 5>;
+    fn gemm_wgmma_n224_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 112, 5>;
+    fn gemm_wgmma_n192_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 96, 5>;
+    fn gemm_wgmma_n192_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 96, 5>;
+    fn gemm_wgmma_n160_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 80, 6>;
+    fn gemm_wgmma_n160_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 80, 6>;
+    fn gemm_wgmma_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 64, 7>;
+    fn gemm_wgmma_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 64, 7>;
 }
 
+/// Stages of the ring for tiles of `tile_n` columns; up to 224 KiB.
+pub const fn stages(tile_n: u32) -> u32 {
+    match tile_n {
+        128 => 7,
+        160 => 6,
+        192 | 224 => 5,
+        _ => 4,
+    }
+}
 /// Columns of the tile whose accumulators are `registers` a thread.
 pub const fn tile_n(registers: usize) -> u32 {
     2 * registers as u32
@@ -79,11 +104,11 @@ const fn stage_bytes(tile_n: u32) -> u32 {
     A_BYTES + tile_n * TILE_K * 2
 }
 /// Shared memory of a block: the stages, then their barriers.
-pub const fn shared_bytes(tile_n: u32, stages: u32) -> u32 {
-    stages * stage_bytes(tile_n) + 2 * stages * mbarrier::BYTES
+pub const fn shared_bytes(tile_n: u32) -> u32 {
+    stages(tile_n) * (stage_bytes(tile_n) + 2 * mbarrier::BYTES)
 }
 
-/// The tiles of the output, in the order in which blocks take them.
+/// The tiles of the output, in the order in which clusters take them; one is `share` tiles of M.
 #[derive(Clone, Copy)]
 struct Tiles {
     m: u32,
@@ -95,19 +120,51 @@ impl Tiles {
     fn count(self) -> u32 {
         self.m * self.n
     }
-    /// Row and column of tile `index`. Groups of [`GROUP`] rows of tiles, each walked down its columns: the
-    /// 132 tiles in flight then share about 16 panels of `a` and 9 of `w`, which stay in the L2 cache.
+    /// Row and column of tile `index`. Groups of `group` rows of tiles, each walked down its columns: with 16 the
+    /// 132 tiles in flight share about 16 panels of `a` and 9 of `w`, which stay in the L2 cache.
     #[inline(always)]
-    fn at(self, index: u32) -> (u32, u32) {
-        let first = index / (GROUP * self.n) * GROUP;
-        let rows = if self.m - first < GROUP { self.m - first } else { GROUP };
+    fn at(self, index: u32, group: u32) -> (u32, u32) {
+        let first = index / (group * self.n) * group;
+        let rows = if self.m - first < group { self.m - first } else { group };
         let inner = index - first * self.n;
         (first + inner % rows, inner / rows)
     }
 }
 
+/// How the blocks of the grid share the work; made from a kernel's parameters.
+#[derive(Clone, Copy)]
+struct Work {
+    tiles: Tiles,
+    /// Steps of [`TILE_K`] of this block, and the first of them.
+    steps: u32,
+    first_step: u32,
+    /// Blocks that share weights, and this one's place among them.
+    share: u32,
+    rank: u32,
+    /// Blocks that share a tile's K, and this one's place among them.
+    split: u32,
+    part: u32,
+    /// First row of the ring's buffers.
+    buffers: u32,
+}
+
+impl Work {
+    /// First row of `a` and of `w` of the block's tile `index`.
+    #[inline(always)]
+    fn origin(&self, index: u32, tile_n: u32) -> (u32, u32) {
+        let (m, n) = self.tiles.at(index, GROUP / self.share);
+        ((m * self.share + self.rank) * TILE_M, n * tile_n)
+    }
+    /// The first of the cluster's tiles, and how far it is to the next.
+    #[inline(always)]
+    fn first(&self) -> (u32, u32) {
+        let cluster = self.share * self.split;
+        (block_idx_x() / cluster, grid_dim_x() / cluster)
+    }
+}
+
 #[inline(always)]
-unsafe fn gemm<E: WarpgroupMma<REGS>, const KIND: u32, const REGS: usize, const STAGES: u32>(
+unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     a: *const TensorMap,
     w: *const TensorMap,
     bias: *const u16,
@@ -116,43 +173,120 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const KIND: u32, const REGS: usize, const 
     m: u32,
     n: u32,
     k: u32,
+    kind: u32,
     activation: u32,
     accumulate: u32,
+    share: u32,
+    split: u32,
 ) {
     let buffers = shared::base();
     let mut ring = Ring::<STAGES>::new(buffers + STAGES * stage_bytes(tile_n(REGS)));
     if thread_idx_x() == 0 {
         tma::prefetch_map(a);
         tma::prefetch_map(w);
-        ring.init(CONSUMERS * WARPS);
+        ring.init(CONSUMERS * WARPS * share);
     }
-    sync_threads();
-    let tiles = Tiles { m: m.div_ceil(TILE_M), n: n.div_ceil(tile_n(REGS)) };
+    if share > 1 {
+        cluster::sync();
+    } else {
+        sync_threads();
+    }
+    let tiles = Tiles { m: m.div_ceil(TILE_M * share), n: n.div_ceil(tile_n(REGS)) };
+    let rank = block_idx_x() % (share * split);
+    let part = rank / share;
     let steps = k.div_ceil(TILE_K);
+    let first_step = steps * part / split;
+    let work = Work {
+        tiles,
+        steps: steps * (part + 1) / split - first_step,
+        first_step,
+        share,
+        rank: rank % share,
+        split,
+        part,
+        buffers,
+    };
     // By shuffle, so that the compiler knows it for one value per warp and computes descriptors once.
     let warpgroup = shuffle_u32(thread_idx_x() / wgmma::THREADS, 0);
     if warpgroup == 0 {
         wgmma::registers_decrease::<PRODUCER_REGISTERS>();
         if thread_idx_x() == 0 {
-            produce::<REGS, STAGES>(a, w, steps, tiles, buffers, ring);
+            produce::<REGS, STAGES>(a, w, &work, ring);
         }
-        return;
+        sync_warp();
+        if split > 1 {
+            // The consumers' first; the second is the one below.
+            cluster::sync();
+        }
+    } else {
+        wgmma::registers_increase::<CONSUMER_REGISTERS>();
+        // The predecessor may still read `out`, or write the residual there.
+        grid_dependency_wait();
+        let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
+        consume::<E, REGS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &mut ring);
     }
-    wgmma::registers_increase::<CONSUMER_REGISTERS>();
-    // The predecessor may still read `out`, or write the residual there.
-    grid_dependency_wait();
-    let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
-    let share = warpgroup - 1;
+    if share * split > 1 {
+        // The other block's copies and arrivals still come in here, or it reads the sums.
+        cluster::sync();
+    }
+}
+
+/// A consumer warpgroup: the products and epilogues of its 64 rows of the block's tiles.
+#[inline(always)]
+unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
+    epilogue: &Epilogue,
+    kind: u32,
+    slab: u32,
+    work: &Work,
+    ring: &mut Ring<STAGES>,
+) {
     let thread = thread_idx_x() % wgmma::THREADS;
-    let mut index = block_idx_x();
-    while index < tiles.count() {
-        let (tile_row, tile_col) = tiles.at(index);
+    let (mut index, stride) = work.first();
+    while index < work.tiles.count() {
+        let (row, col) = work.origin(index, tile_n(REGS));
         let mut d = [0.0; REGS];
-        multiply::<E, REGS, STAGES>(&mut d, share, steps, buffers, &mut ring);
-        let row = tile_row * TILE_M + share * 64 + thread / LANES * 16 + thread % LANES / 4;
-        let col = tile_col * tile_n(REGS) + thread % 4 * 2;
-        finish::<E, KIND, REGS>(&epilogue, &mut d, row, col);
-        index += grid_dim_x();
+        multiply::<E, REGS, STAGES>(&mut d, slab, work, ring);
+        let own = slab * 64 + thread / LANES * 16 + thread % LANES / 4;
+        if work.split == 1 {
+            finish::<E, REGS>(epilogue, kind, &mut d, row + own, col);
+        } else {
+            finish_split::<E, REGS>(epilogue, kind, &d, own, (row, col), work);
+        }
+        index += stride;
+    }
+}
+
+/// The end of a tile of a cluster that shares its K: `d` of row `own` of the tile and 8 further takes the place of the
+/// ring, which has no more to come, and every block finishes a part of the tile.
+#[inline(always)]
+unsafe fn finish_split<E: WarpgroupMma<REGS>, const REGS: usize>(
+    epilogue: &Epilogue,
+    kind: u32,
+    d: &[f32; REGS],
+    own: u32,
+    origin: (u32, u32),
+    work: &Work,
+) {
+    let &Epilogue { bias, out, out_stride, m, n, activation, accumulate } = epilogue;
+    let store = Store { bias, out, out_stride, m, n, kind, activation, accumulate };
+    let cols = tile_n(REGS);
+    // 8 more than a multiple of 32: the 4 rows by 4 pairs that half a warp stores at once lie in 32 banks.
+    let pitch = cols + 8;
+    let sums = Sums { at: work.buffers, pitch, rows: TILE_M, cols, origin, first: 0, step: 1 };
+    // Both warpgroups have read the last stages.
+    barrier_sync(CONSUMERS_BARRIER, CONSUMERS * wgmma::THREADS);
+    let at = sums.at + (own * pitch + thread_idx_x() % 4 * 2) * 4;
+    for j in 0..REGS / 4 {
+        shared::store_v2_f32(at + 32 * j as u32, [d[4 * j], d[4 * j + 1]]);
+        shared::store_v2_f32(at + 32 * (pitch + j as u32), [d[4 * j + 2], d[4 * j + 3]]);
+    }
+    cluster::sync();
+    let consumers = CONSUMERS * wgmma::THREADS;
+    let index = work.part * consumers + thread_idx_x() - wgmma::THREADS;
+    if work.split == 2 {
+        split::finish::<E, 2>(&store, &sums, index, 2 * consumers);
+    } else {
+        split::finish::<E, 4>(&store, &sums, index, 4 * consumers);
     }
 }
 
@@ -162,20 +296,25 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const KIND: u32, const REGS: usize, const 
 unsafe fn produce<const REGS: usize, const STAGES: u32>(
     a: *const TensorMap,
     w: *const TensorMap,
-    steps: u32,
-    tiles: Tiles,
-    buffers: u32,
+    work: &Work,
     mut ring: Ring<STAGES>,
 ) {
     let bytes = stage_bytes(tile_n(REGS));
-    let load_w = |ring: &Ring<STAGES>, n: u32, step: u32| {
+    let &Work { steps, first_step, share, rank, buffers, .. } = work;
+    // This block's part of the weights, for all of the cluster.
+    let part = tile_n(REGS) / share;
+    let load_w = |ring: &Ring<STAGES>, row: u32, step: u32| {
         // Boxes count in full, also where they reach beyond the matrix.
         mbarrier::arrive_expect_tx(ring.full(), bytes);
-        let buffer = buffers + ring.stage() * bytes + A_BYTES;
-        tma::load_2d(buffer, w, step * TILE_K, n * tile_n(REGS), ring.full());
+        let buffer = buffers + ring.stage() * bytes + A_BYTES + rank * part * (2 * TILE_K);
+        if share == 1 {
+            tma::load_2d(buffer, w, (first_step + step) * TILE_K, row, ring.full());
+        } else {
+            tma::load_2d_multicast(buffer, w, step * TILE_K, row + rank * part, ring.full(), (1 << share) - 1);
+        }
     };
-    let mut index = block_idx_x();
-    let (_, first) = tiles.at(index);
+    let (mut index, stride) = work.first();
+    let (_, first) = work.origin(index, tile_n(REGS));
     let mut next = ring.clone();
     for step in 0..STAGES {
         if step < steps {
@@ -185,42 +324,44 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
     }
     let mut ahead = if steps < STAGES { steps } else { STAGES };
     grid_dependency_wait();
-    while index < tiles.count() {
-        let (m, n) = tiles.at(index);
+    while index < work.tiles.count() {
+        let (a_row, w_row) = work.origin(index, tile_n(REGS));
         let mut step = 0;
         while step < steps {
             if ahead > 0 {
                 ahead -= 1;
             } else {
                 ring.wait_empty();
-                load_w(&ring, n, step);
+                load_w(&ring, w_row, step);
             }
-            tma::load_2d(buffers + ring.stage() * bytes, a, step * TILE_K, m * TILE_M, ring.full());
+            let column = (first_step + step) * TILE_K;
+            tma::load_2d(buffers + ring.stage() * bytes, a, column, a_row, ring.full());
             ring.advance();
             step += 1;
         }
-        index += grid_dim_x();
+        index += stride;
     }
     grid_dependency_launch();
 }
 
-/// A consumer warpgroup's share of a tile: its 64 rows of `a` times all of `w`, over `steps` stages of the ring.
+/// A consumer warpgroup's share of a tile: its 64 rows of `a` times all of `w`, over all stages.
 #[inline(always)]
 unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     d: &mut [f32; REGS],
-    share: u32,
-    steps: u32,
-    buffers: u32,
+    slab: u32,
+    work: &Work,
     ring: &mut Ring<STAGES>,
 ) {
+    // Lanes below `share` tell one block each that a stage has been read.
+    let tells = lane_id() < work.share;
     let mut previous = ring.empty();
     let mut step = 0;
-    while step < steps {
+    while step < work.steps {
         ring.wait_full();
         // The matrix instructions need whole warps.
         sync_warp();
-        let buffer = buffers + ring.stage() * stage_bytes(tile_n(REGS));
-        let a = wgmma::descriptor(buffer + share * (A_BYTES / 2));
+        let buffer = work.buffers + ring.stage() * stage_bytes(tile_n(REGS));
+        let a = wgmma::descriptor(buffer + slab * (A_BYTES / 2));
         let w = wgmma::descriptor(buffer + A_BYTES);
         wgmma::fence();
         for i in 0..(TILE_K / 16) as u64 {
@@ -229,8 +370,8 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         wgmma::commit();
         // One group stays in flight; the one before has read its stage.
         wgmma::wait::<1>();
-        if step > 0 && lane_id() == 0 {
-            mbarrier::arrive(previous);
+        if step > 0 && tells {
+            mbarrier::arrive_cluster(previous, lane_id());
         }
         previous = ring.empty();
         ring.advance();
@@ -238,55 +379,119 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     }
     wgmma::wait::<0>();
     wgmma::pin(d);
-    if lane_id() == 0 {
-        mbarrier::arrive(previous);
+    if tells {
+        mbarrier::arrive_cluster(previous, lane_id());
     }
 }
 
-/// Bias, activation, residual and store of a thread's accumulators, whose first row and column are `row` and `col`.
-/// Pass by pass over all of them, loads first, so that their latencies overlap.
+/// Bias, activation, residual and store of a thread's accumulators: of row `row` and 8 further, in the tile whose first
+/// column is `col`. Pass by pass over all of them, loads first, so that their latencies overlap.
 #[inline(always)]
-unsafe fn finish<E: Elem, const KIND: u32, const REGS: usize>(
+unsafe fn finish<E: Elem, const REGS: usize>(
     epilogue: &Epilogue,
+    kind: u32,
     d: &mut [f32; REGS],
     row: u32,
     col: u32,
 ) {
-    let &Epilogue { bias, out, out_stride, m, n, activation, accumulate } = epilogue;
-    if !bias.is_null() {
-        let pairs: [u32; REGS] = load_pairs(bias.add(col as usize), REGS / 4, n as i32 - col as i32);
+    let n = epilogue.n;
+    let own = col + thread_idx_x() % 4 * 2;
+    if !epilogue.bias.is_null() {
+        let pairs: [u32; REGS] = load_pairs(epilogue.bias.add(own as usize), REGS / 4, n as i32 - own as i32);
         for i in 0..REGS / 4 {
             let (x, y) = E::unpack(pairs[i]);
             (d[4 * i], d[4 * i + 1]) = (d[4 * i] + x, d[4 * i + 1] + y);
             (d[4 * i + 2], d[4 * i + 3]) = (d[4 * i + 2] + x, d[4 * i + 3] + y);
         }
     }
-    activate::<KIND, REGS>(d, activation);
-    // Gating has left half as many groups of 8 columns, from half as far.
-    let (groups, col, width) = if KIND == GATED { (REGS / 8, gated_column(col), n / 2) } else { (REGS / 4, col, n) };
-    let left = width as i32 - col as i32;
+    if kind == F32 {
+        for half in 0..2 {
+            let row = row + 8 * half as u32;
+            if row < epilogue.m {
+                store_f32(epilogue, d, half, row, own, n as i32 - own as i32);
+            }
+        }
+    } else if kind == GATED {
+        // Gating leaves half as many groups of 8 columns, from half as far.
+        for group in 0..REGS / 8 {
+            for i in 0..4 {
+                d[4 * group + i] = gate(epilogue.activation, d[8 * group + i]) * d[8 * group + 4 + i];
+            }
+        }
+        store_half::<E, REGS>(epilogue, d, REGS / 8, row, gated_column(col), n / 2);
+    } else {
+        activate(d, epilogue.activation);
+        store_half::<E, REGS>(epilogue, d, REGS / 4, row, col, n);
+    }
+}
+
+/// Adds the residual and stores the first `groups` (an even number) groups of 8 columns from column `col` on, of
+/// `width`, 16 bytes a lane.
+#[inline(always)]
+unsafe fn store_half<E: Elem, const REGS: usize>(
+    epilogue: &Epilogue,
+    d: &mut [f32; REGS],
+    groups: usize,
+    row: u32,
+    col: u32,
+    width: u32,
+) {
+    // Of every four groups this lane has the one of its place in the row; of the last maybe half are there.
+    let place = thread_idx_x() % 4;
+    let col = col + place * 8;
+    let there = |i: usize, left: i32| if place as usize >= groups - 4 * i { 0 } else { left - 32 * i as i32 };
     for half in 0..2 {
         let row = row + 8 * half as u32;
-        if row >= m {
-            return;
-        }
-        if KIND == F32 {
-            store_f32(epilogue, d, half, row, col, left);
-            continue;
-        }
-        // Rows of half precision are a multiple of 8 elements apart (or there is one), so pairs are aligned.
-        let line = out.add(row as usize * out_stride as usize + col as usize);
-        if accumulate != 0 {
-            let pairs: [u32; REGS] = load_pairs(line, groups, left);
-            for i in 0..groups {
-                let (x, y) = E::unpack(pairs[i]);
-                d[4 * i + 2 * half] += x;
-                d[4 * i + 2 * half + 1] += y;
+        // Rows are a multiple of 8 elements apart (or there is one), so groups are aligned.
+        let line = epilogue.out.add(row as usize * epilogue.out_stride as usize + col as usize);
+        let left = if row < epilogue.m { width as i32 - col as i32 } else { 0 };
+        if epilogue.accumulate != 0 {
+            let left = opaque(left);
+            let mut old = [[0; 4]; REGS];
+            for i in 0..groups.div_ceil(4) {
+                old[i] = load_8(line.add(32 * i), there(i, left));
+            }
+            for i in 0..groups.div_ceil(4) {
+                quad::transpose(&mut old[i]);
+                for j in 0..4 {
+                    let (x, y) = E::unpack(old[i][j]);
+                    d[16 * i + 4 * j + 2 * half] += x;
+                    d[16 * i + 4 * j + 2 * half + 1] += y;
+                }
             }
         }
         let left = opaque(left);
-        for i in 0..groups {
-            store_pair(line.add(8 * i), left - 8 * i as i32, E::pack(d[4 * i + 2 * half], d[4 * i + 2 * half + 1]));
+        for i in 0..groups.div_ceil(4) {
+            let pair = |j: usize| E::pack(d[16 * i + 4 * j + 2 * half], d[16 * i + 4 * j + 2 * half + 1]);
+            let mut new = [pair(0), pair(1), pair(2), pair(3)];
+            quad::transpose(&mut new);
+            store_8(line.add(32 * i), there(i, left), new);
+        }
+    }
+}
+
+/// The 8 elements at `p` (16-byte aligned), of which `left` are there: zeros in place of the others.
+#[inline(always)]
+unsafe fn load_8(p: *const u16, left: i32) -> [u32; 4] {
+    let mut x = [0; 4];
+    if left >= 8 {
+        x = load_v4(p.cast());
+    } else if left > 0 {
+        for i in 0..4 {
+            x[i] = load_pair(p.add(2 * i), left - 2 * i as i32);
+        }
+    }
+    x
+}
+
+/// Stores the first `left` of 8 elements at `p` (16-byte aligned).
+#[inline(always)]
+unsafe fn store_8(p: *mut u16, left: i32, x: [u32; 4]) {
+    if left >= 8 {
+        store_v4(p.cast(), x);
+    } else if left > 0 {
+        for i in 0..4 {
+            store_pair(p.add(2 * i), left - 2 * i as i32, x[i]);
         }
     }
 }
@@ -321,20 +526,13 @@ unsafe fn store_f32<const REGS: usize>(
     }
 }
 
-/// The activation; gated products end up in the first half of the groups.
 #[inline(always)]
-fn activate<const KIND: u32, const REGS: usize>(d: &mut [f32; REGS], code: u32) {
-    if KIND == GATED {
-        for group in 0..REGS / 8 {
-            for i in 0..4 {
-                d[4 * group + i] = gate(code, d[8 * group + i]) * d[8 * group + 4 + i];
-            }
-        }
-    } else if KIND == PLAIN && code == activation::GELU_ERF {
+fn activate<const REGS: usize>(d: &mut [f32; REGS], code: u32) {
+    if code == activation::GELU_ERF {
         for x in d {
             *x = gelu_erf(*x);
         }
-    } else if KIND == PLAIN && code != activation::IDENTITY {
+    } else if code != activation::IDENTITY {
         for x in d {
             *x = gate(code, *x);
         }
@@ -351,7 +549,7 @@ mod tests {
             let tiles = Tiles { m, n };
             let mut seen = [0; 60 * 10];
             for index in 0..tiles.count() {
-                let (row, col) = tiles.at(index);
+                let (row, col) = tiles.at(index, GROUP);
                 assert!(row < m && col < n, "tile {index} of {m} x {n} is ({row}, {col})");
                 seen[(row * n + col) as usize] += 1;
             }

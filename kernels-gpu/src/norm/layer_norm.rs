@@ -4,16 +4,15 @@
 //! h = x (+ residual)            rounded to the element type and written back to `residual`
 //! out = (h − mean(h)) · rsqrt(var(h) + eps) · weight + bias        var: mean((h − mean)²)
 //! ```
-//! Grid: one block of 256 threads per token, the row in registers ([`row`]). Bytes per token:
-//! 2·width read and written (4·width each with the residual). Bound by memory.
+//! Grid: one block of [`row::threads`] threads per token, the row in registers ([`row`]).
+//! Bytes per token: 2·width read and written (4·width each with the residual). Bound by memory.
 //!
 //! The variance takes a second pass over the registers, after the mean is known: mean(h²) − mean(h)²
 //! cancels where |mean| ≫ std (at mean 1000, std 0.1 in f32 nothing is left), and the second block
 //! reduction costs under a microsecond.
-use super::row::{self, STEPS, THREADS};
+use super::row::{self, MAX_THREADS, STEPS};
 use crate::prim::{
     math::{fma, rsqrt},
-    memory::{load_v4, store_v4},
     shared,
     thread::{block_idx_x, grid_dependency_launch, grid_dependency_wait},
 };
@@ -32,10 +31,10 @@ entry! {
         x: *const u16, residual: *mut u16, weight: *const u16, bias: *const u16, out: *mut u16,
         width: u32, x_stride: u32, residual_stride: u32, out_stride: u32, eps: f32,
     }
-    fn layer_norm_bf16(threads: THREADS, min_blocks: 2) = layer_norm::<Bf16, false>;
-    fn layer_norm_f16(threads: THREADS, min_blocks: 2) = layer_norm::<F16, false>;
-    fn add_layer_norm_bf16(threads: THREADS, min_blocks: 2) = layer_norm::<Bf16, true>;
-    fn add_layer_norm_f16(threads: THREADS, min_blocks: 2) = layer_norm::<F16, true>;
+    fn layer_norm_bf16(threads: MAX_THREADS, min_blocks: 1) = layer_norm::<Bf16, false>;
+    fn layer_norm_f16(threads: MAX_THREADS, min_blocks: 1) = layer_norm::<F16, false>;
+    fn add_layer_norm_bf16(threads: MAX_THREADS, min_blocks: 1) = layer_norm::<Bf16, true>;
+    fn add_layer_norm_f16(threads: MAX_THREADS, min_blocks: 1) = layer_norm::<F16, true>;
 }
 
 #[inline(always)]
@@ -52,14 +51,11 @@ unsafe fn layer_norm<E: Elem, const ADD: bool>(
     eps: f32,
 ) {
     let token = block_idx_x() as usize;
-    let out = out.add(token * out_stride as usize);
-    grid_dependency_wait();
-    let h = row::load::<E, ADD>(
-        x.add(token * x_stride as usize),
-        residual.add(token * residual_stride as usize),
-        width,
-    );
+    let (x, residual) = (x.add(token * x_stride as usize), residual.add(token * residual_stride as usize));
+    // A product behind this has weights to fetch meanwhile.
     grid_dependency_launch();
+    grid_dependency_wait();
+    let mut h = row::load_sum::<E, ADD>(x, residual, width);
 
     let mut sum = 0.0;
     for step in 0..STEPS {
@@ -67,29 +63,22 @@ unsafe fn layer_norm<E: Elem, const ADD: bool>(
             sum += h[step][i];
         }
     }
-    let mean = block_sum::<{ THREADS / 32 }>(sum, shared::base()) / width as f32;
+    let mean = block_sum(sum, shared::base()) / width as f32;
     let mut squares = 0.0;
     for step in 0..STEPS {
         // The zeros beyond the row are no elements of it.
-        if row::column(step) < width {
-            for i in 0..8 {
-                let d = h[step][i] - mean;
-                squares = fma(d, d, squares);
-            }
+        let inside = row::column(step) < width;
+        for i in 0..8 {
+            h[step][i] = if inside { h[step][i] - mean } else { 0.0 };
+            squares = fma(h[step][i], h[step][i], squares);
         }
     }
-    let variance = block_sum::<{ THREADS / 32 }>(squares, shared::base() + SCRATCH_BYTES) / width as f32;
-    let scale = rsqrt(variance + eps);
+    let scale = rsqrt(block_sum(squares, shared::base() + SCRATCH_BYTES) / width as f32 + eps);
+    let (weight, bias) = (row::unpack::<E>(row::load(weight, width)), row::unpack::<E>(row::load(bias, width)));
     for step in 0..STEPS {
-        let column = row::column(step);
-        if column < width {
-            let w = E::unpack8(load_v4(weight.add(column as usize).cast()));
-            let b = E::unpack8(load_v4(bias.add(column as usize).cast()));
-            let mut v = h[step];
-            for i in 0..8 {
-                v[i] = fma((v[i] - mean) * scale, w[i], b[i]);
-            }
-            store_v4(out.add(column as usize).cast(), E::pack8(v));
+        for i in 0..8 {
+            h[step][i] = fma(h[step][i] * scale, weight[step][i], bias[step][i]);
         }
     }
+    row::store::<E>(h, out.add(token * out_stride as usize), width);
 }

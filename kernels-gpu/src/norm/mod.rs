@@ -2,3 +2,4 @@
 pub mod layer_norm;
 pub mod rms_norm;
 pub mod row;
+pub mod sandwich;

@@ -4,17 +4,23 @@
 //! h = x (+ residual)            rounded to the element type and written back to `residual`
 //! out = h · rsqrt(mean(h²) + eps) · weight
 //! ```
-//! Grid: one block of 256 threads per token. The row lives in registers ([`row`]). Bytes per token: 2·width read and written (4·width each with the residual).
-//! Bound by memory. As in transformers, h is normalised after it was rounded, in f32, and the weight
-//! multiplies before the one rounding of the output.
-use super::row::{self, STEPS, THREADS};
+//! Grid: one block of [`row::threads`] threads per token, the row in registers ([`row`]).
+//! Bytes per token: 2·width read and written (4·width each with the residual). Bound by memory. As in
+//! transformers, h is normalised after it was rounded, in f32, and the weight multiplies before the one
+//! rounding of the output.
+use super::row::{self, MAX_THREADS, STEPS};
 use crate::prim::{
     math::{fma, rsqrt},
-    memory::{load_v4, store_v4},
     shared,
     thread::{block_idx_x, grid_dependency_launch, grid_dependency_wait},
 };
-use crate::tile::{Bf16, Elem, F16, reduce::block_sum};
+use crate::tile::{
+    Bf16, Elem, F16,
+    reduce::{SCRATCH_BYTES, block_sum},
+};
+
+/// Bytes of shared memory.
+pub const SHARED_BYTES: u32 = SCRATCH_BYTES;
 
 entry! {
     /// Arguments of the RMSNorm kernels: `x`, `residual`, `out`: [tokens, width], rows `*_stride` elements
@@ -23,10 +29,10 @@ entry! {
         x: *const u16, residual: *mut u16, weight: *const u16, out: *mut u16,
         width: u32, x_stride: u32, residual_stride: u32, out_stride: u32, eps: f32,
     }
-    fn rms_norm_bf16(threads: THREADS, min_blocks: 2) = rms_norm::<Bf16, false>;
-    fn rms_norm_f16(threads: THREADS, min_blocks: 2) = rms_norm::<F16, false>;
-    fn add_rms_norm_bf16(threads: THREADS, min_blocks: 2) = rms_norm::<Bf16, true>;
-    fn add_rms_norm_f16(threads: THREADS, min_blocks: 2) = rms_norm::<F16, true>;
+    fn rms_norm_bf16(threads: MAX_THREADS, min_blocks: 1) = rms_norm::<Bf16, false>;
+    fn rms_norm_f16(threads: MAX_THREADS, min_blocks: 1) = rms_norm::<F16, false>;
+    fn add_rms_norm_bf16(threads: MAX_THREADS, min_blocks: 1) = rms_norm::<Bf16, true>;
+    fn add_rms_norm_f16(threads: MAX_THREADS, min_blocks: 1) = rms_norm::<F16, true>;
 }
 
 #[inline(always)]
@@ -42,14 +48,13 @@ unsafe fn rms_norm<E: Elem, const ADD: bool>(
     eps: f32,
 ) {
     let token = block_idx_x() as usize;
-    let out = out.add(token * out_stride as usize);
-    grid_dependency_wait();
-    let h = row::load::<E, ADD>(
-        x.add(token * x_stride as usize),
-        residual.add(token * residual_stride as usize),
-        width,
-    );
+    let (x, residual) = (x.add(token * x_stride as usize), residual.add(token * residual_stride as usize));
+    // Nothing in the stream writes the weights, so they need not wait.
+    let weight = row::load(weight, width);
+    // A product behind this has weights to fetch meanwhile.
     grid_dependency_launch();
+    grid_dependency_wait();
+    let mut h = row::load_sum::<E, ADD>(x, residual, width);
 
     let mut squares = 0.0;
     for step in 0..STEPS {
@@ -57,17 +62,12 @@ unsafe fn rms_norm<E: Elem, const ADD: bool>(
             squares = fma(h[step][i], h[step][i], squares);
         }
     }
-    let sum = block_sum::<{ THREADS / 32 }>(squares, shared::base());
-    let scale = rsqrt(sum / width as f32 + eps);
+    let scale = rsqrt(block_sum(squares, shared::base()) / width as f32 + eps);
+    let weight = row::unpack::<E>(weight);
     for step in 0..STEPS {
-        let column = row::column(step);
-        if column < width {
-            let w = E::unpack8(load_v4(weight.add(column as usize).cast()));
-            let mut v = h[step];
-            for i in 0..8 {
-                v[i] = v[i] * scale * w[i];
-            }
-            store_v4(out.add(column as usize).cast(), E::pack8(v));
+        for i in 0..8 {
+            h[step][i] = h[step][i] * scale * weight[step][i];
         }
     }
+    row::store::<E>(h, out.add(token * out_stride as usize), width);
 }

@@ -21,6 +21,15 @@ pub fn shared_of(rank: u32, address: u32) -> u32 {
         there
     }
 }
+/// This block's rank in its cluster.
+#[inline(always)]
+pub fn rank() -> u32 {
+    device! {
+        let rank: u32;
+        core::arch::asm!("mov.u32 {0}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack));
+        rank
+    }
+}
 /// Loads 16 bytes (16-byte aligned) from an address of [`shared_of`]. That block must have started, and must not
 /// exit before: [`sync`] on both sides.
 #[inline(always)]

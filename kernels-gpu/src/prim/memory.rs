@@ -11,6 +11,20 @@ pub unsafe fn load_v4(p: *const u32) -> [u32; 4] {
         [a, b, c, d]
     }
 }
+/// As [`load_v4`], or zeros, without a branch: the address is not touched unless `condition` holds.
+#[inline(always)]
+pub unsafe fn load_v4_if(condition: bool, p: *const u32) -> [u32; 4] {
+    device! {
+        let (a, b, c, d): (u32, u32, u32, u32);
+        core::arch::asm!(
+            "{{ .reg .pred %inside; setp.ne.u32 %inside, {5}, 0;",
+            "mov.b32 {0}, 0; mov.b32 {1}, 0; mov.b32 {2}, 0; mov.b32 {3}, 0;",
+            "@%inside ld.global.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}]; }}",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) p, in(reg32) condition as u32,
+            options(readonly, nostack));
+        [a, b, c, d]
+    }
+}
 /// Loads 16 bytes that nothing writes while the grid (and, with programmatic dependent launch, its
 /// predecessor) runs, without keeping them in L1: weights.
 #[inline(always)]

@@ -61,8 +61,9 @@ pub fn grid_dependency_wait() {
     #[cfg(sm_90a)]
     device! { llvm::grid_dependency_wait() }
 }
-/// Lets the next grid of the stream start launching. Its `grid_dependency_wait` still waits for
-/// this grid's end.
+/// Lets the next grid of the stream start launching, once every block of this one has called it or ended. Its
+/// `grid_dependency_wait` still waits for this grid's end, which is after the end of those that this one waits for:
+/// kernels that take little of the memory's time call it first of all.
 #[inline(always)]
 pub fn grid_dependency_launch() {
     #[cfg(sm_90a)]

@@ -19,6 +19,51 @@ pub unsafe fn load_2d(shared: u32, map: *const TensorMap, column: u32, row: u32,
             in(reg32) shared, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier, options(nostack))
     }
 }
+/// As [`load_2d`], to the same place in every block of the cluster whose bit is set in `blocks`; each of their barriers
+/// at `barrier` gets the whole box's bytes. A block may count bytes before it has announced them.
+#[inline(always)]
+pub unsafe fn load_2d_multicast(shared: u32, map: *const TensorMap, column: u32, row: u32, barrier: u32, blocks: u32) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster",
+            "[{0}], [{1}, {{{2}, {3}}}], [{4}], {5};",
+            in(reg32) shared, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier,
+            in(reg16) blocks as u16, options(nostack))
+    }
+}
+/// As [`load_2d`] of a box of three dimensions.
+#[inline(always)]
+pub unsafe fn load_3d(shared: u32, map: *const TensorMap, at: [u32; 3], barrier: u32) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+            "[{0}], [{1}, {{{2}, {3}, {4}}}], [{5}];",
+            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) barrier,
+            options(nostack))
+    }
+}
+/// As [`load_2d_policy`] of a box of three dimensions.
+#[inline(always)]
+pub unsafe fn load_3d_policy(shared: u32, map: *const TensorMap, at: [u32; 3], barrier: u32, policy: u64) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint",
+            "[{0}], [{1}, {{{2}, {3}, {4}}}], [{5}], {6};",
+            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) barrier,
+            in(reg64) policy, options(nostack))
+    }
+}
+/// As [`load_2d_multicast`] of a box of three dimensions.
+#[inline(always)]
+pub unsafe fn load_3d_multicast(shared: u32, map: *const TensorMap, at: [u32; 3], barrier: u32, blocks: u32) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster",
+            "[{0}], [{1}, {{{2}, {3}, {4}}}], [{5}], {6};",
+            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) barrier,
+            in(reg16) blocks as u16, options(nostack))
+    }
+}
 /// Starts to copy `bytes` contiguous bytes (a multiple of 16; both addresses 16-byte aligned) to shared memory at
 /// `shared`. The barrier at `barrier` gets them counted when they are there.
 #[inline(always)]
@@ -27,6 +72,24 @@ pub unsafe fn load(shared: u32, global: *const u8, bytes: u32, barrier: u32) {
         core::arch::asm!(
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}], {2}, [{3}];",
             in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, options(nostack))
+    }
+}
+/// As [`load`], for data that is read once; `policy` from [`evict_first`].
+#[inline(always)]
+pub unsafe fn load_policy(shared: u32, global: *const u8, bytes: u32, barrier: u32, policy: u64) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint",
+            "[{0}], [{1}], {2}, [{3}], {4};",
+            in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, in(reg64) policy, options(nostack))
+    }
+}
+/// Starts to fetch `bytes` contiguous bytes (a multiple of 16, 16-byte aligned) into L2.
+#[inline(always)]
+pub unsafe fn prefetch(global: *const u8, bytes: u32) {
+    device! {
+        core::arch::asm!("cp.async.bulk.prefetch.L2.global [{0}], {1};",
+            in(reg64) global, in(reg32) bytes, options(nostack))
     }
 }
 /// Orders what this thread has written to shared memory before what `wgmma` and TMA do after the next barrier.

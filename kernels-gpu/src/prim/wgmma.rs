@@ -90,11 +90,43 @@ macro_rules! with_31 {
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
     ] } };
 }
+/// As `with_7`, of 48 registers.
+macro_rules! with_47 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47
+    ] } };
+}
 /// `$next!($args [1 2 … 63])`: the registers of 64 after the first.
 macro_rules! with_63 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
         38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
+    ] } };
+}
+/// As `with_63`, of 80 registers.
+macro_rules! with_79 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 68 69 70 71
+        72 73 74 75 76 77 78 79
+    ] } };
+}
+/// As `with_63`, of 96 registers.
+macro_rules! with_95 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 68 69 70 71
+        72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95
+    ] } };
+}
+/// As `with_63`, of 112 registers.
+macro_rules! with_111 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 68 69 70 71
+        72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95 96 97 98 99 100 101 102 103 104
+        105 106 107 108 109 110 111
     ] } };
 }
 /// As `with_63`, of 128 registers.
@@ -132,6 +164,12 @@ with_31!(mma_async!(mma_n64_bf16, "64", 32, "bf16",));
 with_31!(mma_async!(mma_n64_f16, "64", 32, "f16",));
 with_63!(mma_async!(mma_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async!(mma_n128_f16, "128", 64, "f16",));
+with_79!(mma_async!(mma_n160_bf16, "160", 80, "bf16",));
+with_79!(mma_async!(mma_n160_f16, "160", 80, "f16",));
+with_95!(mma_async!(mma_n192_bf16, "192", 96, "bf16",));
+with_95!(mma_async!(mma_n192_f16, "192", 96, "f16",));
+with_111!(mma_async!(mma_n224_bf16, "224", 112, "bf16",));
+with_111!(mma_async!(mma_n224_f16, "224", 112, "f16",));
 with_127!(mma_async!(mma_n256_bf16, "256", 128, "bf16",));
 with_127!(mma_async!(mma_n256_f16, "256", 128, "f16",));
 macro_rules! mma_async_registers {
@@ -158,8 +196,12 @@ macro_rules! mma_async_registers {
 }
 with_31!(mma_async_registers!(mma_registers_n64_bf16, "64", 32, "bf16",));
 with_31!(mma_async_registers!(mma_registers_n64_f16, "64", 32, "f16",));
+with_47!(mma_async_registers!(mma_registers_n96_bf16, "96", 48, "bf16",));
+with_47!(mma_async_registers!(mma_registers_n96_f16, "96", 48, "f16",));
 with_63!(mma_async_registers!(mma_registers_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async_registers!(mma_registers_n128_f16, "128", 64, "f16",));
+with_127!(mma_async_registers!(mma_registers_n256_bf16, "256", 128, "bf16",));
+with_127!(mma_async_registers!(mma_registers_n256_f16, "256", 128, "f16",));
 
 #[cfg(test)]
 mod tests {

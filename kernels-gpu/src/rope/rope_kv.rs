@@ -6,7 +6,8 @@
 //!       pairs: (x[i], x[i + rotary/2]), or interleaved (x[2i], x[2i + 1]); dimensions from rotary on pass through
 //! q goes back to its place, k and v to their slot in the cache pools (layout: tile/kv.rs)
 //! ```
-//! Grid: (tokens, head groups) blocks of 128 threads; head_dim / 16 neighbouring threads share a head and a
+//! Grid: (tokens, head groups) blocks of 128 threads; head_dim / 16 neighbouring threads share a head (of 96, 8 of
+//! which two are idle) and a
 //! block strides over the q, k and v heads of its token. The launcher gives a token one block where there are
 //! tokens enough to fill the GPU, so that sines are computed once for several heads (a sine and cosine cost
 //! about as much as moving 16 bytes), and one block per [`heads_per_block`] heads otherwise (decode).
@@ -42,9 +43,14 @@ const SHARE: usize = 16;
 /// The rotary dimension must be a multiple of this: both halves of a thread's pairs are whole chunks.
 pub const ROTARY_MULTIPLE: usize = SHARE;
 
+/// Neighbouring threads that share a head: a power of two, for the shuffles.
+const fn lanes(head_dim: usize) -> usize {
+    (head_dim / SHARE).next_power_of_two()
+}
+
 /// Heads that a block handles at once.
 pub const fn heads_per_block(head_dim: usize) -> usize {
-    THREADS as usize * SHARE / head_dim
+    THREADS as usize / lanes(head_dim)
 }
 
 entry! {
@@ -59,8 +65,12 @@ entry! {
     }
     fn rope_kv_64_bf16(threads: THREADS, min_blocks: 6) = rope_kv::<Bf16, 64>;
     fn rope_kv_64_f16(threads: THREADS, min_blocks: 6) = rope_kv::<F16, 64>;
+    fn rope_kv_96_bf16(threads: THREADS, min_blocks: 6) = rope_kv::<Bf16, 96>;
+    fn rope_kv_96_f16(threads: THREADS, min_blocks: 6) = rope_kv::<F16, 96>;
     fn rope_kv_128_bf16(threads: THREADS, min_blocks: 6) = rope_kv::<Bf16, 128>;
     fn rope_kv_128_f16(threads: THREADS, min_blocks: 6) = rope_kv::<F16, 128>;
+    fn rope_kv_256_bf16(threads: THREADS, min_blocks: 6) = rope_kv::<Bf16, 256>;
+    fn rope_kv_256_f16(threads: THREADS, min_blocks: 6) = rope_kv::<F16, 256>;
 }
 
 #[inline(always)]
@@ -82,14 +92,19 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
     norm_eps: f32,
     attention_scale: f32,
 ) {
-    let lanes = (HEAD_DIM / SHARE) as u32;
+    let lanes = lanes(HEAD_DIM) as u32;
     let token = block_idx_x() as usize;
     let qkv = qkv.add(token * stride as usize);
     let p = thread_idx_x() % lanes;
+    // Whether the thread has dimensions. One that has none reads the last one's and writes nothing.
+    let works = p < (HEAD_DIM / SHARE) as u32;
+    let p = if works { p } else { (HEAD_DIM / SHARE) as u32 - 1 };
     let rotates = p < rotating;
     let halves = interleaved == 0;
     let [a, b] = if halves && rotates { [p, p + rotating] } else { [2 * p, 2 * p + 1] };
 
+    // A product behind this has weights to fetch meanwhile.
+    grid_dependency_launch();
     grid_dependency_wait();
     let slot = *slots.add(token);
     let (mut sin, mut cos) = ([0.0; 8], [1.0; 8]);
@@ -101,8 +116,6 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
             (sin[i], cos[i]) = (s * attention_scale, c * attention_scale);
         }
     }
-
-    grid_dependency_launch();
 
     // The trip count is the same for all threads: the shuffles below need whole warps.
     let per_block = THREADS / lanes;
@@ -118,7 +131,7 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
         let at = |chunk: u32| head as usize * HEAD_DIM + chunk as usize * 8;
         let (mut x, mut y) = (load_v4(qkv.add(at(a)).cast()), load_v4(qkv.add(at(b)).cast()));
         let (is_q, is_v) = (head < heads, head >= heads + kv_heads);
-        let scale = norm_scale::<E, HEAD_DIM>(x, y, norm_eps);
+        let scale = norm_scale::<E, HEAD_DIM>(x, y, works, norm_eps);
         if exists && !is_v {
             let weight = if is_q { q_norm } else { k_norm };
             let (mut u, mut v) = (E::unpack8(x), E::unpack8(y));
@@ -135,10 +148,10 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
             }
             (x, y) = (E::pack8(u), E::pack8(v));
         }
-        if exists && is_q {
+        if exists && works && is_q {
             store_v4(qkv.add(at(a)).cast(), x);
             store_v4(qkv.add(at(b)).cast(), y);
-        } else if exists && slot < pool_slots {
+        } else if exists && works && slot < pool_slots {
             let (pool, kv_head) =
                 if is_v { (v_cache, head - heads - kv_heads) } else { (k_cache, head - heads) };
             let (page, row) = (slot as usize / kv::PAGE, slot as usize % kv::PAGE);
@@ -151,19 +164,26 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
     }
 }
 
-/// rsqrt(mean of squares + eps) over a head, the same bits in its head_dim / 16 threads. All of the warp must call.
+/// rsqrt(mean of squares + eps) over a head, the same bits in all its threads, of which those that `works` have a
+/// share. All of the warp must call.
 #[inline(always)]
-fn norm_scale<E: Elem, const HEAD_DIM: usize>(x: [u32; 4], y: [u32; 4], eps: f32) -> f32 {
+fn norm_scale<E: Elem, const HEAD_DIM: usize>(x: [u32; 4], y: [u32; 4], works: bool, eps: f32) -> f32 {
     let (u, v) = (E::unpack8(x), E::unpack8(y));
     let mut squares = 0.0;
     for i in 0..8 {
         squares = fma(u[i], u[i], squares);
         squares = fma(v[i], v[i], squares);
     }
+    if !works {
+        squares = 0.0;
+    }
     squares += shuffle_xor(squares, 1);
     squares += shuffle_xor(squares, 2);
-    if HEAD_DIM == 128 {
+    if HEAD_DIM > 64 {
         squares += shuffle_xor(squares, 4);
+    }
+    if HEAD_DIM > 128 {
+        squares += shuffle_xor(squares, 8);
     }
     rsqrt(fma(squares, 1.0 / HEAD_DIM as f32, eps))
 }

@@ -3,8 +3,10 @@ mod elem;
 pub mod epilogue;
 pub mod kv;
 pub mod philox;
+pub mod quad;
 pub mod reduce;
 mod ring;
+pub mod split;
 mod warpgroup;
 
 pub use elem::*;

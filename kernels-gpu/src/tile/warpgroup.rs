@@ -24,11 +24,17 @@ warpgroup_mma! {
     Bf16 16 mma_n32_bf16;
     Bf16 32 mma_n64_bf16;
     Bf16 64 mma_n128_bf16;
+    Bf16 80 mma_n160_bf16;
+    Bf16 96 mma_n192_bf16;
+    Bf16 112 mma_n224_bf16;
     Bf16 128 mma_n256_bf16;
     F16 8 mma_n16_f16;
     F16 16 mma_n32_f16;
     F16 32 mma_n64_f16;
     F16 64 mma_n128_f16;
+    F16 80 mma_n160_f16;
+    F16 96 mma_n192_f16;
+    F16 112 mma_n224_f16;
     F16 128 mma_n256_f16;
 }
 
@@ -50,7 +56,11 @@ macro_rules! warpgroup_mma_registers {
 }
 warpgroup_mma_registers! {
     Bf16 32 mma_registers_n64_bf16;
+    Bf16 48 mma_registers_n96_bf16;
     Bf16 64 mma_registers_n128_bf16;
+    Bf16 128 mma_registers_n256_bf16;
     F16 32 mma_registers_n64_f16;
+    F16 48 mma_registers_n96_f16;
     F16 64 mma_registers_n128_f16;
+    F16 128 mma_registers_n256_f16;
 }

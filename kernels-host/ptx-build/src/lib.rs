@@ -3,6 +3,7 @@
 //! found, held to the gate: no stack, no spills, no serialised wgmma.
 
 mod gate;
+mod lines;
 mod patch;
 pub mod toolchain;
 
@@ -27,6 +28,7 @@ pub struct Module {
 
 /// Compiles all families for all targets. `root` is the workspace, `target_dir` cargo's.
 pub fn build(root: &Path, target_dir: &Path, families: &[&str]) -> Result<Vec<Module>, String> {
+    println!("cargo::rerun-if-env-changed={}", lines::SWITCH);
     let toolchain = toolchain::locate()?;
     let gate = gate::Gate::find()?;
     std::thread::scope(|scope| {
@@ -65,6 +67,7 @@ fn module(
         Ok(text) => text,
         Err(_) => {
             let text = patch::launch_bounds(&compile(toolchain, root, &cache, target, family)?)?;
+            let text = if lines::wanted() { lines::shorten_paths(&text) } else { text };
             let io = |e| format!("{}: {e}", path.display());
             // Written aside and renamed: two cargo processes may build at once.
             let aside = path.with_extension(format!("{}", std::process::id()));
@@ -80,6 +83,7 @@ fn module(
 /// Compiler flags; the reasons are in `prim` and ARCHITECTURE.md.
 fn flags(target: &str) -> Vec<String> {
     let arch_cfg = target.to_owned();
+    let lines: &[&str] = if lines::wanted() { &["-C", "debuginfo=line-directives-only"] } else { &[] };
     // LLVM's default for sm_80 is PTX 7.0, which lacks cache hints; 8.0 is what sm_90a has and the oldest driver reads.
     [
         "-C",
@@ -100,8 +104,10 @@ fn flags(target: &str) -> Vec<String> {
         "-C",
         "llvm-args=-unroll-threshold=20000",
     ]
-    .map(str::to_owned)
-    .to_vec()
+    .iter()
+    .chain(lines)
+    .map(|flag| (*flag).to_owned())
+    .collect()
 }
 
 fn compile(
@@ -126,6 +132,7 @@ fn compile(
             "--",
         ])
         .args(flags(target))
+        .args(lines::wanted().then(|| format!("--remap-path-prefix={}/=", root.display())))
         .env("CARGO_TARGET_DIR", &build_dir)
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")

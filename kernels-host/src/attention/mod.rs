@@ -1,7 +1,7 @@
-//! Attention over the paged KV cache: causal, grouped-query and multi-query, sliding window.
+//! Attention over the paged KV cache: causal, grouped-query and multi-query, sliding window, soft-capped scores.
 //!
 //! [`PrefillAttention`] takes many queries per sequence (with a cached prefix before them),
-//! [`DecodeAttention`] one. Both read keys and values from the pages only, so this step's must
+//! [`DecodeAttention`] one or a few. Both read keys and values from the pages only, so this step's must
 //! have been written there before.
 mod decode;
 mod prefill;
@@ -16,6 +16,7 @@ pub use prefill::PrefillAttention;
 
 use crate::{Check, DType, Error, View};
 use kernels_gpu::tile::kv::{PAGE, page_elems};
+use std::f32::consts::LOG2_E;
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
     vec![prefill::kernel(), prefill_wgmma::kernel(), decode::kernel()]
@@ -44,7 +45,11 @@ struct Geometry {
     head_dim: usize,
     scale: f32,
     window: Option<usize>,
+    softcap: Option<f32>,
 }
+
+/// Head dimensions that the attention kernels exist for. Heads of 96 take the room of 128 in the cache.
+pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
 impl Geometry {
     /// Query heads per KV head.
@@ -62,16 +67,25 @@ impl Geometry {
         self.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(u32::MAX)
     }
 
+    /// The scale as the device wants it: (log2(e) · what multiplies the scores at last, what they are multiplied with
+    /// inside the soft-cap's tanh or 0).
+    fn device_scale(&self) -> (f32, f32) {
+        match self.softcap {
+            None => (self.scale * LOG2_E, 0.0),
+            Some(cap) => (cap * LOG2_E, self.scale / cap),
+        }
+    }
+
     /// Binds "tokens" to the rows of `q` and `out` and "sequences" to those of the tables.
     fn check(&self, check: &mut Check, q: &View<'_>, kv: &PagedKv<'_>, out: &View<'_>) -> Result<(), Error> {
-        let Geometry { heads, kv_heads, head_dim, scale, window } = *self;
+        let Geometry { heads, kv_heads, head_dim, scale, window, softcap } = *self;
         check.half("q", q, ["tokens", "heads * head_dim"])?;
         check.half("out", out, ["tokens", "heads * head_dim"])?;
         check.half("kv.k", &kv.k, ["1", "pool"])?;
         check.half("kv.v", &kv.v, ["1", "pool"])?;
         check.typed("kv.block_tables", &kv.block_tables, DType::U32, ["sequences", "max_pages"])?;
         check.typed("kv.kv_lens", &kv.kv_lens, DType::U32, ["1", "sequences"])?;
-        check.require(head_dim == 64 || head_dim == 128, || format!("head_dim {head_dim} must be 64 or 128"))?;
+        check.require(HEAD_DIMS.contains(&head_dim), || format!("head_dim {head_dim} must be one of {HEAD_DIMS:?}"))?;
         check.require(kv_heads > 0 && heads > 0 && heads.is_multiple_of(kv_heads), || {
             format!("{heads} heads must be a multiple of the {kv_heads} KV heads")
         })?;
@@ -84,6 +98,9 @@ impl Geometry {
         })?;
         check.require(window != Some(0), || "a window of 0 tokens sees nothing: use at least 1".into())?;
         check.require(scale.is_finite() && scale > 0.0, || format!("scale {scale} must be positive and finite"))?;
+        check.require(softcap.is_none_or(|cap| cap.is_finite() && cap > 0.0), || {
+            format!("softcap {softcap:?} must be positive and finite")
+        })?;
         check.require(kv.block_tables.rows() <= u16::MAX as usize, || {
             format!("{} sequences are more than the {} of one launch", kv.block_tables.rows(), u16::MAX)
         })?;
@@ -103,10 +120,21 @@ mod tests {
         let mut cache = Cache::new(&problem, stream, 1).unwrap();
         let mut rows = Rows::new(&problem, stream, cache.rng()).unwrap();
         let (q, query_starts, out) = rows.views();
-        let (heads, kv_heads, head_dim, scale, window) = (4, 2, 64, problem.scale(), None);
+        let (heads, kv_heads, head_dim, scale, window, softcap) = (4, 2, 64, problem.scale(), None, None);
         let kv = cache.paged();
-        let mut attention =
-            PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, max_query: 3, out };
+        let mut attention = PrefillAttention {
+            q,
+            kv,
+            query_starts,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window,
+            softcap,
+            max_query: 3,
+            out,
+        };
         change(&mut attention);
         attention.launch(stream).err().map_or(String::new(), |error| error.to_string())
     }
@@ -115,7 +143,8 @@ mod tests {
     fn launchers_name_what_does_not_fit() {
         let stream = Device::cpu().stream().unwrap();
         assert_eq!(launch(&stream, |_| ()), "");
-        assert!(launch(&stream, |a| a.head_dim = 96).contains("head_dim 96 must be 64 or 128"));
+        assert!(launch(&stream, |a| a.head_dim = 80).contains("head_dim 80 must be one of [64, 96, 128, 256]"));
+        assert!(launch(&stream, |a| a.softcap = Some(0.0)).contains("softcap"));
         assert!(launch(&stream, |a| a.kv_heads = 3).contains("multiple of the 3 KV heads"));
         assert!(launch(&stream, |a| a.heads = 6).contains("6 heads of 64 need 384"));
         assert!(launch(&stream, |a| a.window = Some(0)).contains("window of 0"));

@@ -1,10 +1,9 @@
 //! Prefill attention: its launcher, the launch of `kernels-gpu/src/attention/prefill.rs`, and the cases of all its kernels.
 use super::testing::{Cache, Problem, Rows, Scores};
-use super::{Geometry, PagedKv, prefill_wgmma, reference};
+use super::{Geometry, HEAD_DIMS, PagedKv, prefill_wgmma, reference};
 use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
 use crate::{Check, DType, Error, Launch, Stream, Target, View, ViewMut};
 use kernels_gpu::attention::prefill as gpu;
-use std::f32::consts::LOG2_E;
 
 /// Causal attention of many queries per sequence.
 ///
@@ -22,12 +21,14 @@ pub struct PrefillAttention<'a> {
     pub heads: usize,
     /// KV heads; query head h reads KV head h / (heads / kv_heads).
     pub kv_heads: usize,
-    /// 64 or 128.
+    /// One of [`HEAD_DIMS`](super::HEAD_DIMS).
     pub head_dim: usize,
     /// Multiplies q·k before the softmax: positive, as a rule 1/√head_dim.
     pub scale: f32,
     /// A query at position p sees keys p - window + 1 ..= p, as in transformers' `sliding_window`.
     pub window: Option<usize>,
+    /// Scores s = scale · q·k become cap · tanh(s / cap) before the softmax (Gemma 2).
+    pub softcap: Option<f32>,
     /// Most queries of any sequence (an upper bound will do).
     pub max_query: usize,
     /// [tokens, heads · head_dim].
@@ -66,8 +67,8 @@ impl PrefillAttention<'_> {
     }
 
     fn check(&self) -> Result<Geometry, Error> {
-        let Self { heads, kv_heads, head_dim, scale, window, .. } = *self;
-        let geometry = Geometry { heads, kv_heads, head_dim, scale, window };
+        let Self { heads, kv_heads, head_dim, scale, window, softcap, .. } = *self;
+        let geometry = Geometry { heads, kv_heads, head_dim, scale, window, softcap };
         let mut check = Check::new("prefill_attention");
         geometry.check(&mut check, &self.q, &self.kv, &self.out.as_view())?;
         check.typed("query_starts", &self.query_starts, DType::U32, ["1", "sequences + 1"])?;
@@ -90,10 +91,15 @@ impl PrefillAttention<'_> {
         let row_blocks = (self.max_query * group).div_ceil(gpu::ROWS as usize);
         let entry = match (self.q.dtype(), head_dim) {
             (DType::F16, 64) => gpu::prefill_attention_f16_64,
-            (DType::F16, _) => gpu::prefill_attention_f16_128,
+            (DType::F16, 96) => gpu::prefill_attention_f16_96,
+            (DType::F16, 128) => gpu::prefill_attention_f16_128,
+            (DType::F16, _) => gpu::prefill_attention_f16_256,
             (_, 64) => gpu::prefill_attention_bf16_64,
-            _ => gpu::prefill_attention_bf16_128,
+            (_, 96) => gpu::prefill_attention_bf16_96,
+            (_, 128) => gpu::prefill_attention_bf16_128,
+            _ => gpu::prefill_attention_bf16_256,
         };
+        let (scale_log2, cap_inner) = geometry.device_scale();
         let args = gpu::Prefill {
             q: self.q.ptr(),
             k: self.kv.k.ptr(),
@@ -107,8 +113,9 @@ impl PrefillAttention<'_> {
             table_stride: self.kv.block_tables.stride() as u32,
             kv_heads: self.kv_heads as u32,
             group: group as u32,
-            scale_log2: self.scale * LOG2_E,
+            scale_log2,
             window: geometry.device_window(),
+            cap_inner,
         };
         let sequences = self.kv.block_tables.rows();
         let launch = Launch::grid3(row_blocks * self.kv_heads, sequences, 1).shared(gpu::shared_bytes(head_dim as u32));
@@ -134,20 +141,34 @@ pub(super) fn kernel() -> Kernel {
 pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
     let bench = Problem { bench: true, ..Problem::new(DType::Bf16, 32, 8, 128) };
     let mut cases: Vec<_> = [2048, 8192, 16384].map(|tokens| bench.clone().sequences(&[(tokens, tokens)])).into();
+    // Gemma 2 9B's heads and cap, and the other dimensions.
+    let gemma = Problem { softcap: Some(50.0), bench: true, ..Problem::new(DType::Bf16, 16, 8, 256) };
+    for problem in [gemma, Problem { heads: 64, head_dim: 64, ..bench.clone() }, Problem { head_dim: 96, ..bench }] {
+        cases.push(problem.sequences(&[(4096, 4096)]));
+    }
     for dtype in [DType::Bf16, DType::F16] {
-        for head_dim in [64, 128] {
+        for head_dim in HEAD_DIMS {
             let small = Problem::new(dtype, 4, 2, head_dim);
-            cases.extend([(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)].map(|s| small.clone().sequences(&[s])));
             // A cached prefix: one query, a page border, one past it.
             cases.push(small.clone().sequences(&[(1, 65), (17, 128), (64, 129), (3, 3), (1, 1), (100, 163)]));
             // Nothing to write: no queries, or no keys.
             cases.push(small.clone().sequences(&[(0, 70), (5, 69), (0, 0), (3, 0), (2, 2)]));
-            for window in [1, 16, 64, 100, 5000] {
+            // What does not hang on the dimension is tried with two.
+            let usual = [64, 128].contains(&head_dim);
+            if usual {
+                let lone = [(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)];
+                cases.extend(lone.map(|s| small.clone().sequences(&[s])));
+            }
+            for &window in if usual { &[1, 16, 64, 100, 5000][..] } else { &[70] } {
                 let windowed = Problem { window: Some(window), ..small.clone() };
                 cases.push(windowed.sequences(&[(150, 300), (1, 65), (70, 70)]));
             }
             cases.push(Problem { scores: Scores::Equal, ..small.clone() }.sequences(&[(70, 200)]));
             cases.push(Problem { scores: Scores::Large, ..small.clone() }.sequences(&[(130, 200)]));
+            // Gemma 2's cap on ordinary scores, and a low one on great scores.
+            cases.push(Problem { softcap: Some(50.0), ..small.clone() }.sequences(&[(130, 200), (3, 64)]));
+            let capped = Problem { softcap: Some(8.0), scores: Scores::Large, window: Some(80), ..small };
+            cases.push(capped.sequences(&[(130, 200)]));
         }
         // Group sizes: 1, 4, 8, an odd one, multi-query, more heads than a block has rows.
         for (heads, kv_heads) in [(3, 3), (8, 2), (16, 2), (7, 1), (16, 1), (71, 1)] {
@@ -155,7 +176,7 @@ pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
         }
         cases.push(Problem::new(dtype, 14, 2, 128).sequences(&[(40, 70)]));
         // More blocks of rows than a GPU runs at once, some of them empty.
-        for head_dim in [64, 128] {
+        for head_dim in HEAD_DIMS {
             let mixed = [(100, 150), (7, 500), (300, 310), (0, 9), (129, 129)];
             cases.push(Problem::new(dtype, 16, 8, head_dim).sequences(&mixed.repeat(4)));
         }
@@ -216,6 +237,7 @@ impl Prepared for Data {
             head_dim: self.problem.head_dim,
             scale: self.problem.scale(),
             window: self.problem.window,
+            softcap: self.problem.softcap,
             max_query: self.problem.sequences.iter().map(|&(queries, _)| queries).max().unwrap_or(0),
             out,
         }

@@ -4,7 +4,6 @@ use super::prefill::{Path, PrefillAttention, pinned};
 use crate::case::Kernel;
 use crate::{DType, Error, Launch, Stream};
 use kernels_gpu::attention::prefill_wgmma as gpu;
-use std::f32::consts::LOG2_E;
 
 /// Packed rows of the longest sequence from which on the kernel pays: below, its blocks of 128 are not full.
 pub(super) const FEWEST_ROWS: usize = gpu::ROWS as usize;
@@ -14,10 +13,15 @@ pub(super) fn launch(attention: &PrefillAttention<'_>, geometry: &Geometry, stre
     let PrefillAttention { q, kv, query_starts, out, .. } = attention;
     let entry = match (q.dtype(), geometry.head_dim) {
         (DType::F16, 64) => gpu::prefill_attention_wgmma_f16_64,
-        (DType::F16, _) => gpu::prefill_attention_wgmma_f16_128,
+        (DType::F16, 96) => gpu::prefill_attention_wgmma_f16_96,
+        (DType::F16, 128) => gpu::prefill_attention_wgmma_f16_128,
+        (DType::F16, _) => gpu::prefill_attention_wgmma_f16_256,
         (_, 64) => gpu::prefill_attention_wgmma_bf16_64,
-        _ => gpu::prefill_attention_wgmma_bf16_128,
+        (_, 96) => gpu::prefill_attention_wgmma_bf16_96,
+        (_, 128) => gpu::prefill_attention_wgmma_bf16_128,
+        _ => gpu::prefill_attention_wgmma_bf16_256,
     };
+    let (scale_log2, cap_inner) = geometry.device_scale();
     let sequences = kv.block_tables.rows();
     let row_blocks = (attention.max_query * geometry.group()).div_ceil(gpu::ROWS as usize);
     let items = row_blocks * sequences * geometry.kv_heads;
@@ -40,8 +44,9 @@ pub(super) fn launch(attention: &PrefillAttention<'_>, geometry: &Geometry, stre
         sequences: sequences as u32,
         kv_heads: geometry.kv_heads as u32,
         group: geometry.group() as u32,
-        scale_log2: geometry.scale * LOG2_E,
+        scale_log2,
         window: geometry.device_window(),
+        cap_inner,
     };
     let blocks = items.min(stream.device().multiprocessors());
     let launch = Launch::grid(blocks).shared(gpu::shared_bytes(geometry.head_dim as u32));

@@ -57,7 +57,9 @@ pub(super) fn attention(
     }
     let compute = |item: &Item| match geometry.head_dim {
         64 => attend::<64>(geometry, q, kv, item),
-        _ => attend::<128>(geometry, q, kv, item),
+        96 => attend::<96>(geometry, q, kv, item),
+        128 => attend::<128>(geometry, q, kv, item),
+        _ => attend::<256>(geometry, q, kv, item),
     };
     let results: Vec<Vec<f32>> =
         if work < SERIAL { items.iter().map(compute).collect() } else { items.par_iter().map(compute).collect() };
@@ -107,7 +109,8 @@ fn attend<const D: usize>(geometry: &Geometry, q: &View<'_>, kv: &PagedKv<'_>, i
             let from = geometry.first_key(position).max(start) - start;
             let to = (position + 1).min(end).saturating_sub(start).min(PAGE);
             if from < to {
-                step(&queries[row], &k[from..to], &v[from..to], state, &mut out[row]);
+                let (k, v) = (&k[from..to], &v[from..to]);
+                step(geometry.softcap, &queries[row], k, v, state, &mut out[row]);
             }
         }
     }
@@ -119,12 +122,22 @@ fn attend<const D: usize>(geometry: &Geometry, q: &View<'_>, kv: &PagedKv<'_>, i
 }
 
 /// One page's keys into one row: scores, online softmax, weighted values.
-fn step<const D: usize>(query: &[f32; D], k: &[[f32; D]], v: &[[f32; D]], state: &mut Running, out: &mut [f32; D]) {
+fn step<const D: usize>(
+    softcap: Option<f32>,
+    query: &[f32; D],
+    k: &[[f32; D]],
+    v: &[[f32; D]],
+    state: &mut Running,
+    out: &mut [f32; D],
+) {
     let mut weights = [0.0f32; PAGE];
     let weights = &mut weights[..k.len()];
     let mut max = state.max;
     for (weight, key) in weights.iter_mut().zip(k) {
         *weight = dot(query, key);
+        if let Some(cap) = softcap {
+            *weight = cap * (*weight / cap).tanh();
+        }
         max = max.max(*weight);
     }
     // All scores -inf (or NaN): exp(-inf - -inf) would make a NaN of a masked row.
@@ -175,13 +188,13 @@ fn decode_page<const D: usize>(
     kv_head: usize,
     into: &mut [[f32; D]],
 ) {
-    for column in 0..D / ROW {
+    for column in 0..D.div_ceil(ROW) {
         let tile = offset(page, kv_head, 0, column * ROW, geometry.kv_heads, D);
         for (slot, (row, bits)) in into.iter_mut().zip(pool[tile..].chunks_exact(ROW)).enumerate() {
             // One row at a time, then its eight chunks to their places.
             let mut swizzled = [0.0f32; ROW];
             decode(dtype, bits, &mut swizzled);
-            for (chunk, values) in row[column * ROW..][..ROW].chunks_exact_mut(8).enumerate() {
+            for (chunk, values) in row[column * ROW..].chunks_exact_mut(8).take(ROW / 8).enumerate() {
                 let from = swizzle_chunk(slot as u32, chunk as u32) as usize * 8 % ROW;
                 values.copy_from_slice(&swizzled[from..from + 8]);
             }
@@ -203,10 +216,10 @@ mod tests {
         let problem = problem.sequences(&[(1, 200), (1, 64), (1, 1)]);
         let mut cache = Cache::new(&problem, &stream, 3).unwrap();
         let mut rows = Rows::new(&problem, &stream, cache.rng()).unwrap();
-        let (heads, kv_heads, head_dim, scale, window) = (6, 2, 64, problem.scale(), problem.window);
+        let (heads, kv_heads, head_dim, scale, window, softcap) = (6, 2, 64, problem.scale(), problem.window, None);
         let (q, query_starts, out) = rows.views();
         let kv = cache.paged();
-        PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, max_query: 1, out }
+        PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query: 1, out }
             .launch(&stream)
             .unwrap();
         let prefilled = rows.bits();
@@ -214,9 +227,12 @@ mod tests {
         let mut workspace = crate::Buffer::new(stream.device(), DType::F32, 1 << 20).unwrap();
         let (q, _, out) = rows.views();
         let workspace = workspace.view_mut();
-        DecodeAttention { q, kv, heads, kv_heads, head_dim, scale, window, max_kv: 200, workspace, out }
-            .launch(&stream)
-            .unwrap();
+        let (query_starts, max_query, max_kv) = (None, 1, 200);
+        #[rustfmt::skip]
+        let attention = DecodeAttention {
+            q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query, max_kv, workspace, out
+        };
+        attention.launch(&stream).unwrap();
         assert_eq!(prefilled, rows.bits());
     }
 }

@@ -28,6 +28,11 @@ impl Queue {
         Ok(Queue { gpu: gpu.clone(), handle })
     }
 
+    /// The driver's handle.
+    pub fn handle(&self) -> sys::CUstream {
+        self.handle
+    }
+
     /// Launches `entry` in blocks of `threads` threads.
     ///
     /// # Safety

@@ -3,6 +3,7 @@ use super::{Backend, cuda, emulated};
 use crate::buffer::{Mem, MemMut};
 use crate::{Device, Error, View, ViewMut};
 use bytemuck::Pod;
+use cudarc::driver::sys;
 use kernels_gpu::prim::{Entry, KernelArgs};
 use std::marker::PhantomData;
 
@@ -10,6 +11,8 @@ use std::marker::PhantomData;
 pub struct Stream {
     device: Device,
     queue: Queue,
+    /// Whether launches that ask for it may overlap their predecessor's end.
+    overlap: bool,
 }
 
 enum Queue {
@@ -30,16 +33,18 @@ pub struct Launch {
     pub dependent: bool,
     /// Blocks of a cluster, consecutive along x; 1 for none. For entries that do not fix it themselves.
     pub cluster: u32,
+    /// Threads per block where it is fewer than the entry declares.
+    pub threads: Option<u32>,
 }
 
 impl Launch {
     /// A one-dimensional grid.
     pub fn grid(blocks: usize) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1 }
+        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None }
     }
     /// A three-dimensional grid.
     pub fn grid3(x: usize, y: usize, z: usize) -> Self {
-        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1 }
+        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1, threads: None }
     }
     /// With dynamic shared memory.
     pub fn shared(self, bytes: u32) -> Self {
@@ -48,6 +53,10 @@ impl Launch {
     /// With programmatic dependent launch.
     pub fn dependent(self) -> Self {
         Launch { dependent: true, ..self }
+    }
+    /// With fewer threads per block than the entry declares.
+    pub fn threads(self, threads: u32) -> Self {
+        Launch { threads: Some(threads), ..self }
     }
     /// In clusters of `blocks` blocks, of which the grid has a whole number.
     pub fn cluster(self, blocks: u32) -> Self {
@@ -65,7 +74,21 @@ impl Stream {
             Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
             Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
         };
-        Ok(Stream { device, queue })
+        Ok(Stream { device, queue, overlap: true })
+    }
+
+    /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
+    /// kernels by themselves.
+    pub fn without_overlap(self) -> Self {
+        Stream { overlap: false, ..self }
+    }
+
+    /// The driver's handle, null where the device is no real GPU.
+    pub(crate) fn handle(&self) -> sys::CUstream {
+        match &self.queue {
+            Queue::Cuda(queue) => queue.handle(),
+            _ => std::ptr::null_mut(),
+        }
     }
 
     /// The device.
@@ -90,13 +113,15 @@ impl Stream {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let threads = launch.threads.unwrap_or(entry.threads);
+        let launch = Launch { dependent: launch.dependent && self.overlap, ..launch };
         // SAFETY: the parameter pointers match the entry's declaration (one macro makes both); the rest is the
         // caller's promise.
         args.with_params(|params| unsafe {
             match &self.queue {
                 Queue::Cpu => panic!("{MIXED}"),
-                Queue::Cuda(queue) => queue.launch(entry.name, entry.threads, launch, params),
-                Queue::Emulated(queue) => queue.launch(entry.name, entry.threads, launch, params),
+                Queue::Cuda(queue) => queue.launch(entry.name, threads, launch, params),
+                Queue::Emulated(queue) => queue.launch(entry.name, threads, launch, params),
             }
         })
     }

@@ -6,6 +6,9 @@ use kernels_gpu::prim::TensorMap;
 use ptx_emulator::tensor::swizzle::Swizzle;
 use ptx_emulator::tensor::tensor_map::{self as emulator, DataType, Fill, Tiled};
 
+/// Elements of K in a 128-byte row of shared memory.
+const BLOCK: usize = 64;
+
 impl Stream {
     /// Describes a half-precision matrix for copies of boxes of `box_rows` rows (at most 256) and `box_cols`
     /// elements (at most 64: a row of 128 bytes), which arrive in shared memory under the 128-byte swizzle.
@@ -15,20 +18,48 @@ impl Stream {
     /// # Panics
     /// On the CPU device, and for other element types.
     pub fn tensor_map_2d(&self, matrix: &View<'_>, box_rows: u32, box_cols: u32) -> Result<TensorMap, Error> {
+        let dims = [matrix.cols() as u64, matrix.rows() as u64];
+        self.tensor_map_of(matrix, &dims, &[row_bytes(matrix)], &[box_cols, box_rows])
+    }
+
+    /// As [`Stream::tensor_map_2d`], of the matrix as \[cols / 64, rows, 64\], for copies of `box_blocks` times
+    /// `box_rows` rows of 64 elements. Columns must be a multiple of 64; else it is \[1, rows, cols\], for
+    /// `box_blocks` = 1.
+    ///
+    /// # Panics
+    /// As [`Stream::tensor_map_2d`], and for more blocks of such a matrix.
+    pub fn tensor_map_3d(&self, matrix: &View<'_>, box_rows: u32, box_blocks: u32) -> Result<TensorMap, Error> {
+        let (cols, rows) = (matrix.cols(), matrix.rows() as u64);
+        let dims = if cols.is_multiple_of(BLOCK) {
+            [BLOCK as u64, rows, (cols / BLOCK) as u64]
+        } else {
+            assert_eq!(box_blocks, 1, "blocks of {cols} columns");
+            [cols as u64, rows, 1]
+        };
+        let block_bytes = (BLOCK * matrix.dtype().size()) as u64;
+        self.tensor_map_of(matrix, &dims, &[row_bytes(matrix), block_bytes], &[BLOCK as u32, box_rows, box_blocks])
+    }
+
+    /// The map of `matrix` in as many dimensions as `dims` has, innermost first; `strides` in bytes, without the first.
+    fn tensor_map_of(
+        &self,
+        matrix: &View<'_>,
+        dims: &[u64],
+        strides: &[u64],
+        box_dims: &[u32],
+    ) -> Result<TensorMap, Error> {
         let data_type = match matrix.dtype() {
             DType::Bf16 => DataType::Bf16,
             DType::F16 => DataType::F16,
             other => panic!("a tensor map of {other}"),
         };
-        // A single row's stride says nothing, and need not be one that the driver accepts.
-        let stride = if matrix.rows() > 1 { matrix.stride() } else { matrix.cols().next_multiple_of(8) };
         self.tensor_map(&Tiled {
             data_type,
             address: matrix.ptr().0,
-            dims: &[matrix.cols() as u64, matrix.rows() as u64],
-            strides: &[(stride * matrix.dtype().size()) as u64],
-            box_dims: &[box_cols, box_rows],
-            element_strides: &[1, 1],
+            dims,
+            strides,
+            box_dims,
+            element_strides: &[1; 3][..dims.len()],
             swizzle: Swizzle::B128,
             fill: Fill::Zero,
         })
@@ -49,6 +80,12 @@ impl Stream {
             }
         }
     }
+}
+
+fn row_bytes(matrix: &View<'_>) -> u64 {
+    // A single row's stride says nothing, and need not be one that the driver accepts.
+    let stride = if matrix.rows() > 1 { matrix.stride() } else { matrix.cols().next_multiple_of(8) };
+    (stride * matrix.dtype().size()) as u64
 }
 
 /// The driver's encoding.

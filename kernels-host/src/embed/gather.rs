@@ -3,12 +3,14 @@ use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, c
 use crate::{Buffer, Check, DType, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::embed::gather as gpu;
 
-/// `out[token] = table[ids[token]]`, zeros where the id is not below `vocab`.
+/// `out[token] = table[ids[token]] · scale`, zeros where the id is not below `vocab`.
 pub struct EmbeddingGather<'a> {
     /// [vocab, width], bf16 or f16; width a multiple of 8.
     pub table: View<'a>,
     /// u32 [1, tokens].
     pub ids: View<'a>,
+    /// 1 copies the bits.
+    pub scale: f32,
     /// [tokens, width].
     pub out: ViewMut<'a>,
 }
@@ -16,7 +18,7 @@ pub struct EmbeddingGather<'a> {
 impl EmbeddingGather<'_> {
     /// Queues the kernel.
     pub fn launch(self, stream: &Stream) -> Result<(), Error> {
-        let EmbeddingGather { table, ids, out } = self;
+        let EmbeddingGather { table, ids, scale, out } = self;
         let mut check = Check::new("embedding_gather");
         check.half("table", &table, ["vocab", "width"])?;
         check.typed("ids", &ids, DType::U32, ["1", "tokens"])?;
@@ -24,7 +26,7 @@ impl EmbeddingGather<'_> {
         let (vocab, tokens, width) = (check.dim("vocab"), check.dim("tokens"), check.dim("width"));
         check.require(width.is_multiple_of(8), || format!("width {width} must be a multiple of 8"))?;
         if stream.is_cpu() {
-            reference(table, ids, out);
+            reference(table, ids, scale, out);
             return Ok(());
         }
         let args = gpu::EmbeddingGather {
@@ -35,20 +37,30 @@ impl EmbeddingGather<'_> {
             width: width as u32,
             table_stride: table.stride() as u32,
             out_stride: out.stride() as u32,
+            scale,
+        };
+        let entry = match (scale, table.dtype()) {
+            (1.0, _) => gpu::embedding_gather,
+            (_, DType::F16) => gpu::embedding_gather_scaled_f16,
+            _ => gpu::embedding_gather_scaled_bf16,
         };
         let grid = Launch::grid3(tokens, width.div_ceil(gpu::SPAN as usize), 1);
         // SAFETY: one block per token and span; the kernel checks the id against `vocab` and the column against `width`,
         // and the views were checked to have those rows.
-        unsafe { stream.launch(gpu::embedding_gather, grid.dependent(), &args) }
+        unsafe { stream.launch(entry, grid.dependent(), &args) }
     }
 }
 
 /// The naive reference, and the CPU device's kernel.
-fn reference(table: View<'_>, ids: View<'_>, mut out: ViewMut<'_>) {
+fn reference(table: View<'_>, ids: View<'_>, scale: f32, mut out: ViewMut<'_>) {
+    let dtype = table.dtype();
     for (token, &id) in ids.row::<u32>(0).iter().enumerate() {
         let row = out.row_mut::<u16>(token);
         if (id as usize) < table.rows() {
             row.copy_from_slice(table.row(id as usize));
+            if scale != 1.0 {
+                row.iter_mut().for_each(|bits| *bits = dtype.encode(dtype.decode(*bits) * scale));
+            }
         } else {
             row.fill(0);
         }
@@ -66,20 +78,22 @@ pub(crate) fn kernel() -> Kernel {
                 for (tokens, vocab, width) in
                     [(2048, 8192, 4096), (1, 8192, 4096), (1, 1, 8), (5, 3, 2056), (33, 100, 16384)]
                 {
-                    cases.push(Box::new(Problem { dtype, tokens, vocab, width, gap: 0 }));
+                    cases.push(Box::new(Problem { dtype, tokens, vocab, width, gap: 0, scale: 1.0 }));
                 }
+                // Gemma 2 9B's √3584.
+                cases.push(Box::new(Problem { dtype, tokens: 512, vocab: 9000, width: 3584, gap: 0, scale: 59.75 }));
                 // A shard's columns of a wider table.
-                cases.push(Box::new(Problem { dtype, tokens: 7, vocab: 50, width: 264, gap: 16 }));
+                cases.push(Box::new(Problem { dtype, tokens: 7, vocab: 50, width: 264, gap: 16, scale: 0.3 }));
             }
             cases
         },
         #[cfg(feature = "proptest")]
         random: || {
             use proptest::prelude::*;
-            (any::<bool>(), 1usize..60, 1usize..300, 1usize..600, 0usize..4)
-                .prop_map(|(f16, tokens, vocab, eighths, gap)| {
+            (any::<bool>(), 1usize..60, 1usize..300, 1usize..600, 0usize..4, prop_oneof![Just(1f32), 0.1f32..90.0])
+                .prop_map(|(f16, tokens, vocab, eighths, gap, scale)| {
                     let dtype = if f16 { DType::F16 } else { DType::Bf16 };
-                    Box::new(Problem { dtype, tokens, vocab, width: eighths * 8, gap: gap * 8 }) as Box<dyn Case>
+                    Box::new(Problem { dtype, tokens, vocab, width: eighths * 8, gap: gap * 8, scale }) as Box<dyn Case>
                 })
                 .boxed()
         },
@@ -94,12 +108,13 @@ struct Problem {
     width: usize,
     /// Columns of the table and of the output that belong to others.
     gap: usize,
+    scale: f32,
 }
 
 impl Case for Problem {
     fn id(&self) -> String {
-        let Problem { dtype, tokens, vocab, width, gap } = self;
-        format!("{dtype} tokens={tokens} vocab={vocab} width={width} gap={gap}")
+        let Problem { dtype, tokens, vocab, width, gap, scale } = self;
+        format!("{dtype} tokens={tokens} vocab={vocab} width={width} gap={gap} scale={scale}")
     }
 
     fn work(&self) -> Work {
@@ -144,10 +159,11 @@ struct Data {
 
 impl Prepared for Data {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
-        let Problem { tokens, vocab, width, gap, .. } = self.problem;
+        let Problem { tokens, vocab, width, gap, scale, .. } = self.problem;
         EmbeddingGather {
             table: self.table.buffer.matrix(vocab, width + gap).columns(0, width),
             ids: self.device_ids.view(),
+            scale,
             out: self.out.buffer.matrix_mut(tokens, width + gap).columns(0, width),
         }
         .launch(stream)
@@ -162,13 +178,15 @@ impl Prepared for Data {
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
         self.out.reset(stream)?;
         self.launch(stream)?;
-        let Problem { vocab, width, gap, .. } = self.problem;
+        let Problem { dtype, vocab, width, gap, scale, .. } = self.problem;
         let table = self.table.f32();
         let mut expected = Vec::new();
         for &id in &self.ids {
             for column in 0..width {
                 let inside = (id as usize) < vocab;
-                expected.push(if inside { table[id as usize * (width + gap) + column] } else { 0.0 });
+                let value = if inside { table[id as usize * (width + gap) + column] } else { 0.0 };
+                // One product in f32, rounded once: exact in the order of operations.
+                expected.push(dtype.decode(dtype.encode(value * scale)));
             }
             // The output was filled with NaNs, which must still stand between the rows.
             expected.extend(std::iter::repeat_n(f32::NAN, gap));

@@ -51,6 +51,13 @@ pub(super) fn striped(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
 }
 
+/// Two tiles of `rows` weight rows in both types: small enough for any device.
+pub(super) fn both_types(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<Box<dyn Case>> {
+    let problem = |m, dtype| Problem { path, dtype, m, n: rows + 6, k: 200, bias: true, ..Problem::default() };
+    let both = |&m| [DType::Bf16, DType::F16].map(|dtype| Box::new(problem(m, dtype)) as Box<dyn Case>);
+    tokens.iter().flat_map(both).collect()
+}
+
 /// The awkward shapes with `tokens` rows: odd widths, tails of k, every activation, both types.
 pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
     let mut problems = Vec::new();
@@ -89,7 +96,7 @@ pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>
 }
 
 /// Shapes of one and several 128-row tiles, with edges and tails of k in every position, large enough to give a
-/// multiprocessor several tiles; and the square ones that are benched.
+/// multiprocessor several tiles.
 pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
     let mut problems = Vec::new();
     let shapes = [
@@ -118,10 +125,13 @@ pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
     for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::GeGlu] {
         problems.push(Problem { path, m: 200, n: 336, k: 136, activation, bias: true, ..Problem::default() });
     }
-    for size in [4096, 8192] {
-        problems.push(Problem { path, m: size, n: size, k: size, real: true, ..Problem::default() });
-    }
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
+}
+
+/// Square products.
+pub(super) fn square(path: Option<Path>, sizes: &[usize]) -> Vec<Box<dyn Case>> {
+    let problem = |&size| Problem { path, m: size, n: size, k: size, real: true, ..Problem::default() };
+    sizes.iter().map(|size| Box::new(problem(size)) as Box<dyn Case>).collect()
 }
 
 /// Random shapes with up to `tokens` rows.
@@ -204,11 +214,14 @@ impl Problem {
 impl Case for Problem {
     fn id(&self) -> String {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
-        if let Some(Path::Wgmma(tile)) = self.path {
-            id += &format!(" tile={tile:?}");
+        if let Some(Path::Wgmma(Some(tile))) = self.path {
+            id += &format!(" cols={} share={} split={}", tile.cols, tile.share, tile.split);
+        }
+        if let Some(Path::GemvRing(Some(fetch))) = self.path {
+            id += &format!(" columns={} blocks={} ahead={}", fetch.columns, fetch.blocks, fetch.ahead);
         }
         if let Some(Path::Stream(Some(cut))) = self.path {
-            id += &format!(" rows={} split={}", cut.rows, cut.split);
+            id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
         }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);
@@ -424,12 +437,13 @@ impl Naive<'_> {
     }
 }
 
-fn gelu_tanh(x: f64) -> f64 {
+/// The tanh form, in f64.
+pub(crate) fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
 /// erf by its Maclaurin series; beyond 5 it is ±1 to 1e-12.
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     if x.abs() > 5.0 {
         return x.signum();
     }

@@ -1,11 +1,15 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
-mod cases;
+pub(crate) mod cases;
 mod gemv;
+mod gemv_ring;
 mod mma;
 mod reference;
 mod skinny;
 mod stream;
+mod tuned;
 mod wgmma;
+
+pub use tuned::Choice;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
 use kernels_gpu::tile::epilogue::activation as code;
@@ -15,7 +19,8 @@ pub struct Gemm<'a> {
     /// [m, k], bf16 or f16; k a multiple of 8.
     pub a: View<'a>,
     /// [n, k], as `a`. When gated, gate and up rows interleaved as [`interleave_gate_up`] does. Kernels start
-    /// reading it before the launch right before has ended, so that launch must not write it.
+    /// reading it before the launches before have ended, so nothing queued since the last copy or synchronisation
+    /// may write it.
     pub w: View<'a>,
     /// [1, n], as `a`; when gated interleaved as the rows of `w`.
     pub bias: Option<View<'a>>,
@@ -49,7 +54,7 @@ impl Activation {
     }
 
     /// The kernels' parameter.
-    fn code(self) -> u32 {
+    pub(crate) fn code(self) -> u32 {
         match self {
             Activation::None => code::IDENTITY,
             Activation::GeluTanh | Activation::GeGlu => code::GELU_TANH,
@@ -61,7 +66,7 @@ impl Activation {
 
 /// What kernels are picked by. A new kernel is a file with `supports`, `launch` and `kernel`, a variant of [`Path`] and
 /// its place in [`pick`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Shape {
     /// Rows of a.
     pub m: usize,
@@ -76,20 +81,23 @@ pub(crate) struct Shape {
 pub(crate) enum Path {
     /// Up to four rows, two weight rows a warp.
     Gemv,
+    /// Up to four rows on Hopper, weights by bulk copies, fetched as stated or as is usual.
+    GemvRing(Option<gemv_ring::Fetch>),
     /// Up to 128 rows on Hopper, weights streamed past `wgmma`, cut as stated or as fits.
     Stream(Option<stream::Cut>),
     /// Up to 64 rows, weights streamed past `mma.sync`.
     Skinny,
     /// Any shape, 128 × 128 tiles on `mma.sync`.
     Mma,
-    /// Any shape on Hopper, by TMA and `wgmma`.
-    Wgmma(wgmma::Tile),
+    /// Any shape on Hopper, by TMA and `wgmma`, in tiles as stated or as fit.
+    Wgmma(Option<wgmma::Tile>),
 }
 
 impl Path {
     fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
+            Path::GemvRing(fetch) => gemv_ring::supports(shape, fetch, target),
             Path::Stream(cut) => stream::supports(shape, cut, target),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
@@ -100,6 +108,7 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
+            Path::GemvRing(fetch) => gemv_ring::launch(gemm, shape, fetch, stream),
             Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
@@ -108,10 +117,13 @@ impl Path {
     }
 }
 
-/// The kernel for a shape: the first of the list, best first, that can do it.
-fn pick(shape: &Shape, target: Target, device: &Device) -> Option<Path> {
-    let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
-    [Path::Gemv, Path::Stream(None), Path::Skinny, wgmma, Path::Mma]
+/// The kernel for a shape: what was measured to be the fastest, else the first of the list, best first, that can do it.
+fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Option<Path> {
+    let tuned = tuned::find(shape, gemm.activation.is_gated(), device).filter(|path| path.supports(shape, target));
+    if tuned.is_some() {
+        return tuned;
+    }
+    [Path::GemvRing(None), Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
         .into_iter()
         .find(|path| path.supports(shape, target))
 }
@@ -163,7 +175,8 @@ impl Gemm<'_> {
         if shape.m == 0 || shape.n == 0 {
             return Ok(());
         }
-        match path.or_else(|| pick(&shape, target, stream.device())).filter(|path| path.supports(&shape, target)) {
+        match path.or_else(|| pick(&self, &shape, target, stream.device())).filter(|path| path.supports(&shape, target))
+        {
             Some(path) => path.launch(&self, &shape, stream),
             None => Err(Error::Unsupported { kernel: "gemm", what: format!("no kernel on {target} for {shape:?}") }),
         }
@@ -230,7 +243,15 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![
+        picked(),
+        gemv::kernel(),
+        gemv_ring::kernel(),
+        stream::kernel(),
+        skinny::kernel(),
+        mma::kernel(),
+        wgmma::kernel(),
+    ]
 }
 
 /// The cases through whatever kernel is picked.

@@ -184,15 +184,12 @@ fn finish(
 ) {
     let (cols, stride, dtype) = (out.cols(), out.stride(), out.dtype());
     let product = |col: usize, row: usize| columns[col * m + row] + bias.map_or(0.0, |bias| bias[col]);
-    let value = |col: usize, row: usize| match activation {
-        Activation::None => product(col, row),
-        Activation::GeluTanh => gelu_tanh(product(col, row)),
-        Activation::GeluErf => gelu_erf(product(col, row)),
-        Activation::SwiGlu | Activation::GeGlu => {
-            let gate = col / 8 * 16 + col % 8;
-            let (gate, up) = (product(gate, row), product(gate + 8, row));
-            (if activation == Activation::SwiGlu { silu(gate) } else { gelu_tanh(gate) }) * up
+    let value = |col: usize, row: usize| {
+        if !activation.is_gated() {
+            return activation.apply(product(col, row));
         }
+        let gate = col / 8 * 16 + col % 8;
+        activation.apply(product(gate, row)) * product(gate + 8, row)
     };
     let parallel = m > 1 && m * cols > 16 * 1024;
     if dtype == DType::F32 {
@@ -218,6 +215,18 @@ fn finish(
         host.par_chunks_mut(stride).enumerate().for_each(store);
     } else {
         host.chunks_mut(stride).enumerate().for_each(store);
+    }
+}
+
+impl Activation {
+    /// Of one value: of the gate, when gated.
+    pub(crate) fn apply(self, x: f32) -> f32 {
+        match self {
+            Activation::None => x,
+            Activation::SwiGlu => silu(x),
+            Activation::GeluTanh | Activation::GeGlu => gelu_tanh(x),
+            Activation::GeluErf => gelu_erf(x),
+        }
     }
 }
 

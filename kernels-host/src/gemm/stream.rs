@@ -4,20 +4,22 @@ use crate::case::{Case, Kernel};
 use crate::{Error, Launch, Stream, Target};
 use kernels_gpu::gemm::stream as gpu;
 use kernels_gpu::prim::{DevicePtr, Entry};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 /// Most rows of a.
-const MAX_TOKENS: usize = 128;
+pub(super) const MAX_TOKENS: usize = 128;
 /// Shared memory that leaves room for a second block on a multiprocessor: the next kernel's, which then fetches its
 /// first weights while this one ends.
 const HALF_SHARED: u32 = 113 << 10;
 /// Shared memory that a block can have.
 const ALL_SHARED: u32 = 227 << 10;
-/// Stages from which on half of the shared memory is enough: 80 KiB of weights in tiles of 128 rows.
-const ENOUGH_STAGES: u32 = 5;
+/// Blocks of K in flight from which on half of the shared memory is enough: 80 KiB of weights in tiles of 128 rows.
+const ENOUGH_BLOCKS: u32 = 5;
 
 /// Where blocks run, one on a multiprocessor.
-#[derive(Clone, Copy, Debug)]
-struct Room {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Room {
     multiprocessors: usize,
     /// Clusters of four at once: fewer than a quarter, as they do not reach across the groups of 16 or 18 that
     /// multiprocessors come in.
@@ -25,7 +27,18 @@ struct Room {
 }
 
 impl Room {
-    fn of(stream: &Stream) -> Result<Room, Error> {
+    #[cfg(test)]
+    pub(super) const H200: Room = Room { multiprocessors: 132, fours: 32 };
+
+    /// Clusters of so many blocks that run at once.
+    pub(super) fn clusters(self, blocks: u32) -> usize {
+        match blocks {
+            1 | 2 => (self.multiprocessors / blocks as usize).max(1),
+            _ => self.fours.max(1),
+        }
+    }
+
+    pub(super) fn of(stream: &Stream) -> Result<Room, Error> {
         let multiprocessors = stream.device().multiprocessors();
         let fours = stream.clusters_at_once(gpu::gemm_stream_t16_bf16, gpu::MAX_SPLIT, ALL_SHARED)?;
         Ok(Room { multiprocessors, fours })
@@ -39,54 +52,120 @@ pub(crate) struct Cut {
     pub rows: u32,
     /// Blocks that share a tile's K: 1, 2 or 4.
     pub split: u32,
+    /// Blocks that share their activations: 1, 2 or 4, with `split` at most 4.
+    pub share: u32,
+    /// Blocks of 64 elements of K in a stage: 1, 2 or 4, at least `share`.
+    pub depth: u32,
 }
 
 impl Cut {
+    /// A cut that every GPU with the kernel can do.
+    pub const fn simple(rows: u32) -> Cut {
+        Cut { rows, split: 1, share: 1, depth: 1 }
+    }
+
+    /// Every cut into tiles of `rows`.
+    fn of(rows: u32) -> impl Iterator<Item = Cut> {
+        let powers = [1, 2, 4];
+        powers.into_iter().flat_map(move |split| {
+            powers.into_iter().flat_map(move |share| powers.map(|depth| Cut { rows, split, share, depth }))
+        })
+    }
+
+    /// Blocks of a cluster.
+    fn cluster(self) -> u32 {
+        self.split * self.share
+    }
+
     fn tiles(self, shape: &Shape) -> usize {
         shape.n.div_ceil(self.rows as usize)
     }
 
+    /// Clusters' worth of tiles.
+    fn count(self, shape: &Shape) -> usize {
+        self.tiles(shape).div_ceil(self.share as usize)
+    }
+
     /// Clusters that run at once.
     fn clusters(self, room: Room) -> usize {
-        match self.split {
-            1 | 2 => room.multiprocessors / self.split as usize,
-            _ => room.fours.max(1),
-        }
+        room.clusters(self.cluster())
     }
 
-    /// Time, in rows of 128 bytes that a multiprocessor streams in (about 4 ns each). A row of activations counts half,
-    /// because it comes from L2. A tile's end costs about half a microsecond, the cluster's meeting as much again.
+    /// Nanoseconds, about. A multiprocessor streams in 128 bytes in 4 ns, activations from L2 in half of that, and
+    /// those that others fetch in a quarter; a stage takes at least 120 and 40 for every block of K. A tile's end costs
+    /// half a microsecond and its sums, the cluster's meeting one more.
     fn time(self, shape: &Shape, room: Room) -> usize {
-        let rounds = self.tiles(shape).div_ceil(self.clusters(room));
-        let steps = shape.k.div_ceil(gpu::TILE_K as usize).div_ceil(self.split as usize);
-        let meeting = if self.split > 1 { 128 } else { 0 };
-        let sums = self.rows as usize * tokens(shape) as usize / 64;
-        rounds * (steps * (self.rows as usize + tokens(shape) as usize / 2) + 128 + sums) + meeting
+        let rounds = self.count(shape).div_ceil(self.clusters(room));
+        let stages = stages(shape, self.depth).div_ceil(self.split) as usize;
+        let (rows, tokens, depth) = (self.rows as usize, tokens(shape) as usize, self.depth as usize);
+        let fetched = tokens / self.share as usize;
+        let stage = (depth * (4 * rows + fetched + tokens)).max(120 + 40 * depth);
+        let meeting = if self.split > 1 { 1000 } else { 0 };
+        rounds * (stages * stage + 500 + rows * tokens / 16) + meeting
     }
 
-    /// Whether the kernel can do it: a cluster has one tile, and the sums of a block that has several need room
-    /// beside the stages.
+    /// Whether the kernel can do it at all.
+    fn is_valid(self, shape: &Shape) -> bool {
+        self.rows.is_multiple_of(8)
+            && (8..=gpu::most_rows(4)).contains(&self.rows)
+            && self.cluster() <= gpu::MAX_SPLIT
+            && self.share <= self.depth
+            && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize))
+    }
+
+    /// Whether the kernel can do it there: where K is split a cluster has one tile a block, and the sums of a block
+    /// that has several need room beside the stages.
     fn fits(self, shape: &Shape, room: Room) -> bool {
-        (self.split == 1 || self.tiles(shape) <= self.clusters(room))
-            && Plan::new(self, shape, room).stages >= 3.min(steps(shape))
+        self.is_valid(shape)
+            && (self.split == 1 || self.count(shape) <= self.clusters(room))
+            && Plan::new(self, shape, room).stages >= 3.min(stages(shape, self.depth))
+    }
+
+    /// [`Cut::fitting`], found once: it compares hundreds.
+    fn remembered(shape: &Shape, gated: bool, room: Room) -> Cut {
+        static KNOWN: Mutex<BTreeMap<(Shape, bool, Room), Cut>> = Mutex::new(BTreeMap::new());
+        let mut known = KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *known.entry((*shape, gated, room)).or_insert_with(|| Cut::fitting(shape, gated, room))
     }
 
     /// The fastest cut by [`Cut::time`].
     fn fitting(shape: &Shape, gated: bool, room: Room) -> Cut {
         let step = if gated { 16 } else { 8 };
-        let most = gpu::most_rows(4) as usize;
-        [1, 2, 4]
-            .into_iter()
-            .flat_map(|split| (step..=most).step_by(step).map(move |rows| Cut { rows: rows as u32, split }))
+        (step..=gpu::most_rows(4))
+            .step_by(step as usize)
+            .flat_map(Cut::of)
             .filter(|cut| cut.fits(shape, room))
-            .min_by_key(|cut| (cut.time(shape, room), cut.split))
+            .min_by_key(|cut| (cut.time(shape, room), cut.cluster()))
             // Few rows always fit.
-            .unwrap_or(Cut { rows: step as u32, split: 1 })
+            .unwrap_or(Cut::simple(step))
     }
 }
 
-fn steps(shape: &Shape) -> u32 {
-    shape.k.div_ceil(gpu::TILE_K as usize) as u32
+/// Cuts that may be the fastest for a shape: of every way to share and split the largest tiles that leave no
+/// multiprocessor a second round, the next smaller ones, and those that make two and three rounds.
+pub(super) fn candidates(shape: &Shape, gated: bool, stream: &Stream) -> Result<Vec<Cut>, Error> {
+    let room = Room::of(stream)?;
+    let step = if gated { 16 } else { 8 };
+    let mut cuts = Vec::new();
+    for way in Cut::of(step) {
+        let places = way.clusters(room) * way.share as usize;
+        let rounds: &[usize] = if way.split == 1 { &[1, 2, 3] } else { &[1] };
+        for rounds in rounds {
+            let rows = shape.n.div_ceil(places * rounds).next_multiple_of(step as usize) as u32;
+            for rows in [rows, rows + step, rows.next_multiple_of(gpu::SLAB)] {
+                let cut = Cut { rows, ..way };
+                if cut.fits(shape, room) && !cuts.contains(&cut) {
+                    cuts.push(cut);
+                }
+            }
+        }
+    }
+    Ok(cuts)
+}
+
+/// Stages' worth of K.
+fn stages(shape: &Shape, depth: u32) -> u32 {
+    shape.k.div_ceil((gpu::TILE_K * depth) as usize) as u32
 }
 
 /// Rows of a in a stage.
@@ -114,30 +193,32 @@ struct Plan {
 impl Plan {
     fn new(cut: Cut, shape: &Shape, room: Room) -> Plan {
         let tokens = tokens(shape);
-        let stage = gpu::stage_bytes(cut.rows, tokens);
+        let stage = gpu::stage_bytes(cut.rows, tokens, cut.depth);
         // What the last slab and the last token tile read behind the last stage.
         let beyond =
             (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens).max(columns(shape) - tokens);
         let slack = beyond * gpu::ROW_BYTES;
         let sums = gpu::sums_pitch(cut.rows) * tokens * 4;
-        let resident = cut.clusters(room) * cut.split as usize;
-        let persistent = cut.tiles(shape) * cut.split as usize > resident;
+        let persistent = cut.count(shape) > cut.clusters(room);
         let beside = if persistent { sums } else { 0 };
         // A tile's steps are all that a block of one tile can use.
-        let most = gpu::MAX_STAGES.min(if persistent { gpu::MAX_STAGES } else { steps(shape).div_ceil(cut.split) });
+        let steps = if persistent { u32::MAX } else { stages(shape, cut.depth).div_ceil(cut.split) };
+        let most = gpu::MAX_STAGES.min(steps);
         let stages = |budget: u32| (budget.saturating_sub(gpu::STAGES_AT + slack + beside) / stage).min(most);
         let half = stages(HALF_SHARED);
-        let stages = if half >= ENOUGH_STAGES.min(most) { half } else { stages(ALL_SHARED) };
+        let enough = ENOUGH_BLOCKS.div_ceil(cut.depth).max(3);
+        let stages = if half >= enough.min(most) { half } else { stages(ALL_SHARED) };
         let ring = gpu::STAGES_AT + stages * stage;
         let (at, end) = if persistent { (ring, ring + slack.max(sums)) } else { (gpu::STAGES_AT, ring + slack) };
-        let blocks = if persistent { room.multiprocessors } else { cut.tiles(shape) * cut.split as usize };
+        let clusters = cut.count(shape).min(cut.clusters(room));
+        let blocks = clusters * cut.cluster() as usize;
         Plan { wide: cut.rows > gpu::most_rows(2), stages, sums: at, shared: end.max(at + sums), blocks }
     }
 }
 
 /// Whether the kernel can do it: TMA and `wgmma` are Hopper's, and a tensor map of nothing is an error.
 pub(super) fn supports(shape: &Shape, cut: Option<Cut>, target: Target) -> bool {
-    let fits = cut.is_none_or(|cut| cut.rows.is_multiple_of(8) && (8..=gpu::most_rows(4)).contains(&cut.rows));
+    let fits = cut.is_none_or(|cut| Cut::simple(cut.rows).is_valid(shape));
     target == Target::Sm90a && (1..=MAX_TOKENS).contains(&shape.m) && shape.k > 0 && fits
 }
 
@@ -146,15 +227,15 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
     let room = Room::of(stream)?;
     let gated = gemm.activation.is_gated();
     let cut = match cut {
-        // A forced split is dropped where clusters would have to be persistent.
-        Some(cut) if !cut.fits(shape, room) => Cut { split: 1, ..cut },
+        // A forced cut that the shape or the GPU cannot have: its tiles at least.
+        Some(cut) if !cut.fits(shape, room) => Cut::simple(cut.rows),
         Some(cut) => cut,
-        None => Cut::fitting(shape, gated, room),
+        None => Cut::remembered(shape, gated, room),
     };
     let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
-        a: stream.tensor_map_2d(&gemm.a, tokens(shape), gpu::TILE_K)?,
-        w: stream.tensor_map_2d(&gemm.w, cut.rows, gpu::TILE_K)?,
+        a: stream.tensor_map_3d(&gemm.a, tokens(shape), cut.depth / cut.share)?,
+        w: stream.tensor_map_3d(&gemm.w, cut.rows, cut.depth)?,
         bias: gemm.bias.as_ref().map_or(DevicePtr::default(), |bias| bias.ptr()),
         out: gemm.out.ptr(),
         out_stride: gemm.out.stride() as u32,
@@ -169,8 +250,11 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         stages: plan.stages,
         split: cut.split,
         sums: plan.sums,
+        share: cut.share,
+        depth: cut.depth,
+        column_step: if shape.k.is_multiple_of(gpu::TILE_K as usize) { 0 } else { gpu::TILE_K },
     };
-    let launch = Launch::grid(plan.blocks).shared(plan.shared).cluster(cut.split).dependent();
+    let launch = Launch::grid(plan.blocks).shared(plan.shared).cluster(cut.cluster()).dependent();
     let entry = entry(columns(shape), plan.wide, entry_index(gemm) % 2);
     // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and columns
     // below out's width, and reads bias below n, as `Gemm::check` bound them. Shared memory holds what `Plan` counts.
@@ -202,14 +286,13 @@ pub(super) fn kernel() -> Kernel {
             let mut pinned: Vec<Box<dyn Case>> = cases::real(fitting, &[8, 16, 32, 64, 128]);
             pinned.extend(cases::head(fitting, &[1, 32]));
             pinned.extend(cases::awkward(fitting, &[1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 127, 128]));
-            // The picked cuts' rivals, to see the cost model right or wrong.
-            for (rows, split) in RIVALS {
-                pinned.extend(cases::real(Some(Path::Stream(Some(Cut { rows, split }))), &[32]));
+            for cut in CUTS {
+                let path = Some(Path::Stream(Some(cut)));
+                pinned.extend(cases::striped(path, cut.rows as usize, &[1, 16, 31, 57, 128]));
             }
-            for (rows, split) in CUTS {
-                let path = Some(Path::Stream(Some(Cut { rows, split })));
-                pinned.extend(cases::striped(path, rows as usize, &[1, 16, 31, 57, 128]));
-            }
+            // No small problem is given the wide blocks.
+            let wide = CUTS[5];
+            pinned.extend(cases::both_types(Some(Path::Stream(Some(wide))), wide.rows as usize, &[16, 32, 64, 128]));
             pinned
         },
         #[cfg(feature = "proptest")]
@@ -217,16 +300,30 @@ pub(super) fn kernel() -> Kernel {
     }
 }
 
-/// Cuts that are benched beside the picked ones; where a cluster does not fit, its K is not split.
-const RIVALS: [(u32, u32); 6] = [(32, 1), (48, 1), (64, 2), (96, 2), (128, 4), (112, 1)];
-/// Cuts of the tests: one slab, two, three, four; each split.
-const CUTS: [(u32, u32); 7] = [(16, 1), (64, 1), (112, 1), (64, 2), (128, 4), (208, 2), (256, 4)];
+/// Cuts of the tests: one slab, two, three, four; each split, share and depth.
+const CUTS: [Cut; 10] = {
+    const fn cut(rows: u32, split: u32, share: u32, depth: u32) -> Cut {
+        Cut { rows, split, share, depth }
+    }
+    [
+        cut(16, 1, 1, 1),
+        cut(64, 1, 1, 2),
+        cut(112, 1, 1, 4),
+        cut(64, 2, 1, 1),
+        cut(128, 4, 1, 2),
+        cut(208, 2, 1, 1),
+        cut(256, 4, 1, 1),
+        cut(48, 1, 2, 2),
+        cut(32, 1, 4, 4),
+        cut(96, 2, 2, 2),
+    ]
+};
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const H200: Room = Room { multiprocessors: 132, fours: 32 };
+    const H200: Room = Room::H200;
     const SHAPES: [(usize, usize, bool); 9] = [
         (6144, 4096, false),
         (4096, 4096, false),
@@ -245,16 +342,17 @@ mod tests {
             for m in 1..=MAX_TOKENS {
                 let shape = Shape { m, n, k };
                 let fitting = Cut::fitting(&shape, gated, H200);
-                let forced = CUTS.map(|(rows, split)| Cut { rows, split });
-                for cut in forced.into_iter().filter(|cut| cut.fits(&shape, H200)).chain([fitting]) {
+                for cut in CUTS.into_iter().filter(|cut| cut.fits(&shape, H200)).chain([fitting]) {
                     let plan = Plan::new(cut, &shape, H200);
                     assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
-                    assert!(!gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
-                    let stage = gpu::stage_bytes(cut.rows, tokens(&shape));
-                    let ring = gpu::STAGES_AT + plan.stages * stage;
-                    let slab_rows = cut.rows.next_multiple_of(gpu::SLAB);
-                    assert!(ring - stage + slab_rows * gpu::ROW_BYTES <= plan.shared, "{shape:?} {cut:?} {plan:?}");
-                    assert!(ring - stage + (cut.rows + columns(&shape)) * gpu::ROW_BYTES <= plan.shared);
+                    assert!(cut != fitting || !gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
+                    let stage = gpu::stage_bytes(cut.rows, tokens(&shape), cut.depth);
+                    let last = gpu::STAGES_AT + (plan.stages - 1) * stage;
+                    let (blocks, row) = (cut.depth - 1, gpu::ROW_BYTES);
+                    let slab_rows = blocks * cut.rows + cut.rows.next_multiple_of(gpu::SLAB);
+                    assert!(last + slab_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");
+                    let token_rows = cut.depth * cut.rows + blocks * tokens(&shape) + columns(&shape);
+                    assert!(last + token_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");
                     assert!(cut.split == 1 || plan.sums == gpu::STAGES_AT);
                 }
             }
@@ -265,9 +363,11 @@ mod tests {
     fn llamas_products_fill_an_h200_in_one_round() {
         for (n, k, gated) in &SHAPES[..4] {
             for m in [8, 16, 32, 64, 128] {
-                let cut = Cut::fitting(&Shape { m, n: *n, k: *k }, *gated, H200);
-                let blocks = cut.tiles(&Shape { m, n: *n, k: *k }) * cut.split as usize;
+                let shape = Shape { m, n: *n, k: *k };
+                let cut = Cut::fitting(&shape, *gated, H200);
+                let blocks = Plan::new(cut, &shape, H200).blocks;
                 assert!((120..=132).contains(&blocks), "m = {m}, n = {n}: {cut:?}");
+                assert!(cut.count(&shape) <= cut.clusters(H200), "m = {m}, n = {n}: {cut:?}");
             }
         }
     }

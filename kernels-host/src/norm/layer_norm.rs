@@ -3,7 +3,7 @@ use super::row::{self, Norm};
 use crate::case::Kernel;
 use crate::host::row_f32;
 use crate::{DType, Error, Launch, Stream, View, ViewMut};
-use kernels_gpu::norm::layer_norm as gpu;
+use kernels_gpu::norm::{layer_norm as gpu, row::threads};
 
 /// `out = (x − mean(x)) / √(var(x) + eps) · weight + bias`, per row.
 pub struct LayerNorm<'a> {
@@ -82,8 +82,9 @@ fn launch(
         out_stride: out.stride() as u32,
         eps,
     };
+    let launch = Launch::grid(tokens).threads(threads(width as u32)).shared(gpu::SHARED_BYTES).dependent();
     // SAFETY: one block per token; every access is below `width` of a row that the views were checked to have.
-    unsafe { stream.launch(entry, Launch::grid(tokens).shared(gpu::SHARED_BYTES).dependent(), &args) }
+    unsafe { stream.launch(entry, launch, &args) }
 }
 
 /// The naive reference, and the CPU device's kernel.

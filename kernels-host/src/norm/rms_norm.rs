@@ -3,8 +3,7 @@ use super::row::{self, Norm};
 use crate::case::Kernel;
 use crate::host::row_f32;
 use crate::{DType, Error, Launch, Stream, View, ViewMut};
-use kernels_gpu::norm::rms_norm as gpu;
-use kernels_gpu::tile::reduce::SCRATCH_BYTES;
+use kernels_gpu::norm::{rms_norm as gpu, row::threads};
 
 /// `out = rms_norm(x) · weight`, per row.
 pub struct RmsNorm<'a> {
@@ -76,8 +75,9 @@ fn launch(
         out_stride: out.stride() as u32,
         eps,
     };
+    let launch = Launch::grid(tokens).threads(threads(width as u32)).shared(gpu::SHARED_BYTES).dependent();
     // SAFETY: one block per token; every access is below `width` of a row that the views were checked to have.
-    unsafe { stream.launch(entry, Launch::grid(tokens).shared(SCRATCH_BYTES).dependent(), &args) }
+    unsafe { stream.launch(entry, launch, &args) }
 }
 
 /// The naive reference, and the CPU device's kernel.

@@ -78,7 +78,9 @@ pub(super) fn pinned(norm: Norm) -> Vec<Box<dyn Case>> {
     for dtype in [DType::Bf16, DType::F16] {
         for add in [true, false] {
             let base = Problem { norm, dtype, add, tokens: 1, width: 4096, scale: 1.0, offset: 0.0 };
-            for (tokens, width) in [(1, 4096), (2048, 4096), (64, 8192), (1, 8), (3, 2056), (5, 16384), (2, 256)] {
+            for (tokens, width) in
+                [(1, 4096), (2048, 4096), (16384, 4096), (64, 8192), (1, 8), (3, 2056), (5, 16384), (2, 256)]
+            {
                 cases.push(Box::new(Problem { tokens, width, ..base }));
             }
             // Overflows f16's range when squared: the sum must be taken in f32.
@@ -141,6 +143,10 @@ impl Case for Problem {
 
     fn bench(&self) -> bool {
         self.tokens * self.width >= 4096 && self.width.is_power_of_two() && self.scale == 1.0
+    }
+
+    fn checked_on_cpu(&self) -> bool {
+        self.tokens < 16384
     }
 
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {

@@ -1,6 +1,7 @@
 //! Launcher and reference of `kernels-gpu/src/rope/rope_kv.rs`; its cases are in `cases`.
 mod cases;
 
+use crate::attention::HEAD_DIMS;
 use crate::host::{for_each_row, row_f32};
 use crate::{Check, DType, Error, Launch, Stream, View, ViewMut};
 use kernels_gpu::prim::DevicePtr;
@@ -39,7 +40,7 @@ pub struct RopeKv<'a> {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// 64 or 128.
+    /// 64, 96, 128 or 256. Heads of 96 take the room of 128 in the cache; the rest of it is not touched.
     pub head_dim: usize,
     /// One layer's pool of K pages in the layout of `kernels_gpu::tile::kv`, contiguous, whole pages, qkv's type.
     pub k_cache: ViewMut<'a>,
@@ -58,8 +59,12 @@ impl RopeKv<'_> {
         let entry = match (self.head_dim, self.qkv.dtype()) {
             (64, DType::F16) => gpu::rope_kv_64_f16,
             (64, _) => gpu::rope_kv_64_bf16,
-            (_, DType::F16) => gpu::rope_kv_128_f16,
-            (_, _) => gpu::rope_kv_128_bf16,
+            (96, DType::F16) => gpu::rope_kv_96_f16,
+            (96, _) => gpu::rope_kv_96_bf16,
+            (128, DType::F16) => gpu::rope_kv_128_f16,
+            (128, _) => gpu::rope_kv_128_bf16,
+            (_, DType::F16) => gpu::rope_kv_256_f16,
+            (_, _) => gpu::rope_kv_256_bf16,
         };
         let args = gpu::RopeKv {
             qkv: self.qkv.ptr(),
@@ -97,7 +102,7 @@ impl RopeKv<'_> {
     fn check(&self) -> Result<usize, Error> {
         let RopeKv { heads, kv_heads, head_dim, .. } = *self;
         let mut check = Check::new("rope_kv");
-        check.require(head_dim == 64 || head_dim == 128, || format!("head_dim {head_dim} must be 64 or 128"))?;
+        check.require(HEAD_DIMS.contains(&head_dim), || format!("head_dim {head_dim} must be one of {HEAD_DIMS:?}"))?;
         check
             .require(heads > 0 && kv_heads > 0, || format!("{heads} heads and {kv_heads} KV heads: both must exist"))?;
         check.half("qkv", &self.qkv.as_view(), ["tokens", "width"])?;

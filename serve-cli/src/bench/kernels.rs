@@ -1,11 +1,12 @@
 //! `wootz bench kernels`: device time of every kernel's real shapes.
-use super::{percentile, sort, write_json};
+use super::timing::{GRAPH_BELOW_US, GRAPH_LAUNCHES, Replay, Samples, timed};
+use super::write_json;
 use crate::device::{DeviceArgs, DeviceChoice};
 use crate::terminal::{Progress, Terminal};
 use anyhow::Result;
 use clap::Args;
 use kernels_host::case::{Case, Kernel, Prepared, Work};
-use kernels_host::{Device, Error, Event, Stream};
+use kernels_host::{Device, Error, Stream};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,10 +16,6 @@ use std::process::ExitCode;
 const ROTATED_BYTES: u64 = 200_000_000;
 /// Most copies of one case's data.
 const MAX_COPIES: u64 = 64;
-/// Kernels below this are timed as graphs: launching them one by one would time the launches.
-const GRAPH_BELOW_US: f64 = 100.0;
-/// Launches of a graph, at least.
-const GRAPH_LAUNCHES: usize = 20;
 /// Timed rounds.
 const ROUNDS: usize = 31;
 
@@ -139,13 +136,11 @@ fn time(case: &dyn Case, stream: &Stream) -> Result<Timing, Error> {
     // A launcher that cannot be captured is timed launch by launch, which `graph` in the results shows.
     let graph = if estimate < GRAPH_BELOW_US { graph_samples(&mut data, stream).ok() } else { None };
     let in_graph = graph.is_some();
-    let mut samples = match graph {
+    let samples = Samples::new(match graph {
         Some(samples) => samples,
         None => launch_samples(&mut data, stream)?,
-    };
-    sort(&mut samples);
-    let at = |share| percentile(&samples, share);
-    Ok(Timing { median_us: at(0.5), p10_us: at(0.1), p90_us: at(0.9), graph: in_graph })
+    });
+    Ok(Timing { median_us: samples.median(), p10_us: samples.at(0.1), p90_us: samples.at(0.9), graph: in_graph })
 }
 
 /// Microseconds of single launches.
@@ -156,23 +151,10 @@ fn launch_samples(data: &mut [Box<dyn Prepared>], stream: &Stream) -> Result<Vec
 
 /// Microseconds per launch, one value per replay of a graph of at least [`GRAPH_LAUNCHES`].
 fn graph_samples(data: &mut [Box<dyn Prepared>], stream: &Stream) -> Result<Vec<f64>, Error> {
-    let launches = GRAPH_LAUNCHES.next_multiple_of(data.len()).max(data.len());
-    let graph = stream.capture(|stream| {
-        for i in 0..launches {
-            let at = i % data.len();
-            data[at].launch(stream)?;
-        }
-        Ok(())
-    })?;
-    graph.launch(stream)?;
-    (0..ROUNDS).map(|_| Ok(timed(stream, || graph.launch(stream))? / launches as f64)).collect()
-}
-
-/// Microseconds between two events around what `work` queues.
-fn timed(stream: &Stream, work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
-    let start = Event::record(stream)?;
-    work()?;
-    Ok(f64::from(Event::record(stream)?.elapsed_ms(&start)?) * 1e3)
+    let copies = data.len();
+    let works = GRAPH_LAUNCHES.next_multiple_of(copies);
+    let replay = Replay::capture(stream, works, |stream, turn| data[turn % copies].launch(stream))?;
+    (0..ROUNDS).map(|_| replay.sample(stream, 1)).collect()
 }
 
 fn figures(timing: &Timing, work: Work) -> String {

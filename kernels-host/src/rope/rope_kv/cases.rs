@@ -1,5 +1,7 @@
 //! Cases of the kernel, and a check in f64 that reads the cache back through `tile::kv::offset`.
 use super::RopeKv;
+#[cfg(feature = "proptest")]
+use crate::attention::HEAD_DIMS;
 use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Tensor, Work, compare};
 use crate::{Buffer, DType, Error, Stream};
 use kernels_gpu::rope::rope_kv as gpu;
@@ -57,6 +59,13 @@ fn pinned() -> Vec<Box<dyn Case>> {
                 // More heads than one block holds, not a multiple, and the other grid.
                 Problem { heads: 71, kv_heads: 1, tokens: 2, ..small },
                 Problem { heads: 17, kv_heads: 1, tokens: 520, ..small.wide() },
+                // Phi-3's and Gemma 2's dimensions.
+                small.of(96),
+                Problem { heads: 33, norm: Norm::Both, slots: Slots::Padded, ..small.of(96) },
+                Problem { rotary: 48, interleaved: true, norm: Norm::Keys, tokens: 600, ..small.of(96) },
+                small.of(256),
+                Problem { heads: 9, norm: Norm::Both, slots: Slots::Padded, ..small.of(256) },
+                Problem { rotary: 128, interleaved: true, norm: Norm::Queries, tokens: 600, ..small.of(256) },
             ]
             .map(|problem| Box::new(problem) as Box<dyn Case>),
         );
@@ -68,11 +77,10 @@ fn pinned() -> Vec<Box<dyn Case>> {
 fn random() -> proptest::strategy::BoxedStrategy<Box<dyn Case>> {
     use proptest::prelude::*;
     use proptest::sample::select;
-    let shape = (1usize..150, 1usize..5, 1usize..5, any::<bool>(), 0usize..=8);
+    let shape = (1usize..150, 1usize..5, 1usize..5, select(&HEAD_DIMS), 0usize..=16);
     let flags = (any::<[bool; 3]>(), select(Norm::ALL), select(Slots::ALL));
     (shape, flags)
-        .prop_map(|((tokens, group, kv_heads, wide, sixteenths), ([f16, interleaved, yarn], norm, slots))| {
-            let head_dim = if wide { 128 } else { 64 };
+        .prop_map(|((tokens, group, kv_heads, head_dim, sixteenths), ([f16, interleaved, yarn], norm, slots))| {
             Box::new(Problem {
                 dtype: if f16 { DType::F16 } else { DType::Bf16 },
                 tokens,
@@ -136,7 +144,10 @@ const EPS: f32 = 1e-6;
 
 impl Problem {
     fn wide(self) -> Self {
-        Problem { head_dim: 128, rotary: 128, ..self }
+        self.of(128)
+    }
+    fn of(self, head_dim: usize) -> Self {
+        Problem { head_dim, rotary: head_dim, ..self }
     }
     /// Pages of each pool: some stay empty.
     fn pages(&self) -> usize {

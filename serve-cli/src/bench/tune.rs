@@ -1,0 +1,261 @@
+//! `wootz bench tune`: measures which kernel, cut how, computes each product fastest, and writes the table of it.
+use super::timing::{Replay, alternate, graph_works, timed};
+use crate::device::{DeviceArgs, DeviceChoice};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use kernels_host::fill::FillNormal;
+use kernels_host::gemm::{Activation, Choice, Gemm};
+use kernels_host::{Buffer, DType, Device, Error, Stream, View};
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `wootz bench tune`.
+#[derive(Args, Debug)]
+pub struct TuneArgs {
+    /// Write the table to this file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write every choice's time to this file
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Only products whose "n k m" contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// What the table's header says besides the GPU and the driver: date, commit, compilers
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    note: String,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Linear layers, [n, k], and whether they are gated: of Llama-3.1-8B with its head, a quarter of the 70B's, of
+/// Llama-3.2-1B and 3B; squares.
+const LINEARS: [(usize, usize, bool); 18] = [
+    (6144, 4096, false),
+    (4096, 4096, false),
+    (28672, 4096, true),
+    (4096, 14336, false),
+    (128_256, 4096, false),
+    (2560, 8192, false),
+    (8192, 2048, false),
+    (14336, 8192, true),
+    (8192, 7168, false),
+    (3072, 2048, false),
+    (2048, 2048, false),
+    (16384, 2048, true),
+    (2048, 8192, false),
+    (5120, 3072, false),
+    (3072, 3072, false),
+    (16384, 3072, true),
+    (3072, 8192, false),
+    (8192, 8192, false),
+];
+const DECODE: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+const PREFILL: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
+/// Data of a rotation: five times an H200's L2 cache.
+const ROTATED_BYTES: usize = 300_000_000;
+/// Choices that are timed a second time, in turn.
+const FINALISTS: usize = 5;
+const ROUNDS: usize = 5;
+/// Microseconds of a finalist's turn.
+const TURN_US: f64 = 1500.0;
+
+/// A product to be tuned.
+#[derive(Clone, Copy)]
+struct Product {
+    m: usize,
+    n: usize,
+    k: usize,
+    gated: bool,
+}
+
+impl Product {
+    fn name(self) -> String {
+        format!("{} {} {}", self.n, self.k, self.m)
+    }
+    /// Sets of weights.
+    fn copies(self) -> usize {
+        ROTATED_BYTES.div_ceil(2 * self.n * self.k).clamp(1, 64)
+    }
+    fn width(self) -> usize {
+        if self.gated { self.n / 2 } else { self.n }
+    }
+}
+
+fn products(only: &str) -> Vec<Product> {
+    let mut products = Vec::new();
+    for (n, k, gated) in LINEARS {
+        // Prompts do not come to the head, and the square is no layer.
+        let decode: &[usize] = if n == k && n == 8192 { &[] } else { &DECODE };
+        let prefill: &[usize] = if n > 100_000 { &[] } else { &PREFILL };
+        products.extend(decode.iter().chain(prefill).map(|&m| Product { m, n, k, gated }));
+    }
+    products.retain(|product| product.name().contains(only));
+    products
+}
+
+/// The operands: large enough for each product's, which overlap.
+struct Pools {
+    a: Buffer,
+    w: Buffer,
+    out: RefCell<Buffer>,
+}
+
+/// Runs the command.
+pub fn run(args: &TuneArgs) -> Result<ExitCode> {
+    let mut out = io::stdout();
+    let device = match args.device.device {
+        DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal),
+        _ => Device::cuda(0),
+    };
+    let device = match device {
+        Ok(device) => device,
+        Err(error) => {
+            writeln!(out, "tuning NOT RUN: {error}")?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    // What runs before and after differs from model to model: kernels are measured by themselves.
+    let stream = device.stream()?.without_overlap();
+    let products = products(args.only.as_deref().unwrap_or_default());
+    ensure!(!products.is_empty(), "no product contains {:?}", args.only);
+    let most = |size: &dyn Fn(&Product) -> usize| products.iter().map(size).max().unwrap_or(0);
+    let pools = Pools {
+        a: random(&stream, most(&|p| p.m * p.k), 1.0)?,
+        // Outputs of about 1.
+        w: random(&stream, most(&|p| p.copies() * p.n * p.k), 1.0 / 64.0)?,
+        out: RefCell::new(Buffer::new(&device, DType::Bf16, most(&|p| p.m * p.width()))?),
+    };
+    let mut table = header(&device, &args.note)?;
+    let mut log = String::new();
+    for product in products {
+        let name = product.name();
+        let times = tune(product, &pools, &stream, &mut log).with_context(|| name.clone())?;
+        let Some((choice, us)) = times.first() else { continue };
+        let next: Vec<_> = times[1..].iter().map(|(choice, us)| format!("{choice} {us:.2}")).collect();
+        writeln!(out, "{name:18} {us:9.2} µs  {choice}  (then {})", next.join(", "))?;
+        writeln!(table, "{name} {choice} | {us:.2}")?;
+    }
+    for (path, text) in [(&args.out, &table), (&args.log, &log)] {
+        if let Some(path) = path {
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn header(device: &Device, note: &str) -> Result<String> {
+    let mut text = String::from(
+        "# Which kernel computes a product: n k m kernel parameters | microseconds. `wootz bench tune` writes it.\n\
+         # bf16, alone in a graph without programmatic launch, weights from memory.\n",
+    );
+    writeln!(
+        text,
+        "# {}, driver for CUDA {}, wootz {}",
+        device.name(),
+        Device::driver_version()?,
+        env!("CARGO_PKG_VERSION")
+    )?;
+    if !note.is_empty() {
+        writeln!(text, "# {note}")?;
+    }
+    writeln!(text, "# multiprocessors {}", device.multiprocessors())?;
+    Ok(text)
+}
+
+/// The finalists' times, the fastest first. Choices that fail or that compute something else are named and left out.
+fn tune(product: Product, pools: &Pools, stream: &Stream, log: &mut String) -> Result<Vec<(Choice, f64)>> {
+    let Product { m, n, k, gated } = product;
+    let launch = |choice: Choice| {
+        move |stream: &Stream, turn: usize| -> Result<(), Error> {
+            let mut out = pools.out.borrow_mut();
+            let w = weights(&pools.w, turn % product.copies(), n, k);
+            let activation = if gated { Activation::SwiGlu } else { Activation::None };
+            let (a, out) = (pools.a.matrix(m, k), out.matrix_mut(m, product.width()));
+            Gemm { a, w, bias: None, activation, accumulate: false, out }.launch_as(stream, choice)
+        }
+    };
+    let mut expected: Option<Vec<f32>> = None;
+    let mut times = Vec::new();
+    for choice in Gemm::choices(m, n, k, gated, stream)? {
+        let qualified = (|| {
+            launch(choice)(stream, 0)?;
+            let found = rows(stream, &pools.out.borrow(), m, product.width())?;
+            let expected = expected.get_or_insert_with(|| found.clone());
+            agree(&found, expected)?;
+            let estimate = timed(stream, || launch(choice)(stream, 0))?;
+            let replay = Replay::capture(stream, graph_works(estimate, product.copies()), launch(choice))?;
+            anyhow::Ok((replay.sample(stream, 1)?, replay))
+        })();
+        match qualified {
+            Ok((us, replay)) => {
+                writeln!(log, "{} {choice} | {us:.2}", product.name())?;
+                times.push((us, choice, replay));
+            }
+            Err(error) => writeln!(io::stdout(), "{} {choice}: LEFT OUT: {error:#}", product.name())?,
+        }
+    }
+    times.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+    times.truncate(FINALISTS);
+    let replays: Vec<&Replay<'_>> = times.iter().map(|(.., replay)| replay).collect();
+    let samples = alternate(stream, &replays, ROUNDS, TURN_US)?;
+    let mut finals: Vec<_> =
+        times.iter().zip(samples).map(|((_, choice, _), samples)| (*choice, samples.median())).collect();
+    finals.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+    Ok(finals)
+}
+
+fn random(stream: &Stream, len: usize, scale: f32) -> Result<Buffer> {
+    let mut buffer = Buffer::new(stream.device(), DType::Bf16, len)?;
+    FillNormal { out: buffer.view_mut(), seed: len as u64, scale, offset: 0.0 }.launch(stream)?;
+    Ok(buffer)
+}
+
+/// Number `turn` of the weights.
+fn weights(pool: &Buffer, turn: usize, n: usize, k: usize) -> View<'_> {
+    pool.view().columns(turn * n * k, n * k).matrix(n, k)
+}
+
+/// The first, the middle and the last row of the result.
+fn rows(stream: &Stream, out: &Buffer, m: usize, width: usize) -> Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(3 * width);
+    for row in [0, m / 2, m - 1] {
+        let mut bits = vec![0u16; width];
+        stream.download(out.matrix(m, width).row_range(row, 1), &mut bits)?;
+        values.extend(bits.into_iter().map(|bits| DType::Bf16.decode(bits)));
+    }
+    Ok(values)
+}
+
+/// To a rounding and the noise of sums in another order.
+fn agree(found: &[f32], expected: &[f32]) -> Result<()> {
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let tolerance = expected.abs() / 100.0 + 5e-3;
+        ensure!((found - expected).abs() <= tolerance, "value {i} is {found}, the first choice's {expected}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{agree, products};
+
+    #[test]
+    fn products_are_picked_by_their_names() {
+        let picked = products("4096 14336 ");
+        assert_eq!(picked.len(), 14);
+        assert!(picked.iter().all(|product| (product.n, product.k) == (4096, 14336)));
+        assert_eq!(products("8192 8192").len(), 6);
+        assert!(products("128256 4096").iter().all(|product| product.m <= 128));
+    }
+
+    #[test]
+    fn results_agree_to_a_rounding() {
+        assert!(agree(&[1.0, -2.0], &[1.004, -2.01]).is_ok());
+        assert!(agree(&[1.0], &[1.1]).is_err());
+        assert!(agree(&[f32::NAN], &[1.0]).is_err());
+    }
+}
