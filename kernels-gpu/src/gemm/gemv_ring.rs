@@ -56,6 +56,8 @@ const fn stage_bytes(columns: u32) -> u32 {
 const RINGS_AT: u32 = WARPS * BARRIERS + MAX_ROWS as u32 * SCRATCH_BYTES;
 /// Vectors of a row that a thread normalises.
 const VECTORS: usize = 4;
+/// Most rows that are normalised on the way: four would not fit the registers.
+pub const MAX_NORM_ROWS: usize = 2;
 /// Widest row that is normalised on the way.
 pub const MAX_NORM_WIDTH: usize = THREADS as usize * 8 * VECTORS;
 
@@ -207,7 +209,7 @@ unsafe fn gemv_ring<E: Elem, const M: usize>(
         grid_dependency_launch();
     }
     let rows = Rows { a, a_stride, m, chunks: k / 8, x };
-    if norm.is_null() {
+    if M > MAX_NORM_ROWS || norm.is_null() {
         grid_dependency_wait();
         rows.stage::<M>();
     } else {
