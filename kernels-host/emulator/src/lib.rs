@@ -54,6 +54,10 @@
 //! reads without `fence.proxy.async`; mbarriers initialised twice, used as plain memory, before their initialisation
 //! is published or with counts that cannot come true; exits with copies that nobody waited for.
 //!
+//! Products of `wgmma` are computed at their issue, and watched until `wgmma.wait_group` covers them: use of their registers,
+//! writes to their operands in shared memory; registers used since the last `wgmma.fence`; warps of a warpgroup that do
+//! not execute the same instructions on the same descriptors; `setmaxnreg` that can never be satisfied.
+//!
 //! A [`Fault`] names the allocation, the thread, the instruction, its line and, if the text has `.loc`, its source line.
 //!
 //! # What is counted
@@ -61,7 +65,6 @@
 //! and operations of the tensor cores.
 //!
 //! # Limits
-//! `wgmma` is decoded and refused when reached ([`FaultKind::Unsupported`]).
 //! Functions (`.func`), local memory and textures are not known. Every access takes effect
 //! at once, so a missing fence shows as a race and not as a stale value. Of the reads of a sector of global memory the
 //! latest of two clusters are kept: a write that races with none but others is missed under that seed. A register holds
