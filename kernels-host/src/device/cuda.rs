@@ -95,6 +95,13 @@ impl Queue {
         self.synchronize()
     }
 
+    /// Copies `len` bytes from one device address to another; views cover both.
+    pub fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: views cover that many bytes of device memory at both.
+        check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len, self.handle) }, "cuMemcpyDtoDAsync")
+    }
+
     /// Fills `len` bytes at the device address `to`, which a view covers.
     pub fn fill(&self, to: u64, byte: u8, len: usize) -> Result<(), Error> {
         self.gpu.enter()?;

@@ -139,6 +139,10 @@ impl Emulated {
                 launches.count += 1;
                 launches.last = report;
             }
+            Call::Copy { from, to, len } => {
+                let bytes = state.device.read(*from, *len).map_err(|fault| self.fault("a copy", fault))?;
+                state.device.write(*to, &bytes).map_err(|fault| self.fault("a copy", fault))?;
+            }
             Call::Fill { to, byte, len } => {
                 state.device.write(*to, &vec![*byte; *len]).map_err(|fault| self.fault("a fill", fault))?;
             }
@@ -173,6 +177,7 @@ impl Drop for Allocation {
 #[derive(Clone)]
 enum Call {
     Launch { entry: &'static str, module: Arc<Module>, grid: Grid, params: Vec<Param>, options: LaunchOptions },
+    Copy { from: u64, to: u64, len: usize },
     Fill { to: u64, byte: u8, len: usize },
 }
 
@@ -244,6 +249,10 @@ impl Queue {
         let found = state.device.read(from, bytes.len());
         bytes.copy_from_slice(&found.map_err(|fault| self.device.fault("a download", fault))?);
         Ok(())
+    }
+
+    pub fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Error> {
+        self.submit(Call::Copy { from, to, len })
     }
 
     pub fn fill(&self, to: u64, byte: u8, len: usize) -> Result<(), Error> {

@@ -174,6 +174,27 @@ impl Stream {
         Ok(())
     }
 
+    /// Copies one contiguous view to another of the same size on the same device.
+    ///
+    /// # Panics
+    /// If one is not contiguous or their sizes differ.
+    pub fn copy(&self, from: View<'_>, mut into: ViewMut<'_>) -> Result<(), Error> {
+        assert!(from.is_contiguous() && into.is_contiguous());
+        let bytes = from.rows() * from.cols() * from.dtype().size();
+        assert_eq!(bytes, into.rows() * into.cols() * into.dtype().size(), "copy size");
+        match (from.mem, into.reborrow().mem, &self.queue) {
+            (Mem::Host(from), MemMut::Host(into), _) => {
+                into[..bytes].copy_from_slice(&from[..bytes]);
+                Ok(())
+            }
+            (Mem::Device(from, _), MemMut::Device(into, _), Queue::Cuda(queue)) => queue.copy(from.0, into.0, bytes),
+            (Mem::Device(from, _), MemMut::Device(into, _), Queue::Emulated(queue)) => {
+                queue.copy(from.0, into.0, bytes)
+            }
+            _ => panic!("a copy between devices"),
+        }
+    }
+
     /// Fills a contiguous view with a byte.
     pub fn fill(&self, mut into: ViewMut<'_>, byte: u8) -> Result<(), Error> {
         assert!(into.is_contiguous());

@@ -168,8 +168,8 @@ impl Bench<'_> {
 pub fn run(args: &PeerArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut out = io::stdout();
     let device = match args.device.device {
-        DeviceChoice::Cpu => {
-            writeln!(out, "comparison NOT RUN: it times the GPU, and --device is cpu")?;
+        DeviceChoice::Cpu | DeviceChoice::Emulated(..) => {
+            writeln!(out, "comparison NOT RUN: it times the GPU, and --device is another")?;
             return Ok(ExitCode::SUCCESS);
         }
         DeviceChoice::Auto => Device::cuda(0),
