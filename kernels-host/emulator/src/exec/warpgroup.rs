@@ -146,11 +146,19 @@ impl TensorState {
 }
 
 impl Executor<'_> {
-    /// An instruction that is no matrix instruction uses these of the registers that such work on.
-    pub(super) fn use_tensor_registers(&self, warp: &mut Warp, uses: &[TensorUse]) -> Result<(), LaneFault> {
+    /// An instruction that is no matrix instruction uses these of the registers that such work on; if it `counts`, they
+    /// must be fenced after it.
+    pub(super) fn use_tensor_registers(
+        &self,
+        warp: &mut Warp,
+        uses: &[TensorUse],
+        counts: bool,
+    ) -> Result<(), LaneFault> {
         for TensorUse { id, writes } in uses {
-            let used = &mut warp.tensor.used[*id as usize];
-            *used = (*used).max(if *writes { Use::Written } else { Use::Read });
+            if counts {
+                let used = &mut warp.tensor.used[*id as usize];
+                *used = (*used).max(if *writes { Use::Written } else { Use::Read });
+            }
             if warp.tensor.busy[*id as usize] > 0 {
                 return Err(self.busy(warp, *id).into());
             }
