@@ -182,7 +182,7 @@ mod tests {
     fn rows_of_a_tile_conflict_unless_they_are_swizzled() {
         let plain = |row: u32| row * 128;
         assert_eq!(banks(16, |lane| plain(lane % 8) + lane / 8 * 16), (32, 28));
-        let swizzled = |row: u32, chunk: u32| row * 128 + (chunk ^ row % 8) * 16;
+        let swizzled = |row: u32, chunk: u32| row * 128 + (chunk ^ (row % 8)) * 16;
         assert_eq!(banks(16, |lane| swizzled(lane % 8, lane / 8)), (4, 0));
     }
 }

@@ -43,18 +43,32 @@
 //! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers and of a
 //! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where.
 //!
+//! Data races in global memory, across blocks and clusters too, as the PTX memory model has it: what orders are barriers,
+//! and releases that acquires have seen, fences with strong accesses among them, if their scopes hold the other thread.
+//! Outputs of the launch before a dependent one that are used before `griddepcontrol.wait`, and memory read by
+//! `ld.global.nc` that is not constant.
+//!
 //! Asynchronous copies are actors of their own, whose data land in parts at moments that the seed draws, and are checked
 //! whenever they land: results read, or destinations written, before the copy was waited for; sources written before
 //! they were read; buffers filled anew before their readers have said that they are done; stores that the async proxy
 //! reads without `fence.proxy.async`; mbarriers initialised twice, used as plain memory, before their initialisation
 //! is published or with counts that cannot come true; exits with copies that nobody waited for.
 //!
-//! A [`Fault`] names the allocation, the thread, the instruction and its line.
+//! Products of `wgmma` are computed at their issue, and watched until `wgmma.wait_group` covers them: use of their registers,
+//! writes to their operands in shared memory; registers used since the last `wgmma.fence`; warps of a warpgroup that do
+//! not execute the same instructions on the same descriptors; `setmaxnreg` that can never be satisfied.
+//!
+//! A [`Fault`] names the allocation, the thread, the instruction, its line and, if the text has `.loc`, its source line.
+//!
+//! # What is counted
+//! Warp instructions by opcode, and in [`Counters`] sectors of global memory, wavefronts and conflicts of shared memory,
+//! and operations of the tensor cores.
 //!
 //! # Limits
-//! `wgmma` is decoded and refused when reached ([`FaultKind::Unsupported`]).
-//! Functions (`.func`), local memory and textures are not known. Races in global memory are not reported, nor is
-//! what a missing fence would do: every access takes effect at once. A register holds zero until it is written.
+//! Functions (`.func`), local memory and textures are not known. Every access takes effect
+//! at once, so a missing fence shows as a race and not as a stale value. Of the reads of a sector of global memory the
+//! latest of two clusters are kept: a write that races with none but others is missed under that seed. A register holds
+//! zero until it is written.
 
 #![forbid(unsafe_code)]
 

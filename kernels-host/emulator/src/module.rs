@@ -28,9 +28,9 @@ pub(crate) struct Entry {
     pub instructions: Vec<Instruction>,
     /// The opcodes that [`Instruction::kind`] indexes.
     pub kinds: Vec<String>,
-    pub tensor_registers: TensorRegisters,
     /// What [`Instruction::source`] indexes: a line, and the calls that it was inlined through.
     pub sources: Vec<Vec<SourceLine>>,
+    pub tensor_registers: TensorRegisters,
     pub params: Vec<ParamSlot>,
     /// Registers per file: predicates, 32-bit, 64-bit.
     pub registers: [u32; 3],

@@ -33,15 +33,15 @@ const HINTS: &[(&str, ())] = &[
     ("L2::256B", ()),
 ];
 
-/// What a modifier of order says: strong, acquires, releases, of its own scope.
-const ORDERS: &[(&str, (bool, bool, bool, Option<Scope>))] = &[
-    ("weak", (false, false, false, None)),
-    ("volatile", (true, false, false, Some(Scope::Device))),
-    ("mmio", (true, false, false, None)),
-    ("relaxed", (true, false, false, None)),
-    ("acquire", (true, true, false, None)),
-    ("release", (true, false, true, None)),
-    ("acq_rel", (true, true, true, None)),
+/// What a modifier of order says: strong, acquires, releases. The scope of `.volatile` and `.mmio` is the system.
+const ORDERS: &[(&str, [bool; 3])] = &[
+    ("weak", [false, false, false]),
+    ("volatile", [true, false, false]),
+    ("mmio", [true, false, false]),
+    ("relaxed", [true, false, false]),
+    ("acquire", [true, true, false]),
+    ("release", [true, false, true]),
+    ("acq_rel", [true, true, true]),
 ];
 
 pub(super) const SCOPES: &[(&str, Scope)] =
@@ -79,8 +79,8 @@ impl Decoder<'_, '_> {
     /// The modifiers of order and scope; `modifies` if the operation is a read-modify-write.
     fn order(&mut self, modifies: bool) -> Order {
         let constant = self.has("nc");
-        let (strong, acquire, release, scope) = self.choice(ORDERS).unwrap_or((modifies, false, false, None));
-        let scope = self.choice(SCOPES).or(scope).unwrap_or(Scope::Device);
+        let [strong, acquire, release] = self.choice(ORDERS).unwrap_or([modifies, false, false]);
+        let scope = self.choice(SCOPES).unwrap_or(Scope::Device);
         Order { strong: strong || modifies, acquire, release, scope, modifies, constant, copies: false }
     }
 

@@ -146,8 +146,8 @@ impl TensorState {
 }
 
 impl Executor<'_> {
-    /// An instruction that is no matrix instruction uses these of the registers that such work on; if it `counts`, they
-    /// must be fenced after it.
+    /// An instruction that is no matrix instruction uses these of the registers that such work on; if it `counts`, a
+    /// fence must come after it.
     pub(super) fn use_tensor_registers(
         &self,
         warp: &mut Warp,
@@ -155,8 +155,8 @@ impl Executor<'_> {
         counts: bool,
     ) -> Result<(), LaneFault> {
         for TensorUse { id, writes } in uses {
+            let used = &mut warp.tensor.used[*id as usize];
             if counts {
-                let used = &mut warp.tensor.used[*id as usize];
                 *used = (*used).max(if *writes { Use::Written } else { Use::Read });
             }
             if warp.tensor.busy[*id as usize] > 0 {

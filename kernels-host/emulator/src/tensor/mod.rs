@@ -22,6 +22,7 @@
 //!
 //! Not here: f16 accumulators, sparse operands, `.b1`, sub-byte types, im2col and interleaved maps.
 pub mod accumulate;
+mod descriptor;
 pub mod element;
 pub mod fragment;
 mod fused;

@@ -187,3 +187,25 @@ fn constant_loads_need_constant_memory() {
     }
     clean("ld.global.nc.b32 %r2, [%rd2]; st.global.b32 [%rd1], %r2;", 1);
 }
+
+/// Thread 0 lets a bulk copy store 16 bytes of shared memory to `out`, does `then`, and meets the others.
+fn bulk_store(copy: &str, then: &str) -> String {
+    format!(
+        "mov.u32 %r4, smem; ld.param.b64 %rd6, [out]; setp.ne.u32 %p1, %r1, 0; @%p1 bra joined;
+        st.shared.v4.b32 [%r4], {{%r1, %r1, %r1, %r1}}; fence.proxy.async;
+        {copy} [%rd6], [%r4], 16; cp.async.bulk.commit_group; {then} joined: bar.sync 0;"
+    )
+}
+
+#[test]
+fn stores_of_bulk_copies_are_done_when_they_are_waited_for() {
+    let store = "cp.async.bulk.global.shared::cta.bulk_group";
+    let read = "setp.eq.u32 %p2, %r1, 40; @%p2 ld.global.b32 %r5, [%rd6+8];";
+    clean(&format!("{} {read}", bulk_store(store, "cp.async.bulk.wait_group 0;")), 1);
+    // The source has been read; that says nothing of the destination.
+    let fault = racy(&format!("{} {read}", bulk_store(store, "cp.async.bulk.wait_group.read 0;")), 1);
+    assert!(fault.to_string().contains("unordered with the write by thread 0 at line 11"), "{fault}");
+    racy(&bulk_store(store, "cp.async.bulk.wait_group 0;"), 2);
+    let add = "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32";
+    clean(&bulk_store(add, "cp.async.bulk.wait_group 0;"), 2);
+}
