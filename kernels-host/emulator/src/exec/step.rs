@@ -81,7 +81,10 @@ impl<'a> Executor<'a> {
         if let Some(ids) = entry.tensor_registers.uses.get(warp.pc as usize)
             && !ids.is_empty()
         {
-            self.use_tensor_registers(warp, ids)?;
+            // A copy only renames: the assembler leaves none of those that LLVM and inline assembly put between a
+            // fence and the products that it is for.
+            let copies = matches!(instruction.op, Op::Mov { .. });
+            self.use_tensor_registers(warp, ids, !copies)?;
         }
         if alu::execute(warp, &self.env, &instruction.op, mask) || self.access(warp, cluster, &instruction.op, mask)? {
             warp.pc += 1;
