@@ -68,7 +68,7 @@ impl Runner {
         let device = stream.device().clone();
         let config = model.config();
         let kv = KvCache::new(&device, config, model.dtype(), pages)?;
-        let work = Activations::new(&device, config, model.dtype(), limits)?;
+        let work = Activations::new(&stream, config, model.dtype(), limits)?;
         let logits_stride = config.vocab_size.next_multiple_of(8);
         let u32s = |len| Buffer::new(&device, DType::U32, len);
         let inputs = Inputs {

@@ -31,6 +31,7 @@ fn equals_transformers() {
         ("qwen25", include_str!("../../tests/chat_templates/qwen25.jinja")),
         ("thinking", include_str!("../../tests/chat_templates/thinking.jinja")),
         ("mistral", include_str!("../../tests/chat_templates/mistral.jinja")),
+        ("gemma2", include_str!("../../tests/chat_templates/gemma2.jinja")),
         ("pythonisms", include_str!("../../tests/chat_templates/pythonisms.jinja")),
     ];
     let list = |v: &Json| v.as_array().cloned();

@@ -11,7 +11,7 @@ use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
 use kernels_host::gemm::{Activation, Gemm};
 use kernels_host::norm::{LayerNorm, RmsNorm, SandwichNorm};
 use kernels_host::rope::RopeKv;
-use kernels_host::{Buffer, DType, Device, Stream, View, ViewMut};
+use kernels_host::{Buffer, DType, Stream, View, ViewMut};
 
 /// Buffers for the activations of one step, allocated once for the largest step.
 pub struct Activations {
@@ -32,18 +32,13 @@ pub struct Activations {
 
 impl Activations {
     /// For steps within `limits`.
-    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, limits: &Limits) -> Result<Self> {
+    pub fn new(stream: &Stream, config: &ModelConfig, dtype: DType, limits: &Limits) -> Result<Self> {
+        let device = stream.device();
         let max_tokens = limits.max_tokens;
         let half = |cols: usize| Buffer::new(device, dtype, max_tokens * cols);
-        let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
-        let workspace = DecodeAttention::workspace_len(
-            device,
-            limits.max_sequences,
-            heads,
-            kv_heads,
-            config.head_dim,
-            limits.max_model_len,
-        );
+        let workspace = DecodeAttention::workspace_len(device, config.head_dim);
+        let mut attention_workspace = Buffer::new(device, DType::F32, workspace)?;
+        stream.fill(attention_workspace.view_mut(), 0)?;
         Ok(Activations {
             max_tokens,
             hidden: half(config.hidden_size)?,
@@ -53,7 +48,7 @@ impl Activations {
             attended: half(config.q_size())?,
             inner: half(config.intermediate_size)?,
             head_rows: half(config.hidden_size)?,
-            attention_workspace: Buffer::new(device, DType::F32, workspace)?,
+            attention_workspace,
         })
     }
 
@@ -255,12 +250,14 @@ impl Attention {
             DecodeAttention {
                 q: q.row_range(0, decodes),
                 kv: kv(0, decodes),
+                query_starts: None,
                 heads,
                 kv_heads,
                 head_dim,
                 scale,
                 window,
                 softcap,
+                max_query: 1,
                 max_kv: step.max_kv,
                 workspace: work.attention_workspace.view_mut(),
                 out: work.attended.matrix_mut(tokens, q_size).row_range(0, decodes),

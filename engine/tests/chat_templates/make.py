@@ -94,13 +94,14 @@ CHATS = {
 }
 
 CASES = []
-for template in ["chatml", "llama31", "qwen25", "thinking", "mistral", "pythonisms"]:
+for template in ["chatml", "llama31", "qwen25", "thinking", "mistral", "gemma2", "pythonisms"]:
     for chat in CHATS:
         if chat == "odd shapes" and template != "pythonisms":
             continue
         for prompt in (True, False):
             CASES.append((template, chat, {"add_generation_prompt": prompt}))
-        CASES.append((template, chat, {"add_generation_prompt": True, "tools": [WEATHER, CLOCK]}))
+        if template != "gemma2":  # which knows none
+            CASES.append((template, chat, {"add_generation_prompt": True, "tools": [WEATHER, CLOCK]}))
 CASES += [
     ("llama31", "system", {"tools": [WEATHER], "tools_go_to_user": False, "today": "1 Jan 2025"}),
     ("thinking", "one", {"add_generation_prompt": True, "enable_thinking": False}),

@@ -1,7 +1,7 @@
 //! Attention over the paged KV cache.
 pub mod decode;
-pub mod decode_merge;
 mod fragment;
+mod plan;
 pub mod prefill;
 pub mod prefill_wgmma;
 mod rows;

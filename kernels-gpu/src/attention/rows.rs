@@ -23,7 +23,7 @@ pub const fn tiles(head_dim: u32) -> u32 {
 /// The lane's number, so that what follows from it is computed here: kept from item to item it costs the loop over
 /// keys its registers.
 #[inline(always)]
-fn anew() -> u32 {
+pub fn anew() -> u32 {
     opaque(lane_id() as i32) as u32
 }
 

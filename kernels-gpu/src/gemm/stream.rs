@@ -25,9 +25,7 @@
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
 //! 64s + 16w + l/4 for tokens 8j + 2(l%4) and + 1, then row 8 further for the same.
 use crate::prim::{
-    TensorMap, cluster, mbarrier, opaque,
-    memory::{load_v4, load_v4_streaming, store_v4},
-    shared,
+    TensorMap, cluster, mbarrier, opaque, shared,
     thread::{
         barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads,
         thread_idx_x,
@@ -36,8 +34,10 @@ use crate::prim::{
     warp::{LANES, lane_id, shuffle_u32, sync_warp},
     wgmma,
 };
-use crate::tile::epilogue::{F32, GATED, activation, gate, gelu_erf};
-use crate::tile::{Bf16, DeepRing, Elem, F16, WarpgroupMma};
+use crate::tile::split::{Store, Sums, finish};
+use crate::tile::{Bf16, DeepRing, F16, WarpgroupMma};
+
+pub use crate::tile::split::MAX_SPLIT;
 
 /// Elements of K per stage: one 128-byte row of the swizzle.
 pub const TILE_K: u32 = 64;
@@ -59,8 +59,6 @@ const WARPS: u32 = wgmma::THREADS / LANES;
 pub const STAGES_AT: u32 = 1024;
 /// Most stages whose barriers fit.
 pub const MAX_STAGES: u32 = STAGES_AT / (2 * mbarrier::BYTES);
-/// Most blocks of a cluster.
-pub const MAX_SPLIT: u32 = 4;
 /// The named barrier of the consumers.
 const CONSUMERS_BARRIER: u32 = 1;
 
@@ -138,23 +136,23 @@ impl Layout {
         let step = self.first_step + step;
         (step * self.column_step, if self.column_step == 0 { step * self.depth } else { 0 })
     }
+    /// Where the sums of a tile lie.
+    #[inline(always)]
+    fn sums(&self, tile: u32, m: u32) -> Sums {
+        Sums {
+            at: self.sums,
+            pitch: sums_pitch(self.rows),
+            rows: m,
+            cols: self.rows,
+            origin: (0, tile * self.rows),
+            first: self.place,
+            step: self.share,
+        }
+    }
     #[inline(always)]
     fn stage_bytes(&self) -> u32 {
         stage_bytes(self.rows, self.tokens, self.depth)
     }
-}
-
-/// Where and how the sums are stored; made from a kernel's parameters.
-#[derive(Clone, Copy)]
-struct Store {
-    bias: *const u16,
-    out: *mut u16,
-    out_stride: u32,
-    m: u32,
-    n: u32,
-    kind: u32,
-    activation: u32,
-    accumulate: u32,
 }
 
 #[inline(always)]
@@ -237,16 +235,19 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
             // All have read the stages whose place the sums may take, and the sums of the tile before.
             barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
             store_sums(&d, warpgroup, &layout, m);
+            let sums = layout.sums(tile, m);
+            let threads = split * consumers(WARPGROUPS);
+            let index = part * consumers(WARPGROUPS) + thread_idx_x();
             if split == 1 {
                 barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
-                finish::<E, 1, WARPGROUPS>(&store, &layout, tile, 0);
+                finish::<E, 1>(&store, &sums, index, threads);
             } else {
                 // A cluster has one tile a block, so that the producer knows how often its blocks meet.
                 cluster::sync();
                 if split == 2 {
-                    finish::<E, 2, WARPGROUPS>(&store, &layout, tile, part);
+                    finish::<E, 2>(&store, &sums, index, threads);
                 } else {
-                    finish::<E, 4, WARPGROUPS>(&store, &layout, tile, part);
+                    finish::<E, 4>(&store, &sums, index, threads);
                 }
             }
             first += stride;
@@ -404,141 +405,5 @@ unsafe fn store_sums<const REGS: usize>(d: &[f32; REGS], slab: u32, layout: &Lay
         }
         // Else the compiler computes all multiples of the pitch first, and spills.
         at = opaque((at + pitch * 32) as i32) as u32;
-    }
-}
-
-/// Adds the sums of the cluster's `SPLIT` blocks, applies the epilogue and stores. An item is 8 columns of out of a
-/// token; the block's threads take every `SPLIT`-th run of them.
-#[inline(always)]
-unsafe fn finish<E: Elem, const SPLIT: u32, const WARPGROUPS: u32>(
-    store: &Store,
-    layout: &Layout,
-    tile: u32,
-    part: u32,
-) {
-    // Gate rows and up rows of 8 columns alternate.
-    let span = if store.kind == GATED { 16 } else { 8 };
-    let groups = layout.rows / span;
-    let pitch = sums_pitch(layout.rows);
-    let mut item = part * consumers(WARPGROUPS) + thread_idx_x();
-    while item < groups * store.m {
-        let (token, row) = (item / groups, item % groups * span);
-        let n = tile * layout.rows + row;
-        if n < store.n {
-            let at = layout.sums + (token * pitch + row) * 4;
-            let mut x = add_sums::<SPLIT>(layout, at);
-            let left = store.n - n;
-            add_bias::<E>(store, &mut x, n, left);
-            if store.kind == GATED {
-                let mut up = add_sums::<SPLIT>(layout, at + 8 * 4);
-                add_bias::<E>(store, &mut up, n + 8, left - 8);
-                for i in 0..8 {
-                    x[i] = gate(store.activation, x[i]) * up[i];
-                }
-                store_8::<E>(store, x, token, n / 2, 8);
-            } else {
-                activate(&mut x, store.activation);
-                store_8::<E>(store, x, token, n, left);
-            }
-        }
-        item += SPLIT * consumers(WARPGROUPS);
-    }
-}
-
-/// The sums of 8 weight rows at `at` of every block of the tile, added in the order of ranks.
-#[inline(always)]
-unsafe fn add_sums<const SPLIT: u32>(layout: &Layout, at: u32) -> [f32; 8] {
-    let mut parts = [[[0; 4]; 2]; MAX_SPLIT as usize];
-    for part in 0..SPLIT {
-        let there = if SPLIT == 1 { at } else { cluster::shared_of(part * layout.share + layout.place, at) };
-        for half in 0..2 {
-            let at = there + 16 * half as u32;
-            parts[part as usize][half] = if SPLIT == 1 { shared::load_v4(at) } else { cluster::load_v4(at) };
-        }
-    }
-    let mut x = [0.0; 8];
-    for i in 0..8 {
-        x[i] = f32::from_bits(parts[0][i / 4][i % 4]);
-        for part in 1..SPLIT as usize {
-            x[i] += f32::from_bits(parts[part][i / 4][i % 4]);
-        }
-    }
-    x
-}
-
-/// Adds the bias of columns n.., of which `left` are there.
-#[inline(always)]
-unsafe fn add_bias<E: Elem>(store: &Store, x: &mut [f32; 8], n: u32, left: u32) {
-    if store.bias.is_null() {
-        return;
-    }
-    let bias = store.bias.add(n as usize);
-    if left >= 8 {
-        let bias = E::unpack8(load_v4_streaming(bias.cast()));
-        for i in 0..8 {
-            x[i] += bias[i];
-        }
-    } else {
-        for i in 0..7 {
-            if (i as u32) < left {
-                x[i] += E::to_f32(*bias.add(i));
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn activate(x: &mut [f32; 8], code: u32) {
-    if code == activation::GELU_ERF {
-        for x in x {
-            *x = gelu_erf(*x);
-        }
-    } else if code != activation::IDENTITY {
-        for x in x {
-            *x = gate(code, *x);
-        }
-    }
-}
-
-/// Stores the first `left` of 8 columns from `col` (a multiple of 8) on, with the residual where there is one.
-#[inline(always)]
-unsafe fn store_8<E: Elem>(store: &Store, mut x: [f32; 8], token: u32, col: u32, left: u32) {
-    let at = token as usize * store.out_stride as usize + col as usize;
-    if store.kind == F32 {
-        return store_8_f32(store.out.cast::<f32>().add(at), x, left, store.out_stride.is_multiple_of(4));
-    }
-    // Rows are a multiple of 8 elements apart, or there is one: vectors are aligned.
-    let out = store.out.add(at);
-    if left >= 8 {
-        if store.accumulate != 0 {
-            let residual = E::unpack8(load_v4(out.cast()));
-            for i in 0..8 {
-                x[i] += residual[i];
-            }
-        }
-        store_v4(out.cast(), E::pack8(x));
-    } else {
-        for i in 0..7 {
-            if (i as u32) < left {
-                let out = out.add(i);
-                *out = E::from_f32(if store.accumulate != 0 { x[i] + E::to_f32(*out) } else { x[i] });
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn store_8_f32(out: *mut f32, x: [f32; 8], left: u32, aligned: bool) {
-    if left >= 8 && aligned {
-        for half in 0..2 {
-            let bits = [0, 1, 2, 3].map(|i: usize| x[4 * half + i].to_bits());
-            store_v4(out.add(4 * half).cast(), bits);
-        }
-    } else {
-        for i in 0..8 {
-            if (i as u32) < left {
-                *out.add(i) = x[i];
-            }
-        }
     }
 }

@@ -19,6 +19,9 @@
 //! weights' box and multicasts it to both, which takes a third (256 columns) to a quarter (128) off the traffic from L2:
 //! at 745 TFLOP/s that is 8.7 TB/s without. A stage is free when the consumers of both blocks say so.
 //!
+//! Split: where there are fewer tiles than multiprocessors, `split` blocks, a cluster, share a tile's K. Their sums meet
+//! in shared memory ([`split`](crate::tile::split)).
+//!
 //! Any m, n ≥ 1 and k a multiple of 8: TMA fills what lies outside of the matrices with zeros, and the epilogue
 //! stores inside of them only. Per stage a block reads 48 KiB (32 KiB) for 4.2 (2.1) MFLOP, so the product is
 //! bound by the tensor cores from m of about 256 on.
@@ -31,13 +34,18 @@ use crate::prim::{
     TensorMap, cluster, mbarrier,
     memory::{load_pair, load_v4, store_pair, store_v4},
     opaque, shared,
-    thread::{block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x},
+    thread::{
+        barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
+    },
     tma,
     warp::{LANES, lane_id, shuffle_u32, sync_warp},
     wgmma,
 };
 use crate::tile::epilogue::{Epilogue, F32, GATED, activation, gate, gated_column, gelu_erf};
+use crate::tile::split::{self, Store, Sums};
 use crate::tile::{Bf16, Elem, F16, Ring, WarpgroupMma, quad};
+
+pub use crate::tile::split::MAX_SPLIT;
 
 /// Rows of a tile: two consumer warpgroups of 64.
 pub const TILE_M: u32 = 128;
@@ -51,19 +59,20 @@ const WARPS: u32 = wgmma::THREADS / LANES;
 /// 40 · 128 + 232 · 256 = 64,512 of 65,536 registers; the launch gives 168 a thread.
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
-/// Most blocks that share weights.
-pub const MAX_SHARE: u32 = 2;
+/// The named barrier of the consumers.
+const CONSUMERS_BARRIER: u32 = 1;
 /// Tiles of M that the blocks walk together (see [`Tiles::at`]).
 const GROUP: u32 = 16;
 
 entry! {
     #[only(sm_90a)]
     /// Arguments of the Hopper matrix product: boxes of `a` are [`TILE_M`] rows, of `w` as many as a tile has
-    /// columns over `share`, by [`TILE_K`] elements; `share` (1 or 2) is the size of the cluster; the rest as in
-    /// [`Epilogue`], with its kind.
+    /// columns over `share`, by [`TILE_K`] elements; `share` (1 or 2) times `split` (1, 2 or 4, at most the steps of
+    /// K) is the size of the cluster, one of them 1; where `split` is not, every cluster has one tile at most. The rest
+    /// as in [`Epilogue`], with its kind.
     pub struct GemmWgmma maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
-        m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32, share: u32,
+        m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32, share: u32, split: u32,
     }
     fn gemm_wgmma_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 128, 4>;
     fn gemm_wgmma_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 128, 4>;
@@ -126,11 +135,15 @@ impl Tiles {
 #[derive(Clone, Copy)]
 struct Work {
     tiles: Tiles,
-    /// Steps of [`TILE_K`] of a tile.
+    /// Steps of [`TILE_K`] of this block, and the first of them.
     steps: u32,
-    /// Blocks of the cluster, and this one's rank.
+    first_step: u32,
+    /// Blocks that share weights, and this one's place among them.
     share: u32,
     rank: u32,
+    /// Blocks that share a tile's K, and this one's place among them.
+    split: u32,
+    part: u32,
     /// First row of the ring's buffers.
     buffers: u32,
 }
@@ -145,7 +158,8 @@ impl Work {
     /// The first of the cluster's tiles, and how far it is to the next.
     #[inline(always)]
     fn first(&self) -> (u32, u32) {
-        (block_idx_x() / self.share, grid_dim_x() / self.share)
+        let cluster = self.share * self.split;
+        (block_idx_x() / cluster, grid_dim_x() / cluster)
     }
 }
 
@@ -163,6 +177,7 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     activation: u32,
     accumulate: u32,
     share: u32,
+    split: u32,
 ) {
     let buffers = shared::base();
     let mut ring = Ring::<STAGES>::new(buffers + STAGES * stage_bytes(tile_n(REGS)));
@@ -177,7 +192,20 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         sync_threads();
     }
     let tiles = Tiles { m: m.div_ceil(TILE_M * share), n: n.div_ceil(tile_n(REGS)) };
-    let work = Work { tiles, steps: k.div_ceil(TILE_K), share, rank: block_idx_x() % share, buffers };
+    let rank = block_idx_x() % (share * split);
+    let part = rank / share;
+    let steps = k.div_ceil(TILE_K);
+    let first_step = steps * part / split;
+    let work = Work {
+        tiles,
+        steps: steps * (part + 1) / split - first_step,
+        first_step,
+        share,
+        rank: rank % share,
+        split,
+        part,
+        buffers,
+    };
     // By shuffle, so that the compiler knows it for one value per warp and computes descriptors once.
     let warpgroup = shuffle_u32(thread_idx_x() / wgmma::THREADS, 0);
     if warpgroup == 0 {
@@ -186,6 +214,10 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
             produce::<REGS, STAGES>(a, w, &work, ring);
         }
         sync_warp();
+        if split > 1 {
+            // The consumers' first; the second is the one below.
+            cluster::sync();
+        }
     } else {
         wgmma::registers_increase::<CONSUMER_REGISTERS>();
         // The predecessor may still read `out`, or write the residual there.
@@ -193,8 +225,8 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
         consume::<E, REGS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &mut ring);
     }
-    if share > 1 {
-        // The other block's copies and arrivals still come in here.
+    if share * split > 1 {
+        // The other block's copies and arrivals still come in here, or it reads the sums.
         cluster::sync();
     }
 }
@@ -214,9 +246,47 @@ unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         let (row, col) = work.origin(index, tile_n(REGS));
         let mut d = [0.0; REGS];
         multiply::<E, REGS, STAGES>(&mut d, slab, work, ring);
-        let row = row + slab * 64 + thread / LANES * 16 + thread % LANES / 4;
-        finish::<E, REGS>(epilogue, kind, &mut d, row, col);
+        let own = slab * 64 + thread / LANES * 16 + thread % LANES / 4;
+        if work.split == 1 {
+            finish::<E, REGS>(epilogue, kind, &mut d, row + own, col);
+        } else {
+            finish_split::<E, REGS>(epilogue, kind, &d, own, (row, col), work);
+        }
         index += stride;
+    }
+}
+
+/// The end of a tile of a cluster that shares its K: `d` of row `own` of the tile and 8 further takes the place of the
+/// ring, which has no more to come, and every block finishes a part of the tile.
+#[inline(always)]
+unsafe fn finish_split<E: WarpgroupMma<REGS>, const REGS: usize>(
+    epilogue: &Epilogue,
+    kind: u32,
+    d: &[f32; REGS],
+    own: u32,
+    origin: (u32, u32),
+    work: &Work,
+) {
+    let &Epilogue { bias, out, out_stride, m, n, activation, accumulate } = epilogue;
+    let store = Store { bias, out, out_stride, m, n, kind, activation, accumulate };
+    let cols = tile_n(REGS);
+    // 8 more than a multiple of 32: the 4 rows by 4 pairs that half a warp stores at once lie in 32 banks.
+    let pitch = cols + 8;
+    let sums = Sums { at: work.buffers, pitch, rows: TILE_M, cols, origin, first: 0, step: 1 };
+    // Both warpgroups have read the last stages.
+    barrier_sync(CONSUMERS_BARRIER, CONSUMERS * wgmma::THREADS);
+    let at = sums.at + (own * pitch + thread_idx_x() % 4 * 2) * 4;
+    for j in 0..REGS / 4 {
+        shared::store_v2_f32(at + 32 * j as u32, [d[4 * j], d[4 * j + 1]]);
+        shared::store_v2_f32(at + 32 * (pitch + j as u32), [d[4 * j + 2], d[4 * j + 3]]);
+    }
+    cluster::sync();
+    let consumers = CONSUMERS * wgmma::THREADS;
+    let index = work.part * consumers + thread_idx_x() - wgmma::THREADS;
+    if work.split == 2 {
+        split::finish::<E, 2>(&store, &sums, index, 2 * consumers);
+    } else {
+        split::finish::<E, 4>(&store, &sums, index, 4 * consumers);
     }
 }
 
@@ -230,7 +300,7 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
     mut ring: Ring<STAGES>,
 ) {
     let bytes = stage_bytes(tile_n(REGS));
-    let &Work { steps, share, rank, buffers, .. } = work;
+    let &Work { steps, first_step, share, rank, buffers, .. } = work;
     // This block's part of the weights, for all of the cluster.
     let part = tile_n(REGS) / share;
     let load_w = |ring: &Ring<STAGES>, row: u32, step: u32| {
@@ -238,7 +308,7 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
         mbarrier::arrive_expect_tx(ring.full(), bytes);
         let buffer = buffers + ring.stage() * bytes + A_BYTES + rank * part * (2 * TILE_K);
         if share == 1 {
-            tma::load_2d(buffer, w, step * TILE_K, row, ring.full());
+            tma::load_2d(buffer, w, (first_step + step) * TILE_K, row, ring.full());
         } else {
             tma::load_2d_multicast(buffer, w, step * TILE_K, row + rank * part, ring.full(), (1 << share) - 1);
         }
@@ -264,7 +334,8 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
                 ring.wait_empty();
                 load_w(&ring, w_row, step);
             }
-            tma::load_2d(buffers + ring.stage() * bytes, a, step * TILE_K, a_row, ring.full());
+            let column = (first_step + step) * TILE_K;
+            tma::load_2d(buffers + ring.stage() * bytes, a, column, a_row, ring.full());
             ring.advance();
             step += 1;
         }
@@ -354,7 +425,7 @@ unsafe fn finish<E: Elem, const REGS: usize>(
     }
 }
 
-/// Adds the residual and stores the first `groups` (a multiple of 4) groups of 8 columns from column `col` on, of
+/// Adds the residual and stores the first `groups` (an even number) groups of 8 columns from column `col` on, of
 /// `width`, 16 bytes a lane.
 #[inline(always)]
 unsafe fn store_half<E: Elem, const REGS: usize>(
@@ -365,8 +436,10 @@ unsafe fn store_half<E: Elem, const REGS: usize>(
     col: u32,
     width: u32,
 ) {
-    // Of every four groups this lane has the one of its place in the row.
-    let col = col + thread_idx_x() % 4 * 8;
+    // Of every four groups this lane has the one of its place in the row; of the last maybe half are there.
+    let place = thread_idx_x() % 4;
+    let col = col + place * 8;
+    let there = |i: usize, left: i32| if place as usize >= groups - 4 * i { 0 } else { left - 32 * i as i32 };
     for half in 0..2 {
         let row = row + 8 * half as u32;
         // Rows are a multiple of 8 elements apart (or there is one), so groups are aligned.
@@ -375,10 +448,10 @@ unsafe fn store_half<E: Elem, const REGS: usize>(
         if epilogue.accumulate != 0 {
             let left = opaque(left);
             let mut old = [[0; 4]; REGS];
-            for i in 0..groups / 4 {
-                old[i] = load_8(line.add(32 * i), left - 32 * i as i32);
+            for i in 0..groups.div_ceil(4) {
+                old[i] = load_8(line.add(32 * i), there(i, left));
             }
-            for i in 0..groups / 4 {
+            for i in 0..groups.div_ceil(4) {
                 quad::transpose(&mut old[i]);
                 for j in 0..4 {
                     let (x, y) = E::unpack(old[i][j]);
@@ -388,11 +461,11 @@ unsafe fn store_half<E: Elem, const REGS: usize>(
             }
         }
         let left = opaque(left);
-        for i in 0..groups / 4 {
+        for i in 0..groups.div_ceil(4) {
             let pair = |j: usize| E::pack(d[16 * i + 4 * j + 2 * half], d[16 * i + 4 * j + 2 * half + 1]);
             let mut new = [pair(0), pair(1), pair(2), pair(3)];
             quad::transpose(&mut new);
-            store_8(line.add(32 * i), left - 32 * i as i32, new);
+            store_8(line.add(32 * i), there(i, left), new);
         }
     }
 }

@@ -47,6 +47,14 @@ scalar!(load_f32 store_f32 f32, reg32, "b32");
 scalar!(load_u16 store_u16 u16, reg16, "b16");
 scalar!(load_u64 store_u64 u64, reg64, "b64");
 
+/// Stores two `f32` (8-byte aligned).
+#[inline(always)]
+pub unsafe fn store_v2_f32(address: u32, v: [f32; 2]) {
+    device! {
+        core::arch::asm!("st.shared.v2.b32 [{2}], {{{0}, {1}}};",
+            in(reg32) v[0], in(reg32) v[1], in(reg32) address, options(nostack))
+    }
+}
 /// Loads 16 bytes (16-byte aligned).
 #[inline(always)]
 pub unsafe fn load_v4(address: u32) -> [u32; 4] {

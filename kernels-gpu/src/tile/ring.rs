@@ -88,9 +88,14 @@ impl DeepRing {
     /// barrier.
     #[inline(always)]
     pub unsafe fn init(&self, consumers: u32) {
+        self.init_for(1, consumers)
+    }
+    /// As [`Self::init`], for `producers` arrivals a stage on the other side.
+    #[inline(always)]
+    pub unsafe fn init_for(&self, producers: u32, consumers: u32) {
         let mut at = self.clone();
         while at.lap == 0 {
-            mbarrier::init(at.full(), 1);
+            mbarrier::init(at.full(), producers);
             mbarrier::init(at.empty(), consumers);
             at.advance();
         }

@@ -1,66 +1,54 @@
-//! Launcher and cases of `kernels-gpu/src/attention/decode.rs` and `decode_merge.rs`.
+//! Launcher and cases of `kernels-gpu/src/attention/decode.rs`.
 use super::testing::{Cache, Problem, Rows, Scores};
-use super::{Geometry, PagedKv, reference};
+use super::{Geometry, HEAD_DIMS, PagedKv, reference};
 use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Work};
-use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, View, ViewMut};
-use kernels_gpu::attention::{decode as gpu, decode_merge as merge};
+use crate::{Buffer, Check, DType, Device, Error, Launch, Stream, Target, View, ViewMut};
+use kernels_gpu::attention::decode as gpu;
 use kernels_gpu::prim::DevicePtr;
 use kernels_gpu::tile::kv::PAGE;
-use std::f32::consts::LOG2_E;
 
-/// Attention of one query per sequence, at position `kv_len - 1`. A sequence with an empty cache gets zeros.
+/// Attention of a few queries per sequence: one that decodes, or up to eight or so that verify a draft. The last query
+/// of a sequence sits at position `kv_len - 1`. A sequence with an empty cache gets zeros.
 pub struct DecodeAttention<'a> {
-    /// [sequences, heads · head_dim], bf16 or f16; may be a column slice of the qkv matrix.
+    /// [tokens, heads · head_dim], bf16 or f16; may be a column slice of the qkv matrix.
     pub q: View<'a>,
-    /// Keys and values, this step's included.
+    /// Keys and values, this step's included. The kernel starts reading lengths, tables and the pages that hold none of
+    /// this step's tokens before the launch right before has ended, so that launch must not write those.
     pub kv: PagedKv<'a>,
+    /// Where each sequence's queries start in `q`, and where the last one's end: u32 [1, sequences + 1], ascending. None:
+    /// one query per sequence, in order.
+    pub query_starts: Option<View<'a>>,
     /// Query heads.
     pub heads: usize,
     /// KV heads; query head h reads KV head h / (heads / kv_heads).
     pub kv_heads: usize,
-    /// 64 or 128.
+    /// One of [`HEAD_DIMS`](super::HEAD_DIMS).
     pub head_dim: usize,
     /// Multiplies q·k before the softmax: positive, as a rule 1/√head_dim.
     pub scale: f32,
-    /// The query sees the last `window` keys only.
+    /// A query sees the last `window` keys up to its own only.
     pub window: Option<usize>,
     /// As in [`PrefillAttention`](super::PrefillAttention).
     pub softcap: Option<f32>,
-    /// An upper bound of `kv_lens`: it decides into how many parts a context is split.
+    /// Most queries of any sequence (an upper bound will do): decides how many rows share the keys that are read.
+    pub max_query: usize,
+    /// An upper bound of `kv_lens`: decides how many blocks are launched. Who computes what is planned on the device.
     pub max_kv: usize,
-    /// Partial results of the parts: f32 [1, at least [`DecodeAttention::workspace_len`]]. Needs no initial
-    /// value and may be shared by launches of one stream.
+    /// Results of parts of contexts: f32 [1, at least [`DecodeAttention::workspace_len`]], all zeros before the first
+    /// launch. Every launch leaves it fit for the next; launches of one stream may share it.
     pub workspace: ViewMut<'a>,
-    /// [sequences, heads · head_dim].
+    /// [tokens, heads · head_dim].
     pub out: ViewMut<'a>,
 }
 
-/// Rows of a block's query tile: heads of one group.
+/// Rows of a tile.
 const ROWS: usize = gpu::ROWS as usize;
 
-/// Most parts of one context.
-const MAX_SPLITS: usize = 128;
-
 impl DecodeAttention<'_> {
-    /// Floats of workspace that suffice for up to `sequences` sequences of up to `max_kv` tokens.
-    pub fn workspace_len(
-        device: &Device,
-        sequences: usize,
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        max_kv: usize,
-    ) -> usize {
-        let multiprocessors = device.multiprocessors();
-        let items = kv_heads * (heads / kv_heads.max(1)).div_ceil(ROWS);
-        // Fewer sequences can mean more parts in all.
-        (1..=sequences.min(multiprocessors))
-            .map(|sequences| match most_splits(multiprocessors, sequences * items, max_kv.div_ceil(PAGE)) {
-                1 => 0,
-                splits => sequences * heads * splits * (head_dim + 2),
-            })
-            .max()
-            .unwrap_or(0)
+    /// Floats of workspace that suffice for any batch.
+    pub fn workspace_len(device: &Device, head_dim: usize) -> usize {
+        let blocks = device.multiprocessors();
+        arrivals_len(blocks) + blocks * gpu::partial_len(head_dim as u32) as usize
     }
 
     /// Queues the kernel.
@@ -71,114 +59,137 @@ impl DecodeAttention<'_> {
         geometry.check(&mut check, &self.q, &self.kv, &self.out.as_view())?;
         check.typed("workspace", &self.workspace.as_view(), DType::F32, ["1", "workspace"])?;
         let sequences = check.dim("sequences");
-        check.bind("q", "sequences", self.q.rows())?;
-        let needed = Self::workspace_len(stream.device(), sequences, heads, kv_heads, head_dim, self.max_kv);
+        match &self.query_starts {
+            None => check.bind("q", "sequences", self.q.rows())?,
+            Some(starts) => {
+                check.typed("query_starts", starts, DType::U32, ["1", "sequences + 1"])?;
+                check.require(starts.cols() == sequences + 1, || {
+                    format!("query_starts has {} entries, {sequences} sequences need {}", starts.cols(), sequences + 1)
+                })?;
+            }
+        }
+        let needed = Self::workspace_len(stream.device(), head_dim);
         check.require(self.workspace.cols() >= needed, || {
             format!("workspace has {} floats, {needed} are needed: see workspace_len", self.workspace.cols())
         })?;
-        if stream.is_cpu() {
-            let queries: Vec<_> = (0..sequences).map(|sequence| sequence..sequence + 1).collect();
-            for (sequence, &kv_len) in self.kv.kv_lens.row::<u32>(0).iter().enumerate() {
-                if kv_len == 0 {
-                    self.out.row_mut::<u16>(sequence).fill(0);
-                }
-            }
-            reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
+        let Some(target) = stream.device().target() else {
+            self.reference(&geometry, sequences);
             return Ok(());
-        }
-        self.launch_gpu(stream, &check, &geometry)
+        };
+        self.launch_gpu(stream, target, &check, &geometry)
     }
 
-    fn launch_gpu(self, stream: &Stream, check: &Check, geometry: &Geometry) -> Result<(), Error> {
-        let Geometry { heads, kv_heads, head_dim, scale, window, .. } = *geometry;
-        let sequences = self.q.rows();
-        let group = geometry.group();
-        let row_blocks = group.div_ceil(ROWS);
-        // A window of w tokens can touch one page more than ⌈w / 64⌉.
-        let pages = self.max_kv.div_ceil(PAGE).min(window.map_or(usize::MAX, |window| window.div_ceil(PAGE) + 1));
-        let splits = splits(stream.device().multiprocessors(), sequences * kv_heads * row_blocks, pages);
+    fn reference(&mut self, geometry: &Geometry, sequences: usize) {
+        let queries: Vec<_> = match &self.query_starts {
+            None => (0..sequences).map(|sequence| sequence..sequence + 1).collect(),
+            Some(starts) => {
+                starts.row::<u32>(0).windows(2).map(|pair| pair[0] as usize..pair[1] as usize).collect()
+            }
+        };
+        for (queries, &kv_len) in queries.iter().zip(self.kv.kv_lens.row::<u32>(0)) {
+            for row in queries.clone().filter(|_| kv_len == 0) {
+                self.out.row_mut::<u16>(row).fill(0);
+            }
+        }
+        reference::attention(geometry, &self.q, &self.kv, &queries, &mut self.out);
+    }
+
+    fn launch_gpu(self, stream: &Stream, target: Target, check: &Check, geometry: &Geometry) -> Result<(), Error> {
+        let Geometry { kv_heads, head_dim, window, .. } = *geometry;
+        let (sequences, group) = (self.kv.block_tables.rows(), geometry.group());
+        let rows = (self.max_query * group).max(1);
+        let block = Block::new(target, head_dim, rows);
+        // The window of the first of q queries begins q - 1 keys earlier and can touch one page more.
+        let seen = window.map_or(usize::MAX, |window| window.saturating_add(self.max_query).div_ceil(PAGE) + 1);
+        let pages = self.max_kv.div_ceil(PAGE).min(seen).max(1);
+        let units = sequences * kv_heads * rows.div_ceil(block.rows) * pages;
+        check.require(u32::try_from(units).is_ok(), || format!("{units} pages and heads overflow 32 bits"))?;
+        let blocks = stream.device().multiprocessors();
+        let grid = blocks.min(units);
+        let stages = block.stages.min(units.div_ceil(grid.max(1))).max(1);
         let workspace = self.workspace.ptr();
         check.require(workspace.0.is_multiple_of(16), || "workspace must start at a multiple of 16 bytes".into())?;
-        let partial_bytes = sequences * heads * splits * head_dim * size_of::<f32>();
-        let state = DevicePtr(workspace.0 + partial_bytes as u64);
-        let (entry, merge_entry) = match (self.q.dtype(), head_dim) {
-            (DType::F16, 64) => (gpu::decode_attention_f16_64, merge::decode_merge_f16_64),
-            (DType::F16, _) => (gpu::decode_attention_f16_128, merge::decode_merge_f16_128),
-            (_, 64) => (gpu::decode_attention_bf16_64, merge::decode_merge_bf16_64),
-            _ => (gpu::decode_attention_bf16_128, merge::decode_merge_bf16_128),
+        let entry = match (self.q.dtype(), head_dim) {
+            (DType::F16, 64) => gpu::decode_attention_f16_64,
+            (DType::F16, 96) => gpu::decode_attention_f16_96,
+            (DType::F16, 128) => gpu::decode_attention_f16_128,
+            (DType::F16, _) => gpu::decode_attention_f16_256,
+            (_, 64) => gpu::decode_attention_bf16_64,
+            (_, 96) => gpu::decode_attention_bf16_96,
+            (_, 128) => gpu::decode_attention_bf16_128,
+            _ => gpu::decode_attention_bf16_256,
         };
+        let (scale_log2, cap_inner) = geometry.device_scale();
         let args = gpu::Decode {
             q: self.q.ptr(),
             k: self.kv.k.ptr(),
             v: self.kv.v.ptr(),
             block_tables: self.kv.block_tables.ptr(),
             kv_lens: self.kv.kv_lens.ptr(),
-            partial: workspace,
-            state,
+            query_starts: self.query_starts.map_or(DevicePtr(0), |starts| starts.ptr()),
+            partial: DevicePtr(workspace.0 + (arrivals_len(blocks) * size_of::<f32>()) as u64),
+            arrivals: workspace,
             out: self.out.ptr(),
             q_stride: self.q.stride() as u32,
             out_stride: self.out.stride() as u32,
             table_stride: self.kv.block_tables.stride() as u32,
+            sequences: sequences as u32,
             kv_heads: kv_heads as u32,
             group: group as u32,
-            row_blocks: row_blocks as u32,
-            scale_log2: scale * LOG2_E,
+            rows: block.rows as u32,
+            stages: stages as u32,
+            scale_log2,
             window: geometry.device_window(),
+            cap_inner,
         };
-        let grid = Launch::grid3(kv_heads * row_blocks, splits, sequences);
-        let grid = grid.shared(gpu::shared_bytes(head_dim as u32)).dependent();
-        // SAFETY: a block touches row `sequence` of q and out and the pages that the tables name for
-        // kv_lens[sequence] tokens, which is what the fields ask of the caller; the workspace was checked to
-        // hold all splits.
-        unsafe { stream.launch(entry, grid, &args)? };
-        if splits == 1 {
-            return Ok(());
+        let launch = Launch::grid(grid)
+            .shared(gpu::shared_bytes(head_dim as u32, stages as u32, block.rows as u32))
+            .threads(gpu::threads(block.rows.div_ceil(ROWS) as u32))
+            .dependent();
+        // SAFETY: blocks touch rows query_starts[s] .. query_starts[s + 1] of q and out and the pages that the tables
+        // name for kv_lens[s] tokens, which is what the fields ask of the caller; the workspace was checked to hold
+        // what all blocks leave.
+        unsafe { stream.launch(entry, launch, &args) }
+    }
+}
+
+/// Floats that the blocks' counters take in the workspace: whole 16 bytes.
+fn arrivals_len(blocks: usize) -> usize {
+    (blocks * gpu::MOST_TILES as usize).next_multiple_of(4)
+}
+
+/// What a block of the kernel takes on.
+struct Block {
+    /// Rows that share the keys: whole tiles, or less than one.
+    rows: usize,
+    /// Most stages of the ring.
+    stages: usize,
+}
+
+impl Block {
+    /// For up to `rows` rows per KV head.
+    fn new(target: Target, head_dim: usize, rows: usize) -> Self {
+        // What a block may have on an H200, and on the smallest of the others (sm_86).
+        let shared = if target == Target::Sm90a { 227 * 1024 } else { 99 * 1024 };
+        let dim = head_dim as u32;
+        // In flight: Little's law asks for 25 KiB per multiprocessor of an H200, and half of the ring is being read.
+        let most = (if head_dim > 128 { 192 * 1024 } else { 128 * 1024 }) / gpu::stage_bytes(dim);
+        let mut rows = rows.min(gpu::most_tiles(dim) as usize * ROWS);
+        loop {
+            let fits = |stages: &u32| gpu::shared_bytes(dim, *stages, rows as u32) <= shared;
+            match (1..=most).rev().find(fits) {
+                Some(stages) => return Block { rows, stages: stages as usize },
+                None => rows = if rows > ROWS { ROWS } else { rows / 2 },
+            }
         }
-        let rows = sequences * heads;
-        let args = merge::DecodeMerge {
-            partial: workspace,
-            state,
-            out: self.out.ptr(),
-            rows: rows as u32,
-            heads: heads as u32,
-            splits: splits as u32,
-            out_stride: self.out.stride() as u32,
-        };
-        // SAFETY: reads what the launch above wrote, one warp per row of `out`.
-        unsafe { stream.launch(merge_entry, Launch::grid(rows.div_ceil(merge::HEADS as usize)).dependent(), &args) }
     }
-}
-
-/// Into how many parts each context of up to `pages` pages is split, so that `items` blocks fill the GPU: the
-/// fewest that keep its multiprocessors within 85 % of the best balance.
-fn splits(multiprocessors: usize, items: usize, pages: usize) -> usize {
-    let busy = |splits: usize| {
-        let blocks = items * splits;
-        blocks as f64 / (blocks.div_ceil(multiprocessors) * multiprocessors) as f64
-    };
-    // Only counts that make the parts shorter.
-    let candidates = || {
-        (1..=most_splits(multiprocessors, items, pages))
-            .filter(|&n| n == 1 || pages.div_ceil(n) != pages.div_ceil(n - 1))
-    };
-    let best = candidates().map(busy).fold(0.0, f64::max);
-    candidates().find(|&n| busy(n) >= 0.85 * best).unwrap_or(1)
-}
-
-/// A bound of [`splits`] that grows with `pages`: one where the blocks nearly fill the GPU as they are, else
-/// up to two blocks per multiprocessor.
-fn most_splits(multiprocessors: usize, items: usize, pages: usize) -> usize {
-    if items * 5 >= multiprocessors * 4 || items == 0 {
-        return 1;
-    }
-    (2 * multiprocessors / items).min(pages).clamp(1, MAX_SPLITS)
 }
 
 /// Tests and benches.
 pub(crate) fn kernel() -> Kernel {
     Kernel {
         name: "attention/decode",
-        entries: [gpu::ENTRIES, merge::ENTRIES].concat(),
+        entries: gpu::ENTRIES.to_vec(),
         pinned,
         #[cfg(feature = "proptest")]
         random: super::random::decode,
@@ -190,19 +201,41 @@ fn pinned() -> Vec<Box<dyn Case>> {
     let decode = |problem: &Problem, lens: &[usize]| {
         problem.clone().sequences(&lens.iter().map(|&kv_len| (1, kv_len)).collect::<Vec<_>>())
     };
-    let mut cases: Vec<Problem> =
-        [1, 32, 64].iter().map(|&n| decode(&Problem { bench: true, ..base.clone() }, &vec![2048; n])).collect();
+    let bench = Problem { bench: true, ..base.clone() };
+    let mut cases: Vec<Problem> = Vec::new();
+    for (batch, contexts) in
+        [(1, &[512, 2048, 8192, 32768][..]), (8, &[512, 2048, 8192]), (32, &[512, 2048]), (64, &[2048]), (128, &[4096])]
+    {
+        cases.extend(contexts.iter().map(|&kv_len| decode(&bench, &vec![kv_len; batch])));
+    }
+    // A batch of mixed lengths: 2.2 thousand tokens on average. And the verification of drafts of 3 and of 7.
+    cases.push(decode(&bench, &[100, 500, 900, 1300, 1700, 2100, 3000, 8000].repeat(4)));
+    cases.extend([4, 8].map(|queries| bench.clone().sequences(&[(queries, 2048); 8])));
+    cases.push(decode(&Problem { softcap: Some(50.0), bench: true, ..Problem::new(DType::Bf16, 16, 8, 256) }, &[2048; 8]));
     for dtype in [DType::Bf16, DType::F16] {
-        for head_dim in [64, 128] {
+        for head_dim in HEAD_DIMS {
             let small = Problem::new(dtype, 4, 2, head_dim);
-            cases.extend([1, 15, 16, 17, 63, 64, 65, 1100, 5000].map(|kv_len| decode(&small, &[kv_len])));
             cases.push(decode(&small, &[1, 700, 64, 0, 129, 33, 65]));
-            cases.push(decode(&small, &[300; 80]));
-            for window in [1, 16, 64, 100, 5000] {
+            // What does not hang on the dimension is tried with two.
+            let usual = [64, 128].contains(&head_dim);
+            if usual {
+                cases.extend([1, 15, 16, 17, 63, 64, 65, 1100, 5000].map(|kv_len| decode(&small, &[kv_len])));
+                cases.push(decode(&small, &[300; 80]));
+                // More sequences than a warp plans at once.
+                cases.push(decode(&small, &[70, 1, 200, 0, 129].repeat(40)));
+            }
+            for &window in if usual { &[1, 16, 64, 100, 5000][..] } else { &[70] } {
                 cases.push(decode(&Problem { window: Some(window), ..small.clone() }, &[1000, 1, 64, 65, 130]));
             }
             cases.push(decode(&Problem { scores: Scores::Equal, ..small.clone() }, &[500, 64]));
             cases.push(decode(&Problem { scores: Scores::Large, ..small.clone() }, &[700, 90]));
+            cases.push(decode(&Problem { softcap: Some(50.0), ..small.clone() }, &[700, 90]));
+            // Drafts: mixed numbers of queries, over page ends, whole contexts, none; two row tiles and several blocks.
+            let mixed = [(3, 700), (8, 64), (1, 129), (5, 5), (0, 40), (8, 131), (2, 0), (4, 66)];
+            cases.push(small.clone().sequences(&mixed));
+            cases.push(Problem { window: Some(70), ..small.clone() }.sequences(&mixed));
+            cases.push(Problem { heads: 16, ..small.clone() }.sequences(&mixed));
+            cases.push(Problem { softcap: Some(8.0), scores: Scores::Large, ..small }.sequences(&mixed));
         }
         for (heads, kv_heads) in [(3, 3), (8, 2), (16, 2), (7, 1), (16, 1), (17, 1), (71, 1), (128, 2)] {
             cases.push(decode(&Problem::new(dtype, heads, kv_heads, 64), &[300, 90]));
@@ -229,6 +262,10 @@ impl Case for Decode {
         self.0.bench
     }
 
+    fn checked_on_cpu(&self) -> bool {
+        self.0.work().bytes < 100_000_000
+    }
+
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
         let problem = self.0.clone();
         let mut cache = Cache::new(&problem, stream, seed)?;
@@ -236,16 +273,9 @@ impl Case for Decode {
         // Graphs bound the length from above: sometimes far above.
         let slack = if problem.bench { 0 } else { cache.rng().below(3) * 700 };
         let max_kv = problem.sequences.iter().map(|&(_, kv_len)| kv_len).max().unwrap_or(0) + slack;
-        let len = DecodeAttention::workspace_len(
-            stream.device(),
-            problem.sequences.len(),
-            problem.heads,
-            problem.kv_heads,
-            problem.head_dim,
-            max_kv,
-        );
+        let len = DecodeAttention::workspace_len(stream.device(), problem.head_dim);
         let mut workspace = Buffer::new(stream.device(), DType::F32, len)?;
-        stream.fill(workspace.view_mut(), 0xff)?;
+        stream.fill(workspace.view_mut(), 0)?;
         Ok(Box::new(Data { problem, cache, rows, max_kv, workspace }))
     }
 }
@@ -260,10 +290,13 @@ struct Data {
 
 impl Prepared for Data {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
-        let (q, _, out) = self.rows.views();
+        let (q, starts, out) = self.rows.views();
+        let max_query = self.problem.sequences.iter().map(|&(queries, _)| queries).max().unwrap_or(0);
         DecodeAttention {
             q,
             kv: self.cache.paged(),
+            query_starts: (max_query > 1).then_some(starts),
+            max_query,
             heads: self.problem.heads,
             kv_heads: self.problem.kv_heads,
             head_dim: self.problem.head_dim,
@@ -284,6 +317,8 @@ impl Prepared for Data {
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
+        // Twice: a launch must leave the workspace as it wants to find it.
+        self.launch(stream)?;
         self.rows.reset(stream)?;
         self.launch(stream)?;
         self.rows.compare(stream, &self.problem, &self.cache, Some(0.0))
@@ -292,19 +327,21 @@ impl Prepared for Data {
 
 #[cfg(test)]
 mod tests {
-    use super::splits;
+    use super::Block;
+    use crate::Target;
 
     #[test]
-    fn splits_fill_the_gpu_and_no_more() {
-        assert_eq!(splits(132, 8, 32), 16); // 1 x 2048 tokens of 8 KV heads
-        assert_eq!(splits(132, 256, 32), 1);
-        assert_eq!(splits(132, 8, 1), 1);
-        assert_eq!(splits(132, 0, 32), 1);
-        for items in 1..200 {
-            for pages in [0, 1, 2, 7, 64, 2048] {
-                let n = splits(132, items, pages);
-                assert!(n >= 1 && n <= pages.max(1), "{items} {pages} {n}");
-            }
-        }
+    fn blocks_fit_in_shared_memory() {
+        let block = |target, head_dim, rows| {
+            let block = Block::new(target, head_dim, rows);
+            (block.rows, block.stages)
+        };
+        assert_eq!(block(Target::Sm90a, 128, 4), (4, 4));
+        assert_eq!(block(Target::Sm90a, 128, 64), (32, 4));
+        assert_eq!(block(Target::Sm90a, 64, 1), (1, 8));
+        assert_eq!(block(Target::Sm90a, 256, 16), (16, 2));
+        assert_eq!(block(Target::Sm90a, 256, 2), (2, 3));
+        assert_eq!(block(Target::Sm80, 128, 32), (16, 2));
+        assert_eq!(block(Target::Sm80, 256, 16), (8, 1));
     }
 }

@@ -1,7 +1,7 @@
 //! Attention over the paged KV cache: causal, grouped-query and multi-query, sliding window, soft-capped scores.
 //!
 //! [`PrefillAttention`] takes many queries per sequence (with a cached prefix before them),
-//! [`DecodeAttention`] one. Both read keys and values from the pages only, so this step's must
+//! [`DecodeAttention`] one or a few. Both read keys and values from the pages only, so this step's must
 //! have been written there before.
 mod decode;
 mod prefill;

@@ -149,12 +149,17 @@ pub(super) fn pinned(path: Path) -> Vec<Box<dyn Case>> {
     for dtype in [DType::Bf16, DType::F16] {
         for head_dim in HEAD_DIMS {
             let small = Problem::new(dtype, 4, 2, head_dim);
-            cases.extend([(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)].map(|s| small.clone().sequences(&[s])));
             // A cached prefix: one query, a page border, one past it.
             cases.push(small.clone().sequences(&[(1, 65), (17, 128), (64, 129), (3, 3), (1, 1), (100, 163)]));
             // Nothing to write: no queries, or no keys.
             cases.push(small.clone().sequences(&[(0, 70), (5, 69), (0, 0), (3, 0), (2, 2)]));
-            for window in [1, 16, 64, 100, 5000] {
+            // What does not hang on the dimension is tried with two.
+            let usual = [64, 128].contains(&head_dim);
+            if usual {
+                let lone = [(1, 1), (63, 63), (64, 64), (65, 65), (130, 1100)];
+                cases.extend(lone.map(|s| small.clone().sequences(&[s])));
+            }
+            for &window in if usual { &[1, 16, 64, 100, 5000][..] } else { &[70] } {
                 let windowed = Problem { window: Some(window), ..small.clone() };
                 cases.push(windowed.sequences(&[(150, 300), (1, 65), (70, 70)]));
             }

@@ -34,12 +34,17 @@ pub(super) fn prefill(path: Path) -> BoxedStrategy<Box<dyn Case>> {
         .boxed()
 }
 
-/// Batches of mixed lengths, some empty.
+/// Batches of mixed lengths, some empty; half of them with drafts to verify.
 pub(super) fn decode() -> BoxedStrategy<Box<dyn Case>> {
     let length = prop_oneof![1 => Just(0usize), 4 => 1usize..200, 2 => 200usize..1500];
-    (problem(20), prop::collection::vec(length, 1..6))
-        .prop_map(|(problem, lengths)| {
-            let sequences: Vec<_> = lengths.into_iter().map(|kv_len| (1, kv_len)).collect();
+    (problem(20), any::<bool>(), prop::collection::vec((length, 0usize..9), 1..6))
+        .prop_map(|(problem, drafts, lengths)| {
+            let queries = |kv_len: usize, queries: usize| match (drafts, kv_len) {
+                (false, _) => 1,
+                (true, 0) => queries,
+                (true, _) => queries.min(kv_len),
+            };
+            let sequences: Vec<_> = lengths.into_iter().map(|(kv_len, n)| (queries(kv_len, n), kv_len)).collect();
             Box::new(Decode(problem.sequences(&sequences))) as Box<dyn Case>
         })
         .boxed()

@@ -227,9 +227,12 @@ mod tests {
         let mut workspace = crate::Buffer::new(stream.device(), DType::F32, 1 << 20).unwrap();
         let (q, _, out) = rows.views();
         let workspace = workspace.view_mut();
-        DecodeAttention { q, kv, heads, kv_heads, head_dim, scale, window, softcap, max_kv: 200, workspace, out }
-            .launch(&stream)
-            .unwrap();
+        let (query_starts, max_query, max_kv) = (None, 1, 200);
+        #[rustfmt::skip]
+        let attention = DecodeAttention {
+            q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query, max_kv, workspace, out
+        };
+        attention.launch(&stream).unwrap();
         assert_eq!(prefilled, rows.bits());
     }
 }

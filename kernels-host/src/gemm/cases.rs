@@ -51,6 +51,13 @@ pub(super) fn striped(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
 }
 
+/// Two tiles of `rows` weight rows in both types: small enough for any device.
+pub(super) fn both_types(path: Option<Path>, rows: usize, tokens: &[usize]) -> Vec<Box<dyn Case>> {
+    let problem = |m, dtype| Problem { path, dtype, m, n: rows + 6, k: 200, bias: true, ..Problem::default() };
+    let both = |&m| [DType::Bf16, DType::F16].map(|dtype| Box::new(problem(m, dtype)) as Box<dyn Case>);
+    tokens.iter().flat_map(both).collect()
+}
+
 /// The awkward shapes with `tokens` rows: odd widths, tails of k, every activation, both types.
 pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
     let mut problems = Vec::new();
@@ -228,8 +235,8 @@ impl Problem {
 impl Case for Problem {
     fn id(&self) -> String {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
-        if let Some(Path::Wgmma(tile)) = self.path {
-            id += &format!(" cols={} share={}", tile.cols, tile.share);
+        if let Some(Path::Wgmma(Some(tile))) = self.path {
+            id += &format!(" cols={} share={} split={}", tile.cols, tile.share, tile.split);
         }
         if let Some(Path::GemvRing(Some(fetch))) = self.path {
             id += &format!(" columns={} blocks={} ahead={}", fetch.columns, fetch.blocks, fetch.ahead);

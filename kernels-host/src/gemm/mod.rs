@@ -91,8 +91,8 @@ pub(crate) enum Path {
     Skinny,
     /// Any shape, 128 × 128 tiles on `mma.sync`.
     Mma,
-    /// Any shape on Hopper, by TMA and `wgmma`.
-    Wgmma(wgmma::Tile),
+    /// Any shape on Hopper, by TMA and `wgmma`, in tiles as stated or as fit.
+    Wgmma(Option<wgmma::Tile>),
 }
 
 impl Path {
@@ -125,8 +125,7 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
     if tuned.is_some() {
         return tuned;
     }
-    let wgmma = Path::Wgmma(wgmma::Tile::fitting(shape, device.multiprocessors()));
-    [Path::GemvRing(None), Path::Gemv, Path::Stream(None), Path::Skinny, wgmma, Path::Mma]
+    [Path::GemvRing(None), Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
         .into_iter()
         .find(|path| path.supports(shape, target))
 }

@@ -19,7 +19,7 @@ const ENOUGH_BLOCKS: u32 = 5;
 
 /// Where blocks run, one on a multiprocessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Room {
+pub(super) struct Room {
     multiprocessors: usize,
     /// Clusters of four at once: fewer than a quarter, as they do not reach across the groups of 16 or 18 that
     /// multiprocessors come in.
@@ -27,7 +27,18 @@ struct Room {
 }
 
 impl Room {
-    fn of(stream: &Stream) -> Result<Room, Error> {
+    #[cfg(test)]
+    pub(super) const H200: Room = Room { multiprocessors: 132, fours: 32 };
+
+    /// Clusters of so many blocks that run at once.
+    pub(super) fn clusters(self, blocks: u32) -> usize {
+        match blocks {
+            1 | 2 => (self.multiprocessors / blocks as usize).max(1),
+            _ => self.fours.max(1),
+        }
+    }
+
+    pub(super) fn of(stream: &Stream) -> Result<Room, Error> {
         let multiprocessors = stream.device().multiprocessors();
         let fours = stream.clusters_at_once(gpu::gemm_stream_t16_bf16, gpu::MAX_SPLIT, ALL_SHARED)?;
         Ok(Room { multiprocessors, fours })
@@ -77,10 +88,7 @@ impl Cut {
 
     /// Clusters that run at once.
     fn clusters(self, room: Room) -> usize {
-        match self.cluster() {
-            1 | 2 => room.multiprocessors / self.cluster() as usize,
-            _ => room.fours.max(1),
-        }
+        room.clusters(self.cluster())
     }
 
     /// Nanoseconds, about. A multiprocessor streams in 128 bytes in 4 ns, activations from L2 in half of that, and
@@ -282,6 +290,9 @@ pub(super) fn kernel() -> Kernel {
                 let path = Some(Path::Stream(Some(cut)));
                 pinned.extend(cases::striped(path, cut.rows as usize, &[1, 16, 31, 57, 128]));
             }
+            // No small problem is given the wide blocks.
+            let wide = CUTS[5];
+            pinned.extend(cases::both_types(Some(Path::Stream(Some(wide))), wide.rows as usize, &[16, 32, 64, 128]));
             pinned
         },
         #[cfg(feature = "proptest")]
@@ -312,7 +323,7 @@ const CUTS: [Cut; 10] = {
 mod tests {
     use super::*;
 
-    const H200: Room = Room { multiprocessors: 132, fours: 32 };
+    const H200: Room = Room::H200;
     const SHAPES: [(usize, usize, bool); 9] = [
         (6144, 4096, false),
         (4096, 4096, false),

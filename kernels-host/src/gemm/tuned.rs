@@ -1,6 +1,6 @@
 //! Which kernel computes a product, as measured: the table `tuned.txt`, and what `wootz bench tune` makes it with.
 use super::gemv_ring::Fetch;
-use super::stream::{self, Cut};
+use super::stream::{self, Cut, Room};
 use super::wgmma::Tile;
 use super::{Gemm, Path, Shape};
 use crate::{Device, Error, Stream, Target};
@@ -14,7 +14,8 @@ const TABLE: &str = include_str!("tuned.txt");
 /// Up to here a product with fewer rows is as fast as one of the next measured number of them, the same way.
 const MOST_ROUNDED: usize = 128;
 
-/// One of the ways to compute a product on a GPU. Its text is the tuning table's, such as "wgmma cols=256 share=2".
+/// One of the ways to compute a product on a GPU. Its text is the tuning table's, such as "wgmma cols=256
+/// share=2 split=1".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice(pub(crate) Path);
 
@@ -32,7 +33,10 @@ impl fmt::Display for Choice {
             Path::Stream(Some(Cut { rows, split, share, depth })) => {
                 write!(f, "stream rows={rows} split={split} share={share} depth={depth}")
             }
-            Path::Wgmma(Tile { cols, share }) => write!(f, "wgmma cols={cols} share={share}"),
+            Path::Wgmma(None) => f.write_str("wgmma"),
+            Path::Wgmma(Some(Tile { cols, share, split })) => {
+                write!(f, "wgmma cols={cols} share={share} split={split}")
+            }
         }
     }
 }
@@ -64,7 +68,8 @@ impl FromStr for Choice {
                 share: value("share")?,
                 depth: value("depth")?,
             })),
-            "wgmma" => Path::Wgmma(Tile { cols: value("cols")?, share: value("share")? }),
+            "wgmma" if text.trim() == "wgmma" => Path::Wgmma(None),
+            "wgmma" => Path::Wgmma(Some(Tile { cols: value("cols")?, share: value("share")?, split: value("split")? })),
             _ => return Err(format!("{text:?}: no such kernel")),
         };
         Ok(Choice(path))
@@ -90,7 +95,9 @@ impl Gemm<'_> {
                 paths.extend(cuts.into_iter().map(|cut| Path::Stream(Some(cut))));
             }
             if m > 32 {
-                paths.extend(Tile::all().map(Path::Wgmma));
+                let room = Room::of(stream)?;
+                paths.push(Path::Wgmma(None));
+                paths.extend(Tile::all().filter(|tile| tile.fits(&shape, room)).map(|tile| Path::Wgmma(Some(tile))));
             }
         } else {
             paths.extend([Path::Skinny, Path::Mma]);
@@ -174,12 +181,12 @@ mod tests {
     #[test]
     fn rows_between_the_measured_ones_are_rounded_up_where_weights_decide() {
         let text = "# multiprocessors 132\n64 128 1 gemv | 1.5\n64 128 16 stream rows=16 split=1 share=1 depth=2 | 2\n\
-                    64 128 512 wgmma cols=128 share=2 | 3";
+                    64 128 512 wgmma cols=128 share=2 split=1 | 3";
         let table: Table = text.parse().unwrap();
         let find = |m, n| table.find(&Shape { m, n, k: 128 }).map(|path| Choice(path).to_string());
         assert_eq!(find(1, 64).as_deref(), Some("gemv"));
         assert_eq!(find(9, 64).as_deref(), Some("stream rows=16 split=1 share=1 depth=2"));
-        assert_eq!(find(512, 64).as_deref(), Some("wgmma cols=128 share=2"));
+        assert_eq!(find(512, 64).as_deref(), Some("wgmma cols=128 share=2 split=1"));
         assert_eq!((find(17, 64), find(513, 64), find(1, 72)), (None, None, None));
         assert_eq!(table.multiprocessors, 132);
     }
@@ -194,12 +201,12 @@ mod tests {
             "mma",
             "stream",
             "stream rows=48 split=1 share=2 depth=4",
-            "wgmma cols=160 share=1",
+            "wgmma",
+            "wgmma cols=160 share=1 split=4",
         ] {
             assert_eq!(text.parse::<Choice>().unwrap().to_string(), text);
         }
-        assert!(matches!("wgmma cols=1 share=2".parse(), Ok(Choice(Path::Wgmma(_)))));
-        for text in ["", "magic", "stream rows=48", "wgmma cols=x share=2"] {
+        for text in ["", "magic", "stream rows=48", "wgmma cols=x share=2 split=1"] {
             assert!(text.parse::<Choice>().is_err(), "{text:?}");
         }
     }

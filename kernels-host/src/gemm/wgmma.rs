@@ -1,26 +1,40 @@
 //! Launcher and cases of `kernels-gpu/src/gemm/wgmma.rs`.
+use super::stream::Room;
 use super::{Gemm, Path, Shape, cases, entry_index};
 use crate::case::{Case, Kernel};
 use crate::{Error, Launch, Stream, Target};
 use kernels_gpu::gemm::wgmma as gpu;
 use kernels_gpu::prim::{DevicePtr, Entry};
 
-/// How a product is cut: tiles of 128 rows by `cols` columns, `share` of them one above the other a cluster.
+/// How a product is cut: tiles of 128 rows by `cols` columns, `share` of them one above the other or `split` parts of
+/// the K of one a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tile {
     /// Columns: one of [`Tile::WIDTHS`].
     pub cols: u32,
-    /// Blocks of a cluster, 1 or 2: two fetch half of the weights each.
+    /// Blocks that share weights, 1 or 2: two fetch half of them each.
     pub share: u32,
+    /// Blocks that share a tile's K: 1, 2 or 4; 1 where `share` is not.
+    pub split: u32,
 }
 
 impl Tile {
     /// The widths that there are.
     pub const WIDTHS: [u32; 5] = [256, 224, 192, 160, 128];
+    /// Narrow and alone: what every GPU with the kernel can do.
+    const SIMPLE: Tile = Tile { cols: 128, share: 1, split: 1 };
 
     /// Every tile.
     pub fn all() -> impl Iterator<Item = Tile> {
-        Tile::WIDTHS.into_iter().flat_map(|cols| (1..=gpu::MAX_SHARE).rev().map(move |share| Tile { cols, share }))
+        let clusters = [(2, 1), (1, 1), (1, 2), (1, 4)];
+        Tile::WIDTHS
+            .into_iter()
+            .flat_map(move |cols| clusters.into_iter().map(move |(share, split)| Tile { cols, share, split }))
+    }
+
+    /// Blocks of a cluster.
+    fn cluster(self) -> u32 {
+        self.share * self.split
     }
 
     /// Clusters' worth of tiles.
@@ -28,19 +42,32 @@ impl Tile {
         shape.m.div_ceil((gpu::TILE_M * self.share) as usize) * shape.n.div_ceil(self.cols as usize)
     }
 
-    /// Cycles of a product: the waves of tiles, each limited by the tensor cores (a column of a step takes 4 cycles) or
-    /// by the boxes from L2 (46 bytes a cycle and multiprocessor), and ended by an epilogue of about 900.
-    fn time(self, shape: &Shape, multiprocessors: usize) -> usize {
-        let waves = self.count(shape).div_ceil((multiprocessors / self.share as usize).max(1));
-        let rows = (gpu::TILE_M + self.cols / self.share) as usize;
-        let step = (4 * self.cols as usize * 100 / 93).max(rows * 128 / 46);
-        waves * (shape.k.div_ceil(gpu::TILE_K as usize) * step + 900)
+    /// Whether the kernel can do it there: where K is split, a cluster has one tile, and a block one step.
+    pub(super) fn fits(self, shape: &Shape, room: Room) -> bool {
+        let steps = shape.k.div_ceil(gpu::TILE_K as usize);
+        self.split == 1
+            || self.share == 1
+                && self.split <= gpu::MAX_SPLIT
+                && self.split as usize <= steps
+                && self.count(shape) <= room.clusters(self.cluster())
     }
 
-    /// The tile whose waves over `multiprocessors` end first.
-    pub(super) fn fitting(shape: &Shape, multiprocessors: usize) -> Tile {
-        let best = Tile::all().min_by_key(|tile| tile.time(shape, multiprocessors));
-        best.unwrap_or(Tile { cols: 128, share: 1 })
+    /// Cycles of a product: the waves of tiles, each limited by the tensor cores (a column of a step takes 4 cycles) or
+    /// by the boxes from L2 (46 bytes a cycle and multiprocessor), and ended by an epilogue of about 900; where K is
+    /// split by the cluster's meeting and the sums from the other blocks' shared memory, 32 bytes a cycle.
+    fn time(self, shape: &Shape, room: Room) -> usize {
+        let waves = self.count(shape).div_ceil(room.clusters(self.cluster()));
+        let rows = (gpu::TILE_M + self.cols / self.share) as usize;
+        let step = (4 * self.cols as usize * 100 / 93).max(rows * 128 / 46);
+        let steps = shape.k.div_ceil(gpu::TILE_K as usize).div_ceil(self.split as usize);
+        let meeting = if self.split > 1 { 1500 + (gpu::TILE_M * self.cols * 4 / 32) as usize } else { 0 };
+        waves * (steps * step + 900 + meeting)
+    }
+
+    /// The tile whose waves end first.
+    pub(super) fn fitting(shape: &Shape, room: Room) -> Tile {
+        let best = Tile::all().filter(|tile| tile.fits(shape, room)).min_by_key(|tile| tile.time(shape, room));
+        best.unwrap_or(Tile::SIMPLE)
     }
 
     /// The entries for bf16 and f16.
@@ -58,12 +85,18 @@ impl Tile {
 /// Whether the kernel can do it: TMA and `wgmma` are Hopper's, a tensor map of nothing is an error, and tiles are
 /// counted in 32 bits.
 pub(super) fn supports(shape: &Shape, target: Target) -> bool {
-    let smallest = Tile { cols: 128, share: 1 };
-    target == Target::Sm90a && shape.k > 0 && smallest.count(shape) <= i32::MAX as usize
+    target == Target::Sm90a && shape.k > 0 && Tile::SIMPLE.count(shape) <= i32::MAX as usize
 }
 
 /// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty.
-pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Tile, stream: &Stream) -> Result<(), Error> {
+pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Option<Tile>, stream: &Stream) -> Result<(), Error> {
+    let room = Room::of(stream)?;
+    let tile = match tile {
+        // A forced tile that the shape or the GPU cannot have: its width at least.
+        Some(tile) if !tile.fits(shape, room) => Tile { split: 1, ..tile },
+        Some(tile) => tile,
+        None => Tile::fitting(shape, room),
+    };
     let args = gpu::GemmWgmma {
         a: stream.tensor_map_2d(&gemm.a, gpu::TILE_M, gpu::TILE_K)?,
         w: stream.tensor_map_2d(&gemm.w, tile.cols / tile.share, gpu::TILE_K)?,
@@ -77,10 +110,11 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Tile, stream: &Stream
         activation: gemm.activation.code(),
         accumulate: u32::from(gemm.accumulate),
         share: tile.share,
+        split: tile.split,
     };
-    let clusters = tile.count(shape).min((stream.device().multiprocessors() / tile.share as usize).max(1));
+    let blocks = tile.count(shape).min(room.clusters(tile.cluster())) * tile.cluster() as usize;
     let entry = tile.entries()[entry_index(gemm) % 2];
-    let launch = Launch::grid(clusters * tile.share as usize).shared(gpu::shared_bytes(tile.cols)).cluster(tile.share);
+    let launch = Launch::grid(blocks).shared(gpu::shared_bytes(tile.cols)).cluster(tile.cluster());
     // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and
     // columns below out's width, and reads bias below n, as `Gemm::check` bound them. A block has a tile at least.
     unsafe { stream.launch(entry, launch.dependent(), &args) }
@@ -92,14 +126,14 @@ pub(super) fn kernel() -> Kernel {
         name: "gemm/wgmma",
         entries: gpu::ENTRIES.to_vec(),
         pinned: || {
-            let wide = Some(Path::Wgmma(Tile { cols: 256, share: 2 }));
+            let wide = Some(Path::Wgmma(Some(Tile { cols: 256, share: 2, split: 1 })));
             let mut pinned: Vec<Box<dyn Case>> = cases::real(wide, &[2048]);
             pinned.extend(cases::square(wide, &[4096, 8192]));
             for tile in Tile::all() {
-                let path = Some(Path::Wgmma(tile));
+                let path = Some(Path::Wgmma(Some(tile)));
                 pinned.extend(cases::tiled(path));
                 // Small products take one tile of any width.
-                if matches!((tile.cols, tile.share), (256, 2) | (160, 1)) {
+                if matches!((tile.cols, tile.cluster(), tile.split), (256, 2, 1) | (160, 1, 1) | (192, 4, 4)) {
                     pinned.extend(cases::awkward(path, &[1, 100]));
                 }
             }
@@ -108,7 +142,7 @@ pub(super) fn kernel() -> Kernel {
         #[cfg(feature = "proptest")]
         random: || {
             use proptest::prelude::*;
-            let tiles: Vec<_> = Tile::all().map(|tile| cases::random(Some(Path::Wgmma(tile)), 300)).collect();
+            let tiles: Vec<_> = Tile::all().map(|tile| cases::random(Some(Path::Wgmma(Some(tile))), 300)).collect();
             proptest::strategy::Union::new(tiles).boxed()
         },
     }
@@ -116,18 +150,24 @@ pub(super) fn kernel() -> Kernel {
 
 #[cfg(test)]
 mod tests {
-    use super::{Shape, Tile};
+    use super::{Room, Shape, Tile};
 
     #[test]
     fn the_tile_that_fills_its_waves_is_picked() {
-        let cols = |m, n, k| Tile::fitting(&Shape { m, n, k }, 132).cols;
+        let pick = |m, n, k| {
+            let tile = Tile::fitting(&Shape { m, n, k }, Room::H200);
+            (tile.cols, tile.split)
+        };
         // 512 wide tiles in 4 waves.
-        assert_eq!(cols(4096, 4096, 4096), 256);
+        assert_eq!(pick(4096, 4096, 4096), (256, 1));
         // 128 tiles of 192 columns in one wave; 96 of 256 would leave 36 multiprocessors without.
-        assert_eq!(cols(512, 6144, 4096), 192);
+        assert_eq!(pick(512, 6144, 4096), (192, 1));
         // 128 tiles of 160 columns in one wave; 80 of 256 in one.
-        assert_eq!(cols(1024, 2560, 8192), 160);
-        // One wave of anything: the narrowest ends first.
-        assert_eq!(cols(128, 4096, 4096), 128);
+        assert_eq!(pick(1024, 2560, 8192), (160, 1));
+        // 64 tiles of 160 columns, by two blocks each; alone they would leave 68 multiprocessors without.
+        assert_eq!(pick(512, 2560, 8192), (160, 2));
+        // 32 tiles of 256 columns or of 128, by four blocks each.
+        assert_eq!(pick(256, 4096, 4096), (256, 4));
+        assert_eq!(pick(128, 4096, 14336), (128, 4));
     }
 }

@@ -125,16 +125,18 @@ impl<'a> Data<'a> {
         let starts: Vec<u32> = (0..=batch).map(|sequence| (sequence * queries) as u32).collect();
         let rows = problem.copies() * batch * queries * HEADS * HEAD_DIM;
         let workspace = match queries {
-            1 => DecodeAttention::workspace_len(stream.device(), batch, HEADS, KV_HEADS, HEAD_DIM, context),
+            1 => DecodeAttention::workspace_len(stream.device(), HEAD_DIM),
             _ => 0,
         };
+        let mut workspace = Buffer::new(stream.device(), DType::F32, workspace)?;
+        stream.fill(workspace.view_mut(), 0)?;
         Ok(Data {
             problem,
             q: normal(stream, rows, 34, 1.0)?,
             tables: words(&pages)?,
             lens: words(&vec![context as u32; batch])?,
             starts: words(&starts)?,
-            workspace: RefCell::new(Buffer::new(stream.device(), DType::F32, workspace)?),
+            workspace: RefCell::new(workspace),
             out: RefCell::new(Buffer::new(stream.device(), DType::Bf16, rows)?),
         })
     }
@@ -151,15 +153,22 @@ impl<'a> Data<'a> {
             block_tables: part(&self.tables, turn, batch, context.div_ceil(PAGE)),
             kv_lens: self.lens.view(),
         };
-        let (heads, kv_heads, head_dim, scale, window) = (HEADS, KV_HEADS, HEAD_DIM, SCALE, None);
+        let (heads, kv_heads, head_dim, scale) = (HEADS, KV_HEADS, HEAD_DIM, SCALE);
+        let (window, softcap, max_query) = (None, None, queries);
         if queries > 1 {
             let query_starts = self.starts.view();
-            let max_query = queries;
-            PrefillAttention { q, kv, query_starts, heads, kv_heads, head_dim, scale, window, max_query, out }
-                .launch(stream)
+            #[rustfmt::skip]
+            let attention = PrefillAttention {
+                q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query, out,
+            };
+            attention.launch(stream)
         } else {
-            let (max_kv, workspace) = (context, workspace.view_mut());
-            DecodeAttention { q, kv, heads, kv_heads, head_dim, scale, window, max_kv, workspace, out }.launch(stream)
+            let (max_kv, workspace, query_starts) = (context, workspace.view_mut(), None);
+            #[rustfmt::skip]
+            let attention = DecodeAttention {
+                q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query, max_kv, workspace, out,
+            };
+            attention.launch(stream)
         }
     }
 }
