@@ -37,7 +37,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<()> {
         }
     }
     let kv = RefCell::new(kv);
-    let work = RefCell::new(Activations::new(stream, &config, model.dtype(), &limits)?);
+    let work = RefCell::new(Activations::new(&stream, &config, model.dtype(), &limits)?);
     let weights = layer_weight_bytes(&config);
     for (batch, bar) in BATCHES {
         if bench.quick && batch != 1 && batch != 32 {
