@@ -20,7 +20,7 @@
 use crate::prim::{
     async_copy, mbarrier,
     math::{fma, rsqrt},
-    memory::{load_v4_if, load_v4_streaming_if},
+    memory::load_v4_streaming_if,
     shared,
     thread::{
         block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
@@ -207,12 +207,18 @@ unsafe fn gemv_ring<E: Elem, const M: usize>(
         grid_dependency_launch();
     }
     let rows = Rows { a, a_stride, m, chunks: k / 8, x };
-    if norm.is_null() {
-        grid_dependency_wait();
-        rows.stage::<M>();
-    } else {
-        rows.stage_normed::<E, M>(norm, eps);
+    let mut weight = [[0; 4]; VECTORS];
+    for i in 0..VECTORS {
+        let chunk = thread_idx_x() + i as u32 * THREADS;
+        let inside = !norm.is_null() && chunk < rows.chunks;
+        weight[i] = load_v4_streaming_if(inside, norm.add(chunk as usize * 8).cast());
     }
+    grid_dependency_wait();
+    rows.copy::<M>();
+    if !norm.is_null() {
+        rows.normalise::<E, M>(weight, eps);
+    }
+    sync_threads();
 
     let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
     while place.pair < pairs {
@@ -259,9 +265,17 @@ impl Rows {
         self.a.add(if row < self.m { row as usize * self.a_stride as usize } else { 0 })
     }
 
-    /// Copies them.
+    /// Where the thread has its vector `i` of a row, and whether the row has it. (What a thread has copied it may read
+    /// before the block's barrier.)
     #[inline(always)]
-    unsafe fn stage<const M: usize>(&self) {
+    fn vector(&self, row: u32, i: u32) -> (u32, bool) {
+        let chunk = thread_idx_x() + i * THREADS;
+        (self.x + (row * self.chunks + chunk) * 16, chunk < self.chunks)
+    }
+
+    /// Copies the thread's vectors.
+    #[inline(always)]
+    unsafe fn copy<const M: usize>(&self) {
         for row in 0..M as u32 {
             let bytes = if row < self.m { 16 } else { 0 };
             let mut chunk = thread_idx_x();
@@ -273,48 +287,36 @@ impl Rows {
         }
         async_copy::commit();
         async_copy::wait::<0>();
-        sync_threads();
     }
 
-    /// Normalises them as `norm/rms_norm` does, to the bit where it has as many threads, by the weights `norm`, which
-    /// need not wait for the predecessor.
+    /// Normalises them as `norm/rms_norm` does, to the bit where that has as many threads. `weight`: the norm's weights of
+    /// the thread's vectors.
     #[inline(always)]
-    unsafe fn stage_normed<E: Elem, const M: usize>(&self, norm: *const u16, eps: f32) {
-        let chunk = |i: usize| thread_idx_x() + i as u32 * THREADS;
-        let mut weight = [[0; 4]; VECTORS];
-        for i in 0..VECTORS {
-            weight[i] = load_v4_streaming_if(chunk(i) < self.chunks, norm.add(chunk(i) as usize * 8).cast());
-        }
-        grid_dependency_wait();
-        let mut rows = [[[0; 4]; VECTORS]; M];
-        for row in 0..M {
-            let from = self.at(row as u32);
-            for i in 0..VECTORS {
-                let inside = (row as u32) < self.m && chunk(i) < self.chunks;
-                rows[row][i] = load_v4_if(inside, from.add(chunk(i) as usize * 8).cast());
-            }
-        }
-        for row in 0..M {
+    unsafe fn normalise<E: Elem, const M: usize>(&self, weight: [[u32; 4]; VECTORS], eps: f32) {
+        for row in 0..M as u32 {
             let mut squares = 0.0;
             for i in 0..VECTORS {
-                let values = E::unpack8(rows[row][i]);
-                for e in 0..8 {
-                    squares = fma(values[e], values[e], squares);
+                let (at, inside) = self.vector(row, i as u32);
+                if inside {
+                    let values = E::unpack8(shared::load_v4(at));
+                    for e in 0..8 {
+                        squares = fma(values[e], values[e], squares);
+                    }
                 }
             }
-            let scratch = shared::base() + WARPS * BARRIERS + row as u32 * SCRATCH_BYTES;
+            let scratch = shared::base() + WARPS * BARRIERS + row * SCRATCH_BYTES;
             let scale = rsqrt(block_sum(squares, scratch) / (self.chunks * 8) as f32 + eps);
             for i in 0..VECTORS {
-                let (mut values, weight) = (E::unpack8(rows[row][i]), E::unpack8(weight[i]));
-                for e in 0..8 {
-                    values[e] = values[e] * scale * weight[e];
-                }
-                if chunk(i) < self.chunks {
-                    shared::store_v4(self.x + (row as u32 * self.chunks + chunk(i)) * 16, E::pack8(values));
+                let (at, inside) = self.vector(row, i as u32);
+                if inside {
+                    let (mut values, weight) = (E::unpack8(shared::load_v4(at)), E::unpack8(weight[i]));
+                    for e in 0..8 {
+                        values[e] = values[e] * scale * weight[e];
+                    }
+                    shared::store_v4(at, E::pack8(values));
                 }
             }
         }
-        sync_threads();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Launcher and cases of `kernels-gpu/src/gemm/gemv_ring.rs`.
 use super::{Gemm, Path, Shape, cases, entry_index};
 use crate::case::{Case, Kernel};
-use crate::{Error, Launch, Stream, Target};
+use crate::{Error, Launch, Stream, Target, View};
 use kernels_gpu::gemm::gemv_ring as gpu;
 use kernels_gpu::prim::DevicePtr;
 
@@ -58,8 +58,20 @@ pub(super) fn supports(shape: &Shape, fetch: Option<Fetch>, target: Target) -> b
     target == Target::Sm90a && (1..=gpu::MAX_ROWS).contains(&shape.m) && shape.k > 0 && stages > 0
 }
 
-/// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty and supported.
-pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, fetch: Option<Fetch>, stream: &Stream) -> Result<(), Error> {
+/// Whether it can normalise rows of a on their way.
+pub(super) fn normalises(shape: &Shape) -> bool {
+    shape.k <= gpu::MAX_NORM_WIDTH
+}
+
+/// Queues the kernel; `gemm` has been checked to have `shape`, which is not empty and supported. `norm`: the weights,
+/// [1, k], and epsilon of an RMSNorm of a.
+pub(super) fn launch(
+    gemm: &Gemm<'_>,
+    shape: &Shape,
+    fetch: Option<Fetch>,
+    norm: Option<(View<'_>, f32)>,
+    stream: &Stream,
+) -> Result<(), Error> {
     let fetch = fetch.unwrap_or(Fetch::DEFAULT);
     let stages = fetch.stages(shape);
     let entries = match shape.m {
@@ -84,8 +96,8 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, fetch: Option<Fetch>, strea
         columns: fetch.columns,
         stages,
         ahead: (fetch.ahead << 10) / (gpu::WARPS * 4 * fetch.columns),
-        norm: DevicePtr::default(),
-        eps: 0.0,
+        norm: norm.map_or(DevicePtr::default(), |(weight, _)| weight.ptr()),
+        eps: norm.map_or(0.0, |(_, eps)| eps),
     };
     let shared = gpu::shared_bytes(shape.m, shape.k, fetch.columns, stages) as u32;
     let launch = Launch::grid(fetch.grid(shape, stream.device().multiprocessors())).shared(shared).dependent();
@@ -103,6 +115,7 @@ pub(super) fn kernel() -> Kernel {
             let mut pinned: Vec<Box<dyn Case>> = cases::real(path, &[1, 2, 4]);
             pinned.extend(cases::head(path, &[1]));
             pinned.extend(cases::awkward(path, &[1, 2, 3, 4]));
+            pinned.extend(cases::normed(path, &[1, 2, 3, 4]));
             for fetch in Fetch::all() {
                 pinned.extend(cases::awkward(Some(Path::GemvRing(Some(fetch))), &[1]));
             }

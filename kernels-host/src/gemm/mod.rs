@@ -3,12 +3,14 @@ pub(crate) mod cases;
 mod gemv;
 mod gemv_ring;
 mod mma;
+mod normed;
 mod reference;
 mod skinny;
 mod stream;
 mod tuned;
 mod wgmma;
 
+pub use normed::NormGemm;
 pub use tuned::Choice;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
@@ -108,7 +110,7 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
-            Path::GemvRing(fetch) => gemv_ring::launch(gemm, shape, fetch, stream),
+            Path::GemvRing(fetch) => gemv_ring::launch(gemm, shape, fetch, None, stream),
             Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
