@@ -2,7 +2,7 @@
 use crate::config::ModelConfig;
 use crate::error::Result;
 use kernels_host::kv::{PAGE, page_elems};
-use kernels_host::{Buffer, DType, Device};
+use kernels_host::{Buffer, DType, Device, Stream};
 
 /// Tokens per page.
 pub const PAGE_TOKENS: usize = PAGE;
@@ -27,6 +27,15 @@ impl KvCache {
         let len = pages * page_elems(config.num_kv_heads, config.head_dim);
         let layer = |_| Ok(LayerCache { k: Buffer::new(device, dtype, len)?, v: Buffer::new(device, dtype, len)? });
         Ok(KvCache { layers: (0..config.num_layers).map(layer).collect::<Result<_>>()?, pages })
+    }
+
+    /// Zeroes all pages. Attention copies whole pages and masks what is past a sequence's end, so that is read, too.
+    pub fn clear(&mut self, stream: &Stream) -> Result<()> {
+        for layer in &mut self.layers {
+            stream.fill(layer.k.view_mut(), 0)?;
+            stream.fill(layer.v.view_mut(), 0)?;
+        }
+        Ok(())
     }
 
     /// Bytes that one page takes over all layers, keys and values.

@@ -67,7 +67,8 @@ impl Runner {
     pub fn new(stream: Stream, model: Model, limits: &Limits, pages: usize) -> Result<Self> {
         let device = stream.device().clone();
         let config = model.config();
-        let kv = KvCache::new(&device, config, model.dtype(), pages)?;
+        let mut kv = KvCache::new(&device, config, model.dtype(), pages)?;
+        kv.clear(&stream)?;
         let work = Activations::new(&stream, config, model.dtype(), limits)?;
         let logits_stride = config.vocab_size.next_multiple_of(8);
         let u32s = |len| Buffer::new(&device, DType::U32, len);

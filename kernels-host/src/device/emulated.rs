@@ -18,8 +18,8 @@ const SHARED: usize = 228 << 10;
 const SHARED_PER_BLOCK: usize = 1 << 10;
 /// Threads of a multiprocessor.
 const THREADS: usize = 2048;
-/// Memory in all. Small, because the host keeps several bytes for each, and a cache sized by it is looked through.
-const MEMORY: usize = 1 << 30;
+/// Memory in all. Small, because the host keeps several bytes for each, and an engine fills what it gets with its cache.
+const MEMORY: usize = 256 << 20;
 /// A launch that executes more warp instructions (some minutes' worth) does not end.
 const LONGEST_LAUNCH: u64 = 1 << 32;
 
