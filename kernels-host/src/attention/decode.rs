@@ -82,9 +82,7 @@ impl DecodeAttention<'_> {
     fn reference(&mut self, geometry: &Geometry, sequences: usize) {
         let queries: Vec<_> = match &self.query_starts {
             None => (0..sequences).map(|sequence| sequence..sequence + 1).collect(),
-            Some(starts) => {
-                starts.row::<u32>(0).windows(2).map(|pair| pair[0] as usize..pair[1] as usize).collect()
-            }
+            Some(starts) => starts.row::<u32>(0).windows(2).map(|pair| pair[0] as usize..pair[1] as usize).collect(),
         };
         for (queries, &kv_len) in queries.iter().zip(self.kv.kv_lens.row::<u32>(0)) {
             for row in queries.clone().filter(|_| kv_len == 0) {
@@ -211,7 +209,10 @@ fn pinned() -> Vec<Box<dyn Case>> {
     // A batch of mixed lengths: 2.2 thousand tokens on average. And the verification of drafts of 3 and of 7.
     cases.push(decode(&bench, &[100, 500, 900, 1300, 1700, 2100, 3000, 8000].repeat(4)));
     cases.extend([4, 8].map(|queries| bench.clone().sequences(&[(queries, 2048); 8])));
-    cases.push(decode(&Problem { softcap: Some(50.0), bench: true, ..Problem::new(DType::Bf16, 16, 8, 256) }, &[2048; 8]));
+    cases.push(decode(
+        &Problem { softcap: Some(50.0), bench: true, ..Problem::new(DType::Bf16, 16, 8, 256) },
+        &[2048; 8],
+    ));
     for dtype in [DType::Bf16, DType::F16] {
         for head_dim in HEAD_DIMS {
             let small = Problem::new(dtype, 4, 2, head_dim);
