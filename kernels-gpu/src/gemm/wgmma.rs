@@ -352,8 +352,9 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     work: &Work,
     ring: &mut Ring<STAGES>,
 ) {
-    // Lanes below `share` tell one block each that a stage has been read.
+    // Lanes below `share` tell one block each that a stage has been read, of those that have this part of K.
     let tells = lane_id() < work.share;
+    let told = work.part * work.share + lane_id();
     let mut previous = ring.empty();
     let mut step = 0;
     while step < work.steps {
@@ -371,7 +372,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         // One group stays in flight; the one before has read its stage.
         wgmma::wait::<1>();
         if step > 0 && tells {
-            mbarrier::arrive_cluster(previous, lane_id());
+            mbarrier::arrive_cluster(previous, told);
         }
         previous = ring.empty();
         ring.advance();
@@ -380,7 +381,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     wgmma::wait::<0>();
     wgmma::pin(d);
     if tells {
-        mbarrier::arrive_cluster(previous, lane_id());
+        mbarrier::arrive_cluster(previous, told);
     }
 }
 
