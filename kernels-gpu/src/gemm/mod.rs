@@ -1,6 +1,5 @@
 //! Matrix products `out = act(a · wᵀ + bias) (+ out)`: a [m, k] activations, w [n, k] weights.
 pub mod gemv;
-pub mod gemv_ring;
 pub mod mma;
 pub mod skinny;
 pub mod stream;

@@ -352,9 +352,6 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     work: &Work,
     ring: &mut Ring<STAGES>,
 ) {
-    // Lanes below `share` tell one block each that a stage has been read, of those that have this part of K.
-    let tells = lane_id() < work.share;
-    let told = work.part * work.share + lane_id();
     let mut previous = ring.empty();
     let mut step = 0;
     while step < work.steps {
@@ -371,8 +368,8 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         wgmma::commit();
         // One group stays in flight; the one before has read its stage.
         wgmma::wait::<1>();
-        if step > 0 && tells {
-            mbarrier::arrive_cluster(previous, told);
+        if step > 0 {
+            release(previous, work.share);
         }
         previous = ring.empty();
         ring.advance();
@@ -380,8 +377,19 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     }
     wgmma::wait::<0>();
     wgmma::pin(d);
-    if tells {
-        mbarrier::arrive_cluster(previous, told);
+    release(previous, work.share);
+}
+
+/// Tells the blocks that fetch the weights of a stage, whose empty barrier is at `empty`, that this warp has read it:
+/// one lane tells each of the `share` blocks of the cluster, or the own block if it shares with none.
+#[inline(always)]
+unsafe fn release(empty: u32, share: u32) {
+    if share > 1 {
+        if lane_id() < share {
+            mbarrier::arrive_cluster(empty, lane_id());
+        }
+    } else if lane_id() == 0 {
+        mbarrier::arrive(empty);
     }
 }
 

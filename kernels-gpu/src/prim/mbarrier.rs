@@ -7,11 +7,15 @@
 /// The instruction that [`wait`] repeats; that of sm_90 sleeps for a while.
 #[cfg(sm_90a)]
 macro_rules! wait_instruction {
-    () => { "try_wait" };
+    () => {
+        "try_wait"
+    };
 }
 #[cfg(all(device, not(sm_90a)))]
 macro_rules! wait_instruction {
-    () => { "test_wait" };
+    () => {
+        "test_wait"
+    };
 }
 
 /// Bytes of one barrier.

@@ -87,56 +87,18 @@ impl Epilogue {
             return;
         }
         let both = col + 1 < self.n;
-        let v = self.biased::<E>(col, acc, both);
+        let mut v = self.biased::<E>(col, acc, both);
         if KIND == F32 {
             return self.store_f32(row, col, v, both);
         }
-        self.store_half::<E>(row, col, self.activated(v), both);
-    }
-
-    /// What out holds of one output column or, unless `gated`, of two, where it is to be added; else zeros. For
-    /// [`Epilogue::store_onto`].
-    #[inline(always)]
-    pub unsafe fn residual<E: Elem>(&self, row: u32, col: u32, gated: bool) -> [f32; 2] {
-        let mut old = [0.0; 2];
-        if self.accumulate != 0 && row < self.m && col < self.n {
-            let column = if gated { gated_column(col) } else { col };
-            let at = self.out.add(row as usize * self.out_stride as usize + column as usize);
-            old[0] = E::to_f32(*at);
-            if !gated && col + 1 < self.n {
-                old[1] = E::to_f32(*at.add(1));
+        if self.activation != activation::IDENTITY {
+            if self.activation == activation::GELU_ERF {
+                v = [gelu_erf(v[0]), gelu_erf(v[1])];
+            } else {
+                v = [gate(self.activation, v[0]), gate(self.activation, v[1])];
             }
         }
-        old
-    }
-
-    /// As [`Epilogue::store_pair`] of kind [`PLAIN`] or, `gated`, [`Epilogue::store_gated_one`], with `old` from
-    /// [`Epilogue::residual`], read so early that nobody waits for it here.
-    #[inline(always)]
-    pub unsafe fn store_onto<E: Elem>(&self, row: u32, col: u32, gated: bool, acc: [f32; 2], old: [f32; 2]) {
-        if row >= self.m || col >= self.n {
-            return;
-        }
-        let store = Epilogue { accumulate: 0, ..*self };
-        if gated {
-            let v = self.gated_one::<E>(col, acc);
-            store.store_half::<E>(row, gated_column(col), [v + old[0], 0.0], false);
-        } else {
-            let both = col + 1 < self.n;
-            let v = self.activated(self.biased::<E>(col, acc, both));
-            store.store_half::<E>(row, col, [v[0] + old[0], v[1] + old[1]], both);
-        }
-    }
-
-    #[inline(always)]
-    fn activated(&self, v: [f32; 2]) -> [f32; 2] {
-        if self.activation == activation::IDENTITY {
-            v
-        } else if self.activation == activation::GELU_ERF {
-            [gelu_erf(v[0]), gelu_erf(v[1])]
-        } else {
-            [gate(self.activation, v[0]), gate(self.activation, v[1])]
-        }
+        self.store_half::<E>(row, col, v, both);
     }
 
     /// Stores the two output columns of gate columns `col` (even, in an even group of 8) and `col + 1`,
@@ -158,17 +120,12 @@ impl Epilogue {
         if row >= self.m || col >= self.n {
             return;
         }
-        self.store_half::<E>(row, gated_column(col), [self.gated_one::<E>(col, [g, u]), 0.0], false);
-    }
-
-    #[inline(always)]
-    unsafe fn gated_one<E: Elem>(&self, col: u32, acc: [f32; 2]) -> f32 {
-        let [mut g, mut u] = acc;
+        let (mut g, mut u) = (g, u);
         if !self.bias.is_null() {
             g += E::to_f32(*self.bias.add(col as usize));
             u += E::to_f32(*self.bias.add(col as usize + 8));
         }
-        gate(self.activation, g) * u
+        self.store_half::<E>(row, gated_column(col), [gate(self.activation, g) * u, 0.0], false);
     }
 
     #[inline(always)]

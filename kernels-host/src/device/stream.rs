@@ -13,8 +13,6 @@ pub struct Stream {
     queue: Queue,
     /// Whether launches that ask for it may overlap their predecessor's end.
     overlap: bool,
-    /// Whether launchers may take one kernel where several would do.
-    fuse: bool,
 }
 
 enum Queue {
@@ -76,23 +74,13 @@ impl Stream {
             Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
             Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
         };
-        Ok(Stream { device, queue, overlap: true, fuse: true })
+        Ok(Stream { device, queue, overlap: true })
     }
 
     /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
     /// kernels by themselves.
     pub fn without_overlap(self) -> Self {
         Stream { overlap: false, ..self }
-    }
-
-    /// Without fusions that launchers choose by themselves: for measuring what those are worth.
-    pub fn without_fusion(self) -> Self {
-        Stream { fuse: false, ..self }
-    }
-
-    /// Whether a launcher may take one kernel where several would do.
-    pub(crate) fn fuses(&self) -> bool {
-        self.fuse
     }
 
     /// The driver's handle, null where the device is no real GPU.

@@ -1,5 +1,5 @@
 //! Cases of all matrix product kernels, and the naive check.
-use super::{Activation, Gemm, NormGemm, Path};
+use super::{Activation, Gemm, Path};
 use crate::case::{Case, Mismatch, Output, Prepared, Rng, Tensor, Work, compare_each};
 use crate::{Buffer, DType, Error, Stream};
 use rayon::prelude::*;
@@ -95,23 +95,6 @@ pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
 }
 
-/// Products of normalised rows: widths of fewer and of more vectors than a block has threads, every kind of output.
-pub(super) fn normed(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>> {
-    let mut problems = Vec::new();
-    for &m in tokens {
-        for (turn, (n, k)) in [(37, 8), (48, 1032), (16, 4096), (131, 2056), (32, 8192)].into_iter().enumerate() {
-            let dtype = if (m + turn) % 2 == 0 { DType::Bf16 } else { DType::F16 };
-            let base = Problem { path, dtype, m, n, k, norm: true, ..Problem::default() };
-            problems.push(Problem { bias: turn % 2 == 0, gap: turn % 2 == 1, accumulate: turn == 3, ..base });
-            problems.push(Problem { f32_out: turn % 2 == 0, ..base });
-            if n % 16 == 0 {
-                problems.push(Problem { activation: Activation::SwiGlu, ..base });
-            }
-        }
-    }
-    problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
-}
-
 /// Shapes of one and several 128-row tiles, with edges and tails of k in every position, large enough to give a
 /// multiprocessor several tiles.
 pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
@@ -173,7 +156,6 @@ pub(super) fn random(path: Option<Path>, tokens: usize) -> proptest::strategy::B
                 accumulate: accumulate && !f32_out,
                 f32_out,
                 gap,
-                norm: false,
                 real: false,
             };
             Box::new(problem) as Box<dyn Case>
@@ -194,8 +176,6 @@ struct Problem {
     f32_out: bool,
     /// Whether rows of a lie further apart than they are long.
     gap: bool,
-    /// Whether the rows of a are normalised first.
-    norm: bool,
     real: bool,
 }
 
@@ -212,7 +192,6 @@ impl Default for Problem {
             accumulate: false,
             f32_out: false,
             gap: false,
-            norm: false,
             real: false,
         }
     }
@@ -238,22 +217,15 @@ impl Case for Problem {
         if let Some(Path::Wgmma(Some(tile))) = self.path {
             id += &format!(" cols={} share={} split={}", tile.cols, tile.share, tile.split);
         }
-        if let Some(Path::GemvRing(Some(fetch))) = self.path {
-            id += &format!(" columns={} blocks={} ahead={}", fetch.columns, fetch.blocks, fetch.ahead);
-        }
         if let Some(Path::Stream(Some(cut))) = self.path {
             id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
         }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);
         }
-        for (on, name) in [
-            (self.bias, " bias"),
-            (self.accumulate, " accumulate"),
-            (self.f32_out, " f32"),
-            (self.gap, " gap"),
-            (self.norm, " norm"),
-        ] {
+        for (on, name) in
+            [(self.bias, " bias"), (self.accumulate, " accumulate"), (self.f32_out, " f32"), (self.gap, " gap")]
+        {
             id += if on { name } else { "" };
         }
         id
@@ -292,7 +264,6 @@ impl Case for Problem {
             a: Tensor::from_bits(stream, dtype, a)?,
             w: Tensor::from_bits(stream, dtype, w)?,
             bias: self.bias.then(|| Tensor::random(stream, &mut rng, dtype, n, 0.5)).transpose()?,
-            norm: self.norm.then(|| Norm::prepare(stream, &mut rng, dtype, m, k)).transpose()?,
             out,
             problem: *self,
         }))
@@ -313,37 +284,8 @@ struct Data {
     a: Tensor,
     w: Tensor,
     bias: Option<Tensor>,
-    norm: Option<Norm>,
     out: Out,
     problem: Problem,
-}
-
-/// The norm of a, and room for its result.
-struct Norm {
-    weight: Tensor,
-    normed: Tensor,
-}
-
-impl Norm {
-    const EPS: f32 = 1e-5;
-
-    fn prepare(stream: &Stream, rng: &mut Rng, dtype: DType, m: usize, k: usize) -> Result<Norm, Error> {
-        let weight = Tensor::random(stream, rng, dtype, k, 1.0)?;
-        Ok(Norm { weight, normed: Tensor::output(stream, dtype, m * k)? })
-    }
-
-    /// What becomes of rows of `k` values, `stride` apart.
-    fn apply(&self, dtype: DType, rows: &mut [f32], k: usize, stride: usize) {
-        let weight = self.weight.f32();
-        for row in rows.chunks_mut(stride) {
-            let row = &mut row[..k];
-            let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-            let scale = 1.0 / (squares / k as f64 + f64::from(Norm::EPS)).sqrt();
-            for (x, &w) in row.iter_mut().zip(&weight) {
-                *x = dtype.decode(dtype.encode((f64::from(*x) * scale * f64::from(w)) as f32));
-            }
-        }
-    }
 }
 
 enum Out {
@@ -359,21 +301,15 @@ impl Prepared for Data {
             Out::Half(tensor) => tensor.buffer.matrix_mut(rows, stride),
             Out::F32(buffer) => buffer.matrix_mut(rows, stride),
         };
-        let gemm = Gemm {
+        Gemm {
             a: self.a.buffer.matrix(p.m, p.a_stride()).columns(0, p.k),
             w: self.w.buffer.matrix(p.n, p.k),
             bias: self.bias.as_ref().map(|bias| bias.buffer.view()),
             activation: p.activation,
             accumulate: p.accumulate,
             out: out.columns(0, p.width()),
-        };
-        match &mut self.norm {
-            None => gemm.launch_with(stream, p.path),
-            Some(Norm { weight, normed }) => {
-                let (weight, normed) = (weight.buffer.view(), normed.buffer.matrix_mut(p.m, p.k));
-                NormGemm { gemm, weight, eps: Norm::EPS, normed }.launch_with(stream, p.path)
-            }
         }
+        .launch_with(stream, p.path)
     }
 
     fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
@@ -408,11 +344,7 @@ impl Prepared for Data {
             }
         };
         let rounding = if p.f32_out { DType::F32 } else { p.dtype }.epsilon();
-        let mut a = self.a.f32();
-        if let Some(norm) = &self.norm {
-            norm.apply(p.dtype, &mut a, p.k, p.a_stride());
-        }
-        let naive = Naive { p, a, w: &self.w.values, bias: self.bias.as_ref().map(|bias| bias.f32()) };
+        let naive = Naive { p, a: self.a.f32(), w: &self.w.values, bias: self.bias.as_ref().map(|bias| bias.f32()) };
         let positions = p.checked_positions();
         let (expected, tolerance): (Vec<f32>, Vec<f32>) = positions
             .par_iter()
@@ -471,18 +403,15 @@ impl Naive<'_> {
         let a = &self.a[row * self.p.a_stride()..][..self.p.k];
         let w = &self.w[col * self.p.k..][..self.p.k];
         let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[col]));
-        let (mut sum, mut magnitude, mut squares) = (bias, bias.abs(), 0.0);
+        let (mut sum, mut magnitude) = (bias, bias.abs());
         for (&a, &w) in a.iter().zip(w) {
             let term = f64::from(a) * f64::from(self.p.dtype.decode(w));
             sum += term;
             magnitude += term.abs();
-            squares += term * term;
         }
-        // Normalised values next to the middle of two may have been rounded the other way: few, and either way.
-        let rounded = if self.p.norm { 2.0 * f64::from(self.p.dtype.epsilon()) * f64::sqrt(squares) } else { 0.0 };
         // Roundings add up like a random walk; tensor cores truncate, which doubles each.
         let steps = 2.0 * (self.p.k as f64).sqrt() + 4.0;
-        (sum, steps * magnitude / f64::from(1u32 << 24) + rounded)
+        (sum, steps * magnitude / f64::from(1u32 << 24))
     }
 
     /// An output before the residual, and its error before the last rounding.

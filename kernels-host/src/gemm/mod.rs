@@ -1,16 +1,13 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 pub(crate) mod cases;
 mod gemv;
-mod gemv_ring;
 mod mma;
-mod normed;
 mod reference;
 mod skinny;
 mod stream;
 mod tuned;
 mod wgmma;
 
-pub use normed::NormGemm;
 pub use tuned::Choice;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
@@ -83,8 +80,6 @@ pub(crate) struct Shape {
 pub(crate) enum Path {
     /// Up to four rows, two weight rows a warp.
     Gemv,
-    /// Up to four rows on Hopper, weights by bulk copies, fetched as stated or as is usual.
-    GemvRing(Option<gemv_ring::Fetch>),
     /// Up to 128 rows on Hopper, weights streamed past `wgmma`, cut as stated or as fits.
     Stream(Option<stream::Cut>),
     /// Up to 64 rows, weights streamed past `mma.sync`.
@@ -99,7 +94,6 @@ impl Path {
     fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
-            Path::GemvRing(fetch) => gemv_ring::supports(shape, fetch, target),
             Path::Stream(cut) => stream::supports(shape, cut, target),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
@@ -110,7 +104,6 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
-            Path::GemvRing(fetch) => gemv_ring::launch(gemm, shape, fetch, None, stream),
             Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
@@ -125,7 +118,7 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
     if tuned.is_some() {
         return tuned;
     }
-    [Path::GemvRing(None), Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
+    [Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
         .into_iter()
         .find(|path| path.supports(shape, target))
 }
@@ -245,15 +238,7 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![
-        picked(),
-        gemv::kernel(),
-        gemv_ring::kernel(),
-        stream::kernel(),
-        skinny::kernel(),
-        mma::kernel(),
-        wgmma::kernel(),
-    ]
+    vec![picked(), gemv::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
 }
 
 /// The cases through whatever kernel is picked.

@@ -1,5 +1,4 @@
 //! Which kernel computes a product, as measured: the table `tuned.txt`, and what `wootz bench tune` makes it with.
-use super::gemv_ring::Fetch;
 use super::stream::{self, Cut, Room};
 use super::wgmma::Tile;
 use super::{Gemm, Path, Shape};
@@ -23,10 +22,6 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Path::Gemv => f.write_str("gemv"),
-            Path::GemvRing(None) => f.write_str("gemv_ring"),
-            Path::GemvRing(Some(Fetch { columns, blocks, ahead })) => {
-                write!(f, "gemv_ring columns={columns} blocks={blocks} ahead={ahead}")
-            }
             Path::Skinny => f.write_str("skinny"),
             Path::Mma => f.write_str("mma"),
             Path::Stream(None) => f.write_str("stream"),
@@ -53,12 +48,6 @@ impl FromStr for Choice {
         };
         let path = match kernel {
             "gemv" => Path::Gemv,
-            "gemv_ring" if text.trim() == "gemv_ring" => Path::GemvRing(None),
-            "gemv_ring" => Path::GemvRing(Some(Fetch {
-                columns: value("columns")?,
-                blocks: value("blocks")?,
-                ahead: value("ahead")?,
-            })),
             "skinny" => Path::Skinny,
             "mma" => Path::Mma,
             "stream" if text.trim() == "stream" => Path::Stream(None),
@@ -88,7 +77,6 @@ impl Gemm<'_> {
         let Some(target) = stream.device().target() else { return Ok(Vec::new()) };
         let mut paths = vec![Path::Gemv];
         if target == Target::Sm90a {
-            paths.extend(Fetch::all().map(|fetch| Path::GemvRing(Some(fetch))));
             if m <= stream::MAX_TOKENS {
                 paths.push(Path::Stream(None));
                 let cuts = stream::candidates(&shape, gated, stream)?;
@@ -195,8 +183,6 @@ mod tests {
     fn choices_are_read_as_they_are_written() {
         for text in [
             "gemv",
-            "gemv_ring",
-            "gemv_ring columns=512 blocks=1 ahead=96",
             "skinny",
             "mma",
             "stream",
