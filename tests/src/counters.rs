@@ -92,6 +92,8 @@ fn write(filter: &str) -> Result<()> {
             Err(error) => failed.push(format!("{error:#}")),
         }
     }
+    let known: Vec<_> = selected("").iter().map(|(kernel, target)| (kernel.name, *target)).collect();
+    records.retain(|record| known.contains(&(record.kernel.as_str(), record.target)));
     records.sort_by_key(|record| (record.kernel.clone(), record.target, record.entry.clone()));
     let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels-host/counters.txt");
