@@ -2,7 +2,7 @@
 //!
 //! A case must be equal in every bit unless it executed an instruction whose result is not defined to the bit
 //! (an approximate function, a floating-point atomic of several threads); then its outputs must be within
-//! [`Bound`].
+//! the bound that `compare` states.
 mod compare;
 mod report;
 

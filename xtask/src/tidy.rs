@@ -9,14 +9,17 @@ use anyhow::{Context, Result, bail};
 use crate::process::output;
 use crate::scrub::code_only;
 
-/// The tracked tree's limit: a clone stays quick, and models are the only big files in it.
-const TREE_LIMIT: u64 = 24 << 20;
+/// The tracked tree's limit: a clone stays quick, and models are the only big files in it (23 MiB of them).
+const TREE_LIMIT: u64 = 26 << 20;
 
 /// Lines of a Rust file. Look twice above 500; nothing is above this without a reason below.
 const LINES_LIMIT: usize = 600;
 
 /// Files that may be longer, each with its reason.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] = &[
+    ("kernels-gpu/src/attention/decode.rs", "producer, consumers and merge of one kernel share its layouts"),
+    ("kernels-gpu/src/attention/prefill_wgmma.rs", "four head dims of one pipeline"),
+];
 
 /// Where device-only constructs may be written. Macros may expand to them anywhere.
 const DEVICE_ONLY: &[(&str, &str)] = &[

@@ -364,7 +364,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
         if place == 0 && block > 0 && lane_id() < share {
             mbarrier::arrive_cluster(previous, part * share + lane_id());
         }
-        (w, a) = (w + (rows * ROW_BYTES >> 4), a + (tokens * ROW_BYTES >> 4));
+        (w, a) = (w + ((rows * ROW_BYTES) >> 4), a + ((tokens * ROW_BYTES) >> 4));
         block += 1;
         place += 1;
         if place == depth {

@@ -20,7 +20,7 @@
 //! at 745 TFLOP/s that is 8.7 TB/s without. A stage is free when the consumers of both blocks say so.
 //!
 //! Split: where there are fewer tiles than multiprocessors, `split` blocks, a cluster, share a tile's K. Their sums meet
-//! in shared memory ([`split`](crate::tile::split)).
+//! in shared memory ([`crate::tile::split`]).
 //!
 //! Any m, n ≥ 1 and k a multiple of 8: TMA fills what lies outside of the matrices with zeros, and the epilogue
 //! stores inside of them only. Per stage a block reads 48 KiB (32 KiB) for 4.2 (2.1) MFLOP, so the product is

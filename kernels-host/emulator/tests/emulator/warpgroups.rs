@@ -189,7 +189,7 @@ fn fragments_of_a_stay_until_the_wait() {
 fn registers_are_fenced() {
     let none = fault(&format!("{} {WAIT}", shared()));
     assert!(none.to_string().contains("before any wgmma.fence"), "{none}");
-    let stale = fault(&format!("wgmma.fence.sync.aligned; mov.b32 %f3, 0f3F800000; {} {WAIT}", shared()));
+    let stale = fault(&format!("wgmma.fence.sync.aligned; add.f32 %f3, %f3, %f3; {} {WAIT}", shared()));
     let FaultKind::TensorFence { register } = &stale.kind else { panic!("{stale}") };
     assert_eq!(register, "%f3");
     // A d that does not count may be written, not read, after the fence.
