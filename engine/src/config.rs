@@ -412,7 +412,7 @@ fn sliding_window(f: &Fields, architecture: Architecture, num_layers: usize) -> 
         Architecture::Gemma2 => {
             let window = if f.has("sliding_window") { window } else { Some(4096) };
             let types = layer_types(f, num_layers)?;
-            let slides = |i: usize| types.as_ref().map_or(i % 2 == 0, |types| types[i]);
+            let slides = |i: usize| types.as_ref().map_or(i.is_multiple_of(2), |types| types[i]);
             Ok((0..num_layers).map(|i| window.filter(|_| slides(i))).collect())
         }
     }

@@ -171,7 +171,7 @@ impl Cache {
         for (at, bits) in bits.iter_mut().enumerate().filter(|_| !head_dim.is_multiple_of(ROW)) {
             let (row, chunk) = (at / ROW % PAGE, at % ROW / 8);
             let column = at / (PAGE * ROW) % head_dim.div_ceil(ROW);
-            if column * ROW + (chunk ^ row % 8) * 8 >= head_dim {
+            if column * ROW + (chunk ^ (row % 8)) * 8 >= head_dim {
                 *bits = poison[0];
             }
         }
