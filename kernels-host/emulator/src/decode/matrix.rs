@@ -3,6 +3,7 @@
 use super::Decoder;
 use crate::ParseError;
 use crate::instruction::{MatrixRows, MmaOp, Op, Operand, Reg, Space, Type};
+use crate::tensor::accumulate::Accumulate;
 use crate::tensor::element::Element;
 use crate::tensor::fragment::Mma;
 
@@ -105,7 +106,8 @@ impl Decoder<'_, '_> {
         }
         let form = match Mma::new(k, a, b) {
             Ok(form) if saturate => form.saturate(),
-            Ok(form) => form,
+            // As on the H200 that the emulator is held against.
+            Ok(form) => form.accumulate(Accumulate::of_mma(90, a)),
             Err(error) => return self.wrong(error.to_string()),
         };
         let d = self.registers(4)?;
