@@ -23,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
     add("usage", usage);
     add("closed_pipe", closed_pipe);
     add("chat_ask", chat_ask);
+    add("chat_ask_emulated", chat_ask_emulated);
     add("chat_ask_sampled", chat_ask_sampled);
     add("chat_piped", chat_piped);
     add("chat_full_context", chat_full_context);
@@ -183,6 +184,14 @@ fn chat_ask() -> Result<()> {
     ensure!(short.stdout == "1\n", "digits are single tokens: {short:?}");
     let stopped = wootz(&["chat", "--device", "cpu", "--stop", "9", "--ask", "What is 12 plus 7?"])?.succeeded()?;
     ensure!(stopped.stdout == "1\n", "{stopped:?}");
+    Ok(())
+}
+
+/// The launch path of a GPU, end to end, and what it cost.
+fn chat_ask_emulated() -> Result<()> {
+    let ran = wootz(&["chat", "--device", "emulated:sm_80", "--ask", "What is 12 plus 7?"])?;
+    ensure!(ran.code == 0 && ran.stdout == "19\n", "{}: {:?} {:?}", ran.line, ran.stdout, ran.stderr);
+    ensure!(ran.stderr.starts_with("emulated: ") && ran.stderr.contains("warp instructions"), "{:?}", ran.stderr);
     Ok(())
 }
 
