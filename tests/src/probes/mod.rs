@@ -127,6 +127,10 @@ pub fn all() -> Vec<Probe> {
 
 /// The tests: one per group.
 pub fn trials() -> Vec<Trial> {
+    if !Golden::path().exists() {
+        eprintln!("the instruction probes are NOT RUN: no recording of a GPU is committed");
+        return Vec::new();
+    }
     let mut groups: BTreeMap<String, Vec<Probe>> = BTreeMap::new();
     for probe in all() {
         groups.entry(probe.group().to_owned()).or_default().push(probe);
