@@ -2,7 +2,7 @@
 use super::{Compare, Probe, approximate, run};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// An output is hashed in so many slices, which narrows a mismatch down.
@@ -19,6 +19,8 @@ pub(super) struct Golden {
     pub driver: String,
     /// By the probe's name.
     pub probes: BTreeMap<String, Condensed>,
+    /// Probes that the GPU refused, though ptxas assembled them.
+    pub refused: BTreeSet<String>,
 }
 
 /// One probe's output.
@@ -188,12 +190,16 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// Condenses a recording.
-pub(super) fn condense(device: String, driver: String, outputs: &BTreeMap<String, Vec<u8>>) -> Result<Golden> {
-    let mut probes = BTreeMap::new();
+pub(super) fn condense(device: String, driver: String, outputs: &BTreeMap<String, Option<Vec<u8>>>) -> Result<Golden> {
+    let (mut probes, mut refused) = (BTreeMap::new(), BTreeSet::new());
     for probe in super::all() {
         let output = outputs.get(&probe.name).with_context(|| format!("{} is not in the recording", probe.name))?;
+        let Some(output) = output else {
+            refused.insert(probe.name.clone());
+            continue;
+        };
         ensure!(output.len() == probe.buffers[probe.output].len(), "{} has another length", probe.name);
         probes.insert(probe.name.clone(), Condensed::new(&probe, output));
     }
-    Ok(Golden { device, driver, probes })
+    Ok(Golden { device, driver, probes, refused })
 }

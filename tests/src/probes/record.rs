@@ -244,8 +244,7 @@ fn condense(file: &Path) -> Result<bool> {
     let (device, driver, entries) = load(file)?;
     let mut outputs = BTreeMap::new();
     for Entry { name, outcome, .. } in entries {
-        let output = outcome.map_err(|error| anyhow::anyhow!("{name} failed on the GPU: {error}"))?;
-        outputs.insert(name, output);
+        outputs.insert(name, outcome.ok());
     }
     let golden = golden::condense(device, driver, &outputs)?;
     let path = golden::Golden::path();
