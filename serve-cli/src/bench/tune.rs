@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// Arguments of `wootz bench tune`.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: wootz bench tune --only \"4096 14336 \" --out tuned.txt\n\n\
-    The table that launches go by is kernels-host/src/gemm/tuned.txt.")]
+    The table that launches go by is kernels-host/src/gemm/tuned.txt; `cargo xtask tune` writes it.")]
 pub struct TuneArgs {
     /// Write the table to this file
     #[arg(long, value_name = "FILE")]
