@@ -52,7 +52,7 @@ impl MemoryBudget {
         let branch = if config.post_norms { config.hidden_size } else { 0 };
         let per_token =
             branch + 3 * config.hidden_size + config.q_size() * 2 + 2 * config.kv_size() + config.intermediate_size;
-        let per_sequence = (config.vocab_size + 8) * 4 + limits.max_model_len / 16 + 64;
+        let per_sequence = (config.vocab_size + sample::SamplingParams::WORDS) * 4 + limits.max_model_len / 16 + 64;
         // Attention's workspace is not counted here: it is below 64 MB for all supported models.
         MemoryBudget {
             weights: crate::weights::parameter_count(config) as usize * size,
@@ -120,6 +120,8 @@ impl Runner {
             logits: self.logits.matrix(count, self.logits_stride).columns(0, vocab),
             params: self.inputs.params.matrix(count, sample::SamplingParams::WORDS),
             out: self.sampled.matrix_mut(1, count),
+            last_tokens: None,
+            adjust: None,
         }
         .launch(&self.stream)?;
         let mut tokens = vec![0; count];
@@ -195,6 +197,6 @@ fn device_params(params: &SamplingParams, position: u32) -> sample::SamplingPara
         seed_lo: params.seed as u32,
         seed_hi: (params.seed >> 32) as u32,
         position,
-        reserved: 0,
+        ..sample::SamplingParams::GREEDY
     }
 }
