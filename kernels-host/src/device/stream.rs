@@ -1,11 +1,14 @@
-//! Streams: launches, copies, events, graphs.
-use super::{Backend, cuda, emulated};
+//! Streams: launches and copies.
+use super::graph::keep;
+use super::{Backend, MIXED, cuda, emulated};
 use crate::buffer::{Mem, MemMut};
 use crate::{Device, Error, View, ViewMut};
 use bytemuck::Pod;
 use cudarc::driver::sys;
 use kernels_gpu::prim::{Entry, KernelArgs};
-use std::marker::PhantomData;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A queue of work on a device. On the CPU and on an emulated device everything happens at once.
 pub struct Stream {
@@ -13,9 +16,13 @@ pub struct Stream {
     queue: Queue,
     /// Whether launches that ask for it may overlap their predecessor's end.
     overlap: bool,
+    /// Whether [`Stream::prepare`] is at work.
+    preparing: AtomicBool,
+    /// What it has met: entries, and the most dynamic shared memory that they are launched with.
+    met: Mutex<BTreeMap<&'static str, u32>>,
 }
 
-enum Queue {
+pub(super) enum Queue {
     Cpu,
     Cuda(cuda::Queue),
     Emulated(emulated::Queue),
@@ -64,9 +71,6 @@ impl Launch {
     }
 }
 
-/// Where a launcher or a buffer of a GPU has come to a stream of the CPU, or the other way round.
-const MIXED: &str = "the CPU device has no GPU memory and launches nothing: launchers run references there";
-
 impl Stream {
     pub(super) fn new(device: Device) -> Result<Self, Error> {
         let queue = match device.backend() {
@@ -74,7 +78,7 @@ impl Stream {
             Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
             Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
         };
-        Ok(Stream { device, queue, overlap: true })
+        Ok(Stream { device, queue, overlap: true, preparing: AtomicBool::new(false), met: Mutex::default() })
     }
 
     /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
@@ -89,6 +93,35 @@ impl Stream {
             Queue::Cuda(queue) => queue.handle(),
             _ => std::ptr::null_mut(),
         }
+    }
+
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub(super) fn is_preparing(&self) -> bool {
+        self.preparing.load(Ordering::Relaxed)
+    }
+
+    /// Loads every kernel that `work` launches, in parallel, and runs none of them: launches, fills and copies between
+    /// views do nothing meanwhile. Returns how many kernels it launches. Nothing else may use the stream.
+    ///
+    /// # Panics
+    /// On the CPU device.
+    pub fn prepare(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<usize, Error> {
+        assert!(!self.is_cpu(), "{MIXED}");
+        self.preparing.store(true, Ordering::Relaxed);
+        let done = work(self);
+        self.preparing.store(false, Ordering::Relaxed);
+        let met = std::mem::take(&mut *self.met());
+        done?;
+        let entries: Vec<_> = met.into_iter().collect();
+        self.device.load(&entries)?;
+        Ok(entries.len())
+    }
+
+    fn met(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u32>> {
+        self.met.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The device.
@@ -111,6 +144,12 @@ impl Stream {
     /// On the CPU device: launchers run the reference instead.
     pub unsafe fn launch<A: KernelArgs>(&self, entry: Entry<A>, launch: Launch, args: &A) -> Result<(), Error> {
         if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        if self.is_preparing() {
+            let mut met = self.met();
+            let shared = met.entry(entry.name).or_default();
+            *shared = launch.shared.max(*shared);
             return Ok(());
         }
         let threads = launch.threads.unwrap_or(entry.threads);
@@ -182,14 +221,22 @@ impl Stream {
         assert!(from.is_contiguous() && into.is_contiguous());
         let bytes = from.rows() * from.cols() * from.dtype().size();
         assert_eq!(bytes, into.rows() * into.cols() * into.dtype().size(), "copy size");
+        if self.is_preparing() {
+            return Ok(());
+        }
         match (from.mem, into.reborrow().mem, &self.queue) {
             (Mem::Host(from), MemMut::Host(into), _) => {
                 into[..bytes].copy_from_slice(&from[..bytes]);
                 Ok(())
             }
-            (Mem::Device(from, _), MemMut::Device(into, _), Queue::Cuda(queue)) => queue.copy(from.0, into.0, bytes),
-            (Mem::Device(from, _), MemMut::Device(into, _), Queue::Emulated(queue)) => {
-                queue.copy(from.0, into.0, bytes)
+            (Mem::Device(from, source), MemMut::Device(into, sink), queue) => {
+                keep(source);
+                keep(sink);
+                match queue {
+                    Queue::Cuda(queue) => queue.copy(from.0, into.0, bytes),
+                    Queue::Emulated(queue) => queue.copy(from.0, into.0, bytes),
+                    Queue::Cpu => panic!("{MIXED}"),
+                }
             }
             _ => panic!("a copy between devices"),
         }
@@ -199,11 +246,19 @@ impl Stream {
     pub fn fill(&self, mut into: ViewMut<'_>, byte: u8) -> Result<(), Error> {
         assert!(into.is_contiguous());
         let len = into.rows() * into.cols() * into.dtype().size();
-        match (into.reborrow().mem, &self.queue) {
-            (MemMut::Host(host), _) => host[..len].fill(byte),
-            (MemMut::Device(..), Queue::Cpu) => panic!("{MIXED}"),
-            (MemMut::Device(ptr, _), Queue::Cuda(queue)) => queue.fill(ptr.0, byte, len)?,
-            (MemMut::Device(ptr, _), Queue::Emulated(queue)) => queue.fill(ptr.0, byte, len)?,
+        if self.is_preparing() {
+            return Ok(());
+        }
+        match into.reborrow().mem {
+            MemMut::Host(host) => host[..len].fill(byte),
+            MemMut::Device(ptr, memory) => {
+                keep(memory);
+                match &self.queue {
+                    Queue::Cpu => panic!("{MIXED}"),
+                    Queue::Cuda(queue) => queue.fill(ptr.0, byte, len)?,
+                    Queue::Emulated(queue) => queue.fill(ptr.0, byte, len)?,
+                }
+            }
         }
         Ok(())
     }
@@ -213,79 +268,6 @@ impl Stream {
         match &self.queue {
             Queue::Cpu | Queue::Emulated(_) => Ok(()),
             Queue::Cuda(queue) => queue.synchronize(),
-        }
-    }
-
-    /// Records what `work` launches and fills into a graph instead of running it. The buffers that `work` borrows stay
-    /// borrowed while the graph lives, because it runs on their addresses.
-    ///
-    /// # Panics
-    /// On the CPU device.
-    pub fn capture<'a>(&self, work: impl FnOnce(&Stream) -> Result<(), Error> + 'a) -> Result<Graph<'a>, Error> {
-        let recorded = match &self.queue {
-            Queue::Cpu => panic!("{MIXED}"),
-            Queue::Cuda(queue) => Recorded::Cuda(queue.capture(|| work(self))?),
-            Queue::Emulated(queue) => Recorded::Emulated(queue.capture(|| work(self))?),
-        };
-        Ok(Graph { recorded, buffers: PhantomData })
-    }
-}
-
-/// A recorded sequence of launches over buffers that live at least for `'a`.
-pub struct Graph<'a> {
-    recorded: Recorded,
-    buffers: PhantomData<&'a mut ()>,
-}
-
-enum Recorded {
-    Cuda(cuda::Graph),
-    Emulated(emulated::Graph),
-}
-
-impl Graph<'_> {
-    /// Queues the whole graph.
-    ///
-    /// # Panics
-    /// If the stream is of another kind of device.
-    pub fn launch(&self, stream: &Stream) -> Result<(), Error> {
-        match (&self.recorded, &stream.queue) {
-            (Recorded::Cuda(graph), Queue::Cuda(queue)) => queue.replay(graph),
-            (Recorded::Emulated(graph), Queue::Emulated(queue)) => queue.replay(graph),
-            _ => panic!("a graph runs on the kind of device that recorded it"),
-        }
-    }
-}
-
-/// A point in a stream, for timing.
-pub struct Event(Moment);
-
-enum Moment {
-    Cuda(cuda::Event),
-    Emulated(emulated::Event),
-}
-
-impl Event {
-    /// Records a new event. On an emulated device time is the host's.
-    ///
-    /// # Panics
-    /// On the CPU device.
-    pub fn record(stream: &Stream) -> Result<Self, Error> {
-        match &stream.queue {
-            Queue::Cpu => panic!("{MIXED}"),
-            Queue::Cuda(queue) => Ok(Event(Moment::Cuda(queue.record()?))),
-            Queue::Emulated(_) => Ok(Event(Moment::Emulated(emulated::Event::now()))),
-        }
-    }
-
-    /// Milliseconds from `earlier` to this event, once both have happened (waits for it).
-    ///
-    /// # Panics
-    /// If the two are of different kinds of device.
-    pub fn elapsed_ms(&self, earlier: &Event) -> Result<f32, Error> {
-        match (&self.0, &earlier.0) {
-            (Moment::Cuda(event), Moment::Cuda(earlier)) => event.elapsed_ms(earlier),
-            (Moment::Emulated(event), Moment::Emulated(earlier)) => Ok(event.elapsed_ms(earlier)),
-            _ => panic!("events of different kinds of device"),
         }
     }
 }
