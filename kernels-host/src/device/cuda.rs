@@ -86,11 +86,12 @@ impl Queue {
         // `Locked::bytes` and its drop wait for. The view covers the rows.
         let result = unsafe {
             let source = from.pointer.add(at);
-            if to.rows == 1 {
-                sys::cuMemcpyHtoDAsync_v2(to.address, source.cast(), to.width, self.handle)
-            } else {
-                sys::cuMemcpy2DAsync_v2(&host_to_device(source, to), self.handle)
-            }
+            let one = |row: usize| {
+                let sink = to.address + (row * to.pitch) as u64;
+                sys::cuMemcpyHtoDAsync_v2(sink, source.add(row * to.width).cast(), to.width, self.handle)
+            };
+            let all = || sys::cuMemcpy2DAsync_v2(&host_to_device(source, to), self.handle);
+            by_rows(to, one, all)
         };
         check(result, "copying from pinned memory")?;
         from.end(self)
@@ -103,11 +104,12 @@ impl Queue {
         // SAFETY: as in `upload_locked`.
         let result = unsafe {
             let sink = to.pointer.add(at);
-            if from.rows == 1 {
-                sys::cuMemcpyDtoHAsync_v2(sink.cast(), from.address, from.width, self.handle)
-            } else {
-                sys::cuMemcpy2DAsync_v2(&device_to_host(from, sink), self.handle)
-            }
+            let one = |row: usize| {
+                let source = from.address + (row * from.pitch) as u64;
+                sys::cuMemcpyDtoHAsync_v2(sink.add(row * from.width).cast(), source, from.width, self.handle)
+            };
+            let all = || sys::cuMemcpy2DAsync_v2(&device_to_host(from, sink), self.handle);
+            by_rows(from, one, all)
         };
         check(result, "copying to pinned memory")?;
         to.end(self)
@@ -138,6 +140,29 @@ impl Queue {
         check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len, self.handle) }, "cuMemcpyDtoDAsync")
     }
 
+    /// Copies rows from the device address `from`, as far apart as at `to`; a view covers both.
+    pub fn copy_rows(&self, from: u64, to: Pitched) -> Result<(), Error> {
+        self.gpu.enter()?;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcDevice: from,
+            srcPitch: to.pitch,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstDevice: to.address,
+            dstPitch: to.pitch,
+            ..no_copy(to)
+        };
+        // SAFETY: the view covers both, and they do not overlap.
+        let result = unsafe {
+            let one = |row: usize| {
+                let row = (row * to.pitch) as u64;
+                sys::cuMemcpyDtoDAsync_v2(to.address + row, from + row, to.width, self.handle)
+            };
+            by_rows(to, one, || sys::cuMemcpy2DAsync_v2(&copy, self.handle))
+        };
+        check(result, "cuMemcpy2DAsync between columns")
+    }
+
     /// Fills `len` bytes at the device address `to`, which a view covers.
     pub fn fill(&self, to: u64, byte: u8, len: usize) -> Result<(), Error> {
         self.gpu.enter()?;
@@ -152,7 +177,7 @@ impl Queue {
     }
 
     /// Records what `work` queues.
-    pub fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+    pub fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         self.gpu.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the handle is this stream's; the capture is ended below whatever `work` returns.
@@ -344,6 +369,22 @@ impl Drop for Locked {
             let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
         }
     }
+}
+
+/// The driver's largest distance of rows in a copy (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`): 16 layers of a cache in 80 GB are
+/// further apart.
+const MAX_PITCH: usize = i32::MAX as usize;
+
+/// All rows by one call, or each by its own.
+fn by_rows(
+    rows: Pitched,
+    mut one: impl FnMut(usize) -> sys::CUresult,
+    all: impl FnOnce() -> sys::CUresult,
+) -> sys::CUresult {
+    if rows.rows > 1 && rows.pitch <= MAX_PITCH {
+        return all();
+    }
+    (0..rows.rows).map(&mut one).find(|result| *result != sys::CUresult::CUDA_SUCCESS).unwrap_or(sys::CUresult::CUDA_SUCCESS)
 }
 
 /// Rows that follow each other on the host, to rows that need not on the device.

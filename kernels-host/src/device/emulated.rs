@@ -270,7 +270,7 @@ impl Queue {
     }
 
     /// Records what `work` queues.
-    pub fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+    pub fn capture<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         *self.recorded() = Some(Vec::new());
         let done = work();
         let calls = self.recorded().take().unwrap_or_default();

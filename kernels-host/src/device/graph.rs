@@ -60,7 +60,7 @@ impl Stream {
     ///
     /// # Panics
     /// On the CPU device, and within another capture.
-    pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<Graph, Error> {
+    pub fn capture<E: From<Error>>(&self, work: impl FnOnce(&Stream) -> Result<(), E>) -> Result<Graph, E> {
         let _capture = Capture::begin();
         let recorded = match self.queue() {
             Queue::Cpu => panic!("{MIXED}"),
@@ -92,7 +92,7 @@ impl Graph {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Buffer, DType, Device, Target};
+    use crate::{Buffer, DType, Device, Error, Target};
 
     #[test]
     fn a_graph_keeps_its_buffers() {
@@ -101,7 +101,7 @@ mod tests {
         let mut buffer = Buffer::new(&device, DType::U32, 64).unwrap();
         let other = Buffer::new(&device, DType::U32, 64).unwrap();
         let (free, _) = device.memory().unwrap().unwrap();
-        let graph = stream.capture(|stream| stream.fill(buffer.view_mut(), 3)).unwrap();
+        let graph = stream.capture::<Error>(|stream| stream.fill(buffer.view_mut(), 3)).unwrap();
         assert_eq!(graph.buffers(), 1);
         drop((buffer, other));
         let (now, _) = device.memory().unwrap().unwrap();

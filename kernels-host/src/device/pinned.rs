@@ -162,6 +162,9 @@ mod tests {
             stream.download_pinned(table.matrix(4, 10).row_range(1, 2).columns(4, 3), &mut pinned, 40).unwrap();
             assert!(pinned.is_idle().unwrap());
             assert_eq!(pinned.host::<u32>().unwrap()[10..16], [0, 1, 2, 0, 4, 5]);
+            stream.copy_columns(table.matrix_mut(4, 10), 5, 0, 3).unwrap();
+            stream.download(table.view(), &mut all).unwrap();
+            assert_eq!((&all[10..14], &all[20..24], all[0]), (&[1, 2, 3, 0][..], &[4, 5, 6, 0][..], 0));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Streams: launches and copies.
 use super::graph::keep;
+use super::pinned::Pitched;
 use super::{Backend, MIXED, cuda, emulated};
 use crate::buffer::{Mem, MemMut};
 use crate::{Device, Error, View, ViewMut};
@@ -108,7 +109,7 @@ impl Stream {
     ///
     /// # Panics
     /// On the CPU device.
-    pub fn prepare(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<usize, Error> {
+    pub fn prepare<E: From<Error>>(&self, work: impl FnOnce(&Stream) -> Result<(), E>) -> Result<usize, E> {
         assert!(!self.is_cpu(), "{MIXED}");
         self.preparing.store(true, Ordering::Relaxed);
         let done = work(self);
@@ -239,6 +240,39 @@ impl Stream {
                 }
             }
             _ => panic!("a copy between devices"),
+        }
+    }
+
+    /// Copies, in every row of a matrix, `count` columns from column `from` on to column `to` on.
+    ///
+    /// # Panics
+    /// If there are fewer columns, or the two ranges overlap.
+    pub fn copy_columns(&self, matrix: ViewMut<'_>, from: usize, to: usize, count: usize) -> Result<(), Error> {
+        assert!(from.max(to) + count <= matrix.cols() && from.abs_diff(to) >= count, "columns {from} and {to}, {count}");
+        let (rows, size) = (matrix.rows(), matrix.dtype().size());
+        let (width, pitch) = (count * size, matrix.stride() * size);
+        if self.is_preparing() || width == 0 {
+            return Ok(());
+        }
+        match matrix.mem {
+            MemMut::Host(host) => {
+                for row in 0..rows {
+                    let start = row * pitch + from * size;
+                    host.copy_within(start..start + width, row * pitch + to * size);
+                }
+                Ok(())
+            }
+            MemMut::Device(ptr, memory) => {
+                keep(memory);
+                let (from, to) = (ptr.0 + (from * size) as u64, ptr.0 + (to * size) as u64);
+                match &self.queue {
+                    Queue::Cpu => panic!("{MIXED}"),
+                    Queue::Cuda(queue) => queue.copy_rows(from, Pitched { address: to, rows, width, pitch }),
+                    Queue::Emulated(queue) => (0..rows as u64).map(|row| row * pitch as u64).try_for_each(|row| {
+                        queue.copy(from + row, to + row, width)
+                    }),
+                }
+            }
         }
     }
 
