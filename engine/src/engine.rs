@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::kv::PAGE_TOKENS;
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{MemoryBudget, Runner};
-use crate::scheduler::{Limits, Progress, Scheduler, SequenceId, SequenceRequest};
+use crate::scheduler::{Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput};
 use kernels_host::{DType, Device};
 
 /// Bounds and memory of an engine.
@@ -98,7 +98,7 @@ impl Engine {
     }
 
     /// Queues a sequence.
-    pub fn add(&mut self, request: SequenceRequest) -> Result<SequenceId> {
+    pub fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
         request.sampling.validate()?;
         let (len, max) = (request.prompt.len(), self.max_len());
         if request.prompt.is_empty() {
@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// Drops a sequence.
-    pub fn cancel(&mut self, id: SequenceId) {
+    pub fn cancel(&mut self, id: RequestId) {
         self.scheduler.cancel(id);
     }
 
@@ -128,10 +128,7 @@ impl Engine {
 
     /// Runs one step.
     pub fn step(&mut self) -> Result<Vec<Progress>> {
-        let plan = self.scheduler.plan();
-        if plan.is_empty() {
-            return Ok(Vec::new());
-        }
+        let Some(plan) = self.scheduler.plan() else { return Ok(Vec::new()) };
         let sampled = self.runner.step(&plan)?;
         Ok(self.scheduler.commit(plan, &sampled))
     }
@@ -142,18 +139,18 @@ impl Engine {
         let request = SequenceRequest {
             prompt: tokens.to_vec(),
             max_tokens: 1,
-            stop_tokens: Vec::new(),
-            sampling: Default::default(),
+            reuse_prefix: false,
+            ..SequenceRequest::default()
         };
         let id = self.add(request)?;
         let vocab = self.runner.model().config().vocab_size;
         let mut all = vec![0.0; tokens.len() * vocab];
-        while self.has_work() {
-            let plan = self.scheduler.plan();
+        while let Some(plan) = self.scheduler.plan() {
             let first = plan.positions.first().copied().unwrap_or(0) as usize;
             self.runner.logits(&plan, |row, logits| all[(first + row) * vocab..][..vocab].copy_from_slice(logits))?;
-            let sampled = vec![0; plan.sample_rows.len()];
-            let _ = self.scheduler.commit(plan, &sampled);
+            let sampled = Sampled { tokens: vec![0], logprobs: Vec::new() };
+            let output = StepOutput { samples: vec![sampled; plan.samples.len()] };
+            let _ = self.scheduler.commit(plan, &output);
         }
         self.cancel(id);
         Ok(all)

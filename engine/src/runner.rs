@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::kv::KvCache;
 use crate::model::{Activations, Model, StepInput};
 use crate::sampling::SamplingParams;
-use crate::scheduler::{Limits, StepPlan};
+use crate::scheduler::{Limits, Sampled, StepOutput, StepPlan};
 use kernels_host::sample::{self, Sample};
 use kernels_host::{Buffer, DType, Device, Stream};
 
@@ -105,15 +105,17 @@ impl Runner {
         &self.model
     }
 
-    /// Runs one step and returns a token for each of the plan's `sample_rows`.
-    pub fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>> {
+    /// Runs one step and returns a token for each of the plan's `samples`.
+    pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput> {
         self.forward(plan)?;
-        let count = plan.sample_rows.len();
+        let count = plan.samples.len();
         if count == 0 {
-            return Ok(Vec::new());
+            return Ok(StepOutput::default());
         }
-        self.head(&plan.sample_rows)?;
-        let params: Vec<_> = plan.sampling.iter().map(|(params, position)| device_params(params, *position)).collect();
+        let rows: Vec<u32> = plan.samples.iter().map(|sample| sample.row).collect();
+        self.head(&rows)?;
+        let params: Vec<_> =
+            plan.samples.iter().map(|sample| device_params(&sample.sampling, sample.position)).collect();
         self.stream.upload(&params, self.inputs.params.matrix_mut(count, sample::SamplingParams::WORDS))?;
         let vocab = self.model.config().vocab_size;
         Sample {
@@ -124,7 +126,8 @@ impl Runner {
         .launch(&self.stream)?;
         let mut tokens = vec![0; count];
         self.stream.download(self.sampled.matrix(1, count), &mut tokens)?;
-        Ok(tokens)
+        let samples = tokens.into_iter().map(|token| Sampled { tokens: vec![token], logprobs: Vec::new() });
+        Ok(StepOutput { samples: samples.collect() })
     }
 
     /// Runs one step without sampling and calls `each` with every token's row and its logits, `vocab_size` of them.
@@ -159,26 +162,34 @@ impl Runner {
 
 impl Inputs {
     fn upload(&mut self, stream: &Stream, plan: &StepPlan) -> Result<StepInput<'_>> {
-        let (tokens, sequences) = (plan.tokens.len(), plan.kv_lens.len());
-        let width = plan.block_tables.iter().map(Vec::len).max().unwrap_or(0);
+        let (tokens, sequences) = (plan.tokens.len(), plan.sequences.len());
+        let width = plan.sequences.iter().map(|sequence| sequence.pages.len()).max().unwrap_or(0);
         let tables: Vec<u32> = plan
-            .block_tables
+            .sequences
             .iter()
-            .flat_map(|pages| pages.iter().copied().chain(std::iter::repeat_n(u32::MAX, width - pages.len())))
+            .flat_map(|sequence| {
+                let padding = std::iter::repeat_n(u32::MAX, width - sequence.pages.len());
+                plan.pages[sequence.pages.clone()].iter().copied().chain(padding)
+            })
             .collect();
+        let kv_lens: Vec<u32> = plan.sequences.iter().map(|sequence| sequence.kv_len).collect();
+        let mut query_starts = vec![0];
+        for sequence in &plan.sequences[plan.decodes..] {
+            query_starts.push(query_starts[query_starts.len() - 1] + sequence.queries);
+        }
         stream.upload(&plan.tokens, self.tokens.matrix_mut(1, tokens))?;
         stream.upload(&plan.positions, self.positions.matrix_mut(1, tokens))?;
         stream.upload(&plan.slots, self.slots.matrix_mut(1, tokens))?;
         stream.upload(&tables, self.block_tables.matrix_mut(1, tables.len()))?;
-        stream.upload(&plan.kv_lens, self.kv_lens.matrix_mut(1, sequences))?;
-        stream.upload(&plan.query_starts, self.query_starts.matrix_mut(1, plan.query_starts.len()))?;
+        stream.upload(&kv_lens, self.kv_lens.matrix_mut(1, sequences))?;
+        stream.upload(&query_starts, self.query_starts.matrix_mut(1, query_starts.len()))?;
         Ok(StepInput {
             tokens: self.tokens.matrix(1, tokens),
             positions: self.positions.matrix(1, tokens),
             slots: self.slots.matrix(1, tokens),
             block_tables: self.block_tables.matrix(sequences, width),
             kv_lens: self.kv_lens.matrix(1, sequences),
-            query_starts: self.query_starts.matrix(1, plan.query_starts.len()),
+            query_starts: self.query_starts.matrix(1, query_starts.len()),
             decodes: plan.decodes,
             max_query: plan.max_query(),
             max_kv: plan.max_kv(),

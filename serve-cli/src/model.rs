@@ -210,6 +210,7 @@ impl SamplingArgs {
             top_p: self.top_p.unwrap_or(base.top_p),
             min_p: self.min_p.unwrap_or(base.min_p),
             seed: self.seed.unwrap_or(base.seed),
+            ..base
         }
     }
 }
@@ -223,6 +224,7 @@ fn sampled(model: &GenerationConfig) -> SamplingParams {
         top_p: model.top_p.unwrap_or(1.0),
         min_p: model.min_p.unwrap_or(0.0),
         seed: now,
+        ..SamplingParams::default()
     }
 }
 

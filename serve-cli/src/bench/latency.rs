@@ -11,7 +11,6 @@ use engine::checkpoint::Checkpoint;
 use engine::config::ModelConfig;
 use engine::engine::Engine;
 use engine::model::WeightSource;
-use engine::sampling::SamplingParams;
 use engine::scheduler::SequenceRequest;
 use kernels_host::case::Rng;
 use serde_json::{Value, json};
@@ -172,8 +171,7 @@ fn iterate(engine: &mut Engine, args: &LatencyArgs, vocab: usize, rng: &mut Rng)
         .map(|_| SequenceRequest {
             prompt: (0..args.input_len).map(|_| rng.below(vocab) as u32).collect(),
             max_tokens: args.output_len,
-            stop_tokens: Vec::new(),
-            sampling: SamplingParams::default(),
+            ..SequenceRequest::default()
         })
         .collect();
     let start = Instant::now();
