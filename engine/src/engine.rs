@@ -1,11 +1,16 @@
-//! The engine proper: a scheduler and a runner, one step after another. Knows tokens, not text.
+//! The engine proper: a scheduler and a runner. Step n + 1 is planned and queued while step n runs. Knows tokens, not
+//! text.
 use crate::config::{Dtype, ModelConfig};
 use crate::error::{Error, Result};
-use crate::kv::PAGE_TOKENS;
+use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
-use crate::runner::{MemoryBudget, Runner};
-use crate::scheduler::{Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput};
+use crate::runner::{InFlight, MemoryBudget, Runner, RunnerConfig};
+use crate::scheduler::{
+    Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput, StepPlan,
+};
+use crate::trace::{LoadTimes, StepTimes, Trace};
 use kernels_host::{DType, Device};
+use std::time::Instant;
 
 /// Bounds and memory of an engine.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +23,14 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: Option<usize>,
     /// Tokens that the KV cache holds; `None`: what GPU memory allows, on the CPU 4 sequences of full length.
     pub kv_cache_tokens: Option<usize>,
+    /// Bytes of the KV cache, instead of a share of GPU memory. `kv_cache_tokens` goes before it.
+    pub kv_cache_memory_bytes: Option<usize>,
     /// Share of GPU memory that weights, activations and cache may take.
     pub gpu_memory_utilization: f32,
+    /// Launch every kernel by itself instead of CUDA graphs.
+    pub eager: bool,
+    /// Whether a step is planned and queued while the one before it runs; `None`: on a GPU.
+    pub overlap: Option<bool>,
 }
 
 impl Default for EngineConfig {
@@ -29,7 +40,10 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_num_batched_tokens: None,
             kv_cache_tokens: None,
+            kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
+            eager: false,
+            overlap: None,
         }
     }
 }
@@ -57,6 +71,11 @@ impl EngineConfig {
 pub struct Engine {
     scheduler: Scheduler,
     runner: Runner,
+    /// The step that runs.
+    running: Option<(StepPlan, InFlight)>,
+    overlap: bool,
+    trace: Option<Trace>,
+    load: LoadTimes,
 }
 
 impl Engine {
@@ -70,11 +89,44 @@ impl Engine {
     ) -> Result<Self> {
         let dtype = compute_dtype(model);
         let mut limits = config.limits(device.is_cpu(), model);
-        let pages = plan_pages(device.memory()?, model, dtype, config, &mut limits)?;
+        let memory = device.memory()?;
+        // Too little memory is an error before the weights are read. Kernels and graphs are not counted yet.
+        let wanted = plan_pages(memory, model, dtype, config, &mut limits)?;
+        let start = Instant::now();
         let stream = device.stream()?;
         let model = Model::load(&stream, model, source, progress)?;
-        let runner = Runner::new(stream, model, &limits, pages)?;
-        Ok(Engine { scheduler: Scheduler::new(limits, pages), runner })
+        let weights = start.elapsed();
+        let page = KvCache::page_bytes(model.config(), dtype);
+        let runner_config = RunnerConfig { limits, host_pages: 0, drafts: 0, eager: config.eager };
+        let mut pages = wanted;
+        let runner = Runner::new(stream, model, runner_config, |graphs| {
+            pages = left_pages(memory, device.memory()?, config, graphs, page, wanted);
+            Ok(pages)
+        })?;
+        let used = match (memory, device.memory()?) {
+            (Some((before, _)), Some((now, _))) => Some(before.saturating_sub(now)),
+            _ => None,
+        };
+        let overlap = config.overlap.unwrap_or(!device.is_cpu());
+        let load = LoadTimes { weights, ready: start.elapsed() - weights, used };
+        Ok(Engine { scheduler: Scheduler::new(limits, pages), runner, running: None, overlap, trace: None, load })
+    }
+
+    /// How long loading took, and the memory that the driver says it took.
+    pub fn load_times(&self) -> &LoadTimes {
+        &self.load
+    }
+
+    /// Notes times of every step from now on.
+    pub fn start_trace(&mut self) {
+        self.runner.set_timing(true);
+        self.trace = Some(Trace::default());
+    }
+
+    /// The times since [`Engine::start_trace`]; `None` if it was not called.
+    pub fn take_trace(&mut self) -> Result<Option<Vec<StepTimes>>> {
+        self.runner.set_timing(false);
+        self.trace.take().map(Trace::finish).transpose()
     }
 
     /// What runs the steps.
@@ -123,19 +175,50 @@ impl Engine {
 
     /// Whether [`Engine::step`] would do anything.
     pub fn has_work(&self) -> bool {
-        self.scheduler.has_work()
+        self.running.is_some() || self.scheduler.has_work()
     }
 
-    /// Runs one step.
+    /// Waits for one step and returns what it did. The next one is queued before: the device goes on meanwhile.
     pub fn step(&mut self) -> Result<Vec<Progress>> {
-        let Some(plan) = self.scheduler.plan() else { return Ok(Vec::new()) };
-        let sampled = self.runner.step(&plan)?;
-        Ok(self.scheduler.commit(plan, &sampled))
+        let (plan, step) = match self.running.take() {
+            Some(running) => running,
+            None => match self.submit()? {
+                Some(running) => running,
+                None => return Ok(Vec::new()),
+            },
+        };
+        if self.overlap {
+            self.running = self.submit()?;
+        }
+        let (mut times, start) = (step.times, Instant::now());
+        let events = times.events.take();
+        let output = self.runner.collect(step)?;
+        let wait = start.elapsed();
+        let start = Instant::now();
+        let (tokens, sequences) = (plan.tokens.len(), plan.sequences.len());
+        let progress = self.scheduler.commit(plan, &output);
+        if let Some(trace) = &mut self.trace {
+            trace.push(StepTimes { tokens, sequences, wait, commit: start.elapsed(), ..StepTimes::of(&times) }, events);
+        }
+        Ok(progress)
+    }
+
+    /// Plans and queues the next step, if anything can be planned now.
+    fn submit(&mut self) -> Result<Option<(StepPlan, InFlight)>> {
+        let start = Instant::now();
+        let Some(plan) = self.scheduler.plan() else { return Ok(None) };
+        let planning = start.elapsed();
+        let mut step = self.runner.submit(&plan)?;
+        step.times.plan = planning;
+        Ok(Some((plan, step)))
     }
 
     /// Logits of every token of `tokens`, [tokens, vocab_size], by a prefill in steps as [`Engine::step`] makes them.
     /// Nothing else may be queued.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        while self.running.is_some() {
+            let _ = self.step()?;
+        }
         let request = SequenceRequest {
             prompt: tokens.to_vec(),
             max_tokens: 1,
@@ -179,6 +262,9 @@ fn plan_pages(
     if let Some(tokens) = config.kv_cache_tokens {
         return Ok(needed(tokens).max(1));
     }
+    if let Some(bytes) = config.kv_cache_memory_bytes {
+        return Ok((bytes / budget.page).max(1));
+    }
     let Some((free, total)) = memory else {
         // On the CPU memory is committed when it is touched, so this costs nothing until it is used.
         return Ok(needed(limits.max_model_len.min(32 * 1024)) * limits.max_sequences.min(4));
@@ -203,6 +289,29 @@ fn plan_pages(
     // More than every sequence at full length is of no use.
     Ok(pages.min(needed(limits.max_model_len) * limits.max_sequences))
 }
+
+/// Pages that fit beside what was allocated by now and beside graphs, at most the `wanted` ones. `memory` and `now`: free
+/// and total bytes before everything and now, `None` on the CPU.
+fn left_pages(
+    memory: Option<(usize, usize)>,
+    now: Option<(usize, usize)>,
+    config: &EngineConfig,
+    graphs: usize,
+    page: usize,
+    wanted: usize,
+) -> usize {
+    let (Some((before, total)), Some((free, _))) = (memory, now) else { return wanted };
+    if config.kv_cache_tokens.is_some() || config.kv_cache_memory_bytes.is_some() {
+        return wanted;
+    }
+    let usable = ((total as f64 * f64::from(config.gpu_memory_utilization)) as usize).min(before);
+    let taken = before.saturating_sub(free) + graphs + ROUNDING;
+    // One page is the null page's.
+    (usable.saturating_sub(taken) / page).saturating_sub(1).clamp(1, wanted)
+}
+
+/// The driver gives the two pools of the cache in whole pieces of 2 MiB.
+const ROUNDING: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -52,6 +52,21 @@ impl Activations {
         })
     }
 
+    /// Bytes of device memory.
+    pub fn bytes(&self) -> usize {
+        let buffers = [
+            &self.hidden,
+            &self.normed,
+            &self.branch,
+            &self.qkv,
+            &self.attended,
+            &self.inner,
+            &self.head_rows,
+            &self.attention_workspace,
+        ];
+        buffers.iter().map(|buffer| buffer.len() * buffer.dtype().size()).sum()
+    }
+
     /// Most tokens in a step.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens

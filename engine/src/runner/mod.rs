@@ -16,7 +16,7 @@ use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{Activations, Model};
 use crate::scheduler::{Limits, StepOutput, StepPlan};
 use graphs::Graphs;
-use kernels_host::{Buffer, DType, Device, Event, Pinned, Stream};
+use kernels_host::{Buffer, DType, Device, Event, Graph, Pinned, Stream};
 use layout::{Fixed, Layout, StepShape};
 use sampler::{Sampler, Wanted};
 use std::time::{Duration, Instant};
@@ -30,8 +30,6 @@ const IN_FLIGHT: usize = 2;
 pub struct RunnerConfig {
     /// Bounds of a step.
     pub limits: Limits,
-    /// Pages of the KV cache.
-    pub pages: usize,
     /// Pages of host memory for what is moved out.
     pub host_pages: usize,
     /// Most drafts of a sequence in a step.
@@ -66,6 +64,7 @@ pub struct Runner {
     config: RunnerConfig,
     /// Whether steps are timed on the device.
     timing: bool,
+    memory: MemoryUse,
 }
 
 /// Pinned memory of one step in flight.
@@ -80,35 +79,44 @@ struct Staging {
 pub struct InFlight {
     number: usize,
     wanted: Vec<Wanted>,
-    /// Of the device, if it is timed.
-    events: Option<[Event; 3]>,
     /// What the host did.
     pub(crate) times: SubmitTimes,
 }
 
-/// Host time of [`Runner::submit`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SubmitTimes {
+/// Host time of queueing a step.
+#[derive(Default)]
+pub(crate) struct SubmitTimes {
+    /// The scheduler's plan.
+    pub plan: Duration,
     /// Packing the inputs and queueing their copies.
     pub upload: Duration,
     /// Queueing the kernels.
     pub launch: Duration,
     /// Sequences of the graph that ran; `None`: kernel by kernel.
     pub graph: Option<usize>,
+    /// On the device: before the copies, before the kernels, after them.
+    pub events: Option<[Event; 3]>,
 }
 
 impl Runner {
     /// Allocates everything for steps within the bounds, loads the kernels that they need and captures the graphs.
-    pub fn new(stream: Stream, model: Model, config: RunnerConfig) -> Result<Self> {
-        let RunnerConfig { limits, pages, host_pages, .. } = config;
+    /// `pages` says how many pages the KV cache gets, once all the rest is there: it is told how many bytes the graphs
+    /// will take at most.
+    pub fn new(
+        stream: Stream,
+        model: Model,
+        config: RunnerConfig,
+        pages: impl FnOnce(usize) -> Result<usize>,
+    ) -> Result<Self> {
+        let limits = config.limits;
         let device = stream.device().clone();
         let shape = model.config();
-        let mut kv = KvCache::new(&device, shape, model.dtype(), pages, host_pages)?;
-        kv.clear(&stream)?;
+        // Kernels are loaded and a graph is measured over a cache of one page.
+        let kv = KvCache::new(&device, shape, model.dtype(), 1, 0)?;
         let work = Activations::new(&stream, shape, model.dtype(), &limits)?;
         let rows = config.head_rows();
         let table_pages = limits.max_model_len.div_ceil(PAGE_TOKENS);
-        let tables = BlockTables::new(&stream, limits.max_sequences, table_pages, kv.null_page())?;
+        let tables = BlockTables::new(&stream, limits.max_sequences, table_pages)?;
         let sampler = Sampler::new(&stream, shape.vocab_size, rows, limits.max_sequences)?;
         let words = Self::packed_words(&config);
         let staging = || -> Result<Staging> {
@@ -132,13 +140,56 @@ impl Runner {
             collected: 0,
             config,
             timing: false,
+            memory: MemoryUse::default(),
         };
-        runner.prepare()?;
-        if !config.eager && !device.is_cpu() {
-            runner.capture()?;
-        }
-        runner.stream.synchronize()?;
+        runner.reserve(pages)?;
         Ok(runner)
+    }
+
+    /// What comes after the buffers of fixed size: kernels, KV cache, graphs.
+    fn reserve(&mut self, pages: impl FnOnce(usize) -> Result<usize>) -> Result<()> {
+        let RunnerConfig { limits, host_pages, eager, .. } = self.config;
+        let device = self.device().clone();
+        let before = free(&device)?;
+        self.prepare()?;
+        let kernels = before.saturating_sub(free(&device)?);
+        let sizes = if eager || device.is_cpu() { Vec::new() } else { graphs::ladder(limits.max_sequences) };
+        let mut one = 0;
+        if let Some(&largest) = sizes.last() {
+            let before = free(&device)?;
+            let graph = self.capture(largest)?;
+            one = before.saturating_sub(free(&device)?);
+            drop(graph);
+        }
+        let pages = pages(one * sizes.len())?;
+        self.kv = KvCache::new(&device, self.model.config(), self.model.dtype(), pages, host_pages)?;
+        self.kv.clear(&self.stream)?;
+        self.tables.clear(&self.stream, self.kv.null_page())?;
+        let before = free(&device)?;
+        for sequences in sizes {
+            let graph = self.capture(sequences)?;
+            self.graphs.push(sequences, graph);
+        }
+        self.stream.synchronize()?;
+        let (rows, vocab) = (self.config.head_rows(), self.model.config().vocab_size);
+        let (logits, sampling) = Sampler::bytes(vocab, rows, limits.max_sequences);
+        self.memory = MemoryUse {
+            weights: crate::weights::parameter_count(self.model.config()) as usize * self.model.dtype().size(),
+            kv_cache: self.kv.device_bytes(),
+            activations: self.work.bytes(),
+            logits,
+            sampling,
+            inputs: budget::input_bytes(&limits, rows),
+            kernels,
+            graphs: before.saturating_sub(free(&device)?),
+            pinned: self.kv.host_bytes() + self.staging.iter().map(Staging::bytes).sum::<usize>(),
+        };
+        Ok(())
+    }
+
+    /// What its memory is used for.
+    pub fn memory(&self) -> &MemoryUse {
+        &self.memory
     }
 
     /// Words of the largest step's inputs.
@@ -208,9 +259,9 @@ impl Runner {
         let outputs = &mut self.staging[number % IN_FLIGHT].outputs;
         self.sampler.sample(&self.stream, &self.packed, params, outputs)?;
         mark(&self.stream, self.timing)?;
-        let times = SubmitTimes { upload, launch: start.elapsed() - upload, graph };
-        let events = events.try_into().ok();
-        Ok(InFlight { number, wanted: plan.samples.iter().map(Wanted::of).collect(), events, times })
+        let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
+        let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events };
+        Ok(InFlight { number, wanted: plan.samples.iter().map(Wanted::of).collect(), times })
     }
 
     /// Waits for a step's tokens.
@@ -323,23 +374,29 @@ impl Runner {
         })?)
     }
 
-    /// Captures the decode graphs.
-    fn capture(&mut self) -> Result<()> {
-        let limits = self.config.limits;
-        for sequences in graphs::ladder(limits.max_sequences) {
-            let shape = StepShape::decode(sequences, limits.max_model_len);
-            let layout = Layout::of(&shape);
-            let (kv, work, model) = (&mut self.kv, &mut self.work, &self.model);
-            let (packed, tables, sampler) = (&self.packed, &self.tables, &mut self.sampler);
-            let graph = self.stream.capture(|stream| -> Result<()> {
-                let step = layout.input(&shape, packed, fixed(tables, sampler));
-                model.forward(stream, &step, kv, work)?;
-                model.head(stream, layout.rows(packed), work, sampler.logits_mut(sequences))
-            })?;
-            self.graphs.push(sequences, graph);
-        }
-        Ok(())
+    /// Captures a step in which so many sequences decode.
+    fn capture(&mut self, sequences: usize) -> Result<Graph> {
+        let shape = StepShape::decode(sequences, self.config.limits.max_model_len);
+        let layout = Layout::of(&shape);
+        let (kv, work, model) = (&mut self.kv, &mut self.work, &self.model);
+        let (packed, tables, sampler) = (&self.packed, &self.tables, &mut self.sampler);
+        self.stream.capture(|stream| {
+            let step = layout.input(&shape, packed, fixed(tables, sampler));
+            model.forward(stream, &step, kv, work)?;
+            model.head(stream, layout.rows(packed), work, sampler.logits_mut(sequences))
+        })
     }
+}
+
+impl Staging {
+    fn bytes(&self) -> usize {
+        self.inputs.len() + self.tables.len() + self.outputs.len()
+    }
+}
+
+/// Free bytes of device memory; 0 on the CPU.
+fn free(device: &Device) -> Result<usize> {
+    Ok(device.memory()?.map_or(0, |(free, _)| free))
 }
 
 /// The inputs that do not move.

@@ -21,13 +21,19 @@ struct Changed {
 }
 
 impl BlockTables {
-    /// Every entry names the null page, so that padding has something to read.
-    pub fn new(stream: &Stream, rows: usize, pages: usize, null_page: u32) -> Result<Self> {
+    /// For `rows` sequences of up to `pages` pages.
+    pub fn new(stream: &Stream, rows: usize, pages: usize) -> Result<Self> {
         let stride = Self::stride(pages);
-        let mirror = vec![null_page; rows * stride];
-        let mut device = Buffer::new(stream.device(), DType::U32, mirror.len())?;
-        stream.upload(&mirror, device.view_mut())?;
-        Ok(BlockTables { device, mirror, rows, stride })
+        let device = Buffer::new(stream.device(), DType::U32, rows * stride)?;
+        let mut tables = BlockTables { device, mirror: vec![0; rows * stride], rows, stride };
+        tables.clear(stream, 0)?;
+        Ok(tables)
+    }
+
+    /// Every entry names the null page, so that padding has something to read.
+    pub fn clear(&mut self, stream: &Stream, null_page: u32) -> Result<()> {
+        self.mirror.fill(null_page);
+        Ok(stream.upload(&self.mirror, self.device.view_mut())?)
     }
 
     /// Entries of a row for sequences of up to `pages` pages.
@@ -86,9 +92,17 @@ impl BlockTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{PlannedSequence, SequenceId};
+    use crate::scheduler::{Limits, PlannedSequence, Scheduler, SequenceId, SequenceRequest};
     use kernels_host::Target;
     use proptest::prelude::*;
+
+    /// Only a scheduler makes ids.
+    fn id() -> SequenceId {
+        let limits = Limits { max_tokens: 10, max_sequences: 1, max_model_len: 10 };
+        let mut scheduler = Scheduler::new(limits, 1);
+        scheduler.add(SequenceRequest { prompt: vec![1], ..SequenceRequest::default() });
+        scheduler.plan().unwrap().sequences[0].id
+    }
 
     fn plan(tables: &[Vec<u32>]) -> StepPlan {
         let mut plan = StepPlan::default();
@@ -96,7 +110,7 @@ mod tests {
             let start = plan.pages.len();
             plan.pages.extend(pages);
             plan.sequences.push(PlannedSequence {
-                id: SequenceId::default(),
+                id: id(),
                 seq_slot: 0,
                 queries: 1,
                 kv_len: 1,
@@ -109,7 +123,7 @@ mod tests {
     #[test]
     fn only_what_changed_is_copied() {
         let stream = Device::cpu().stream().unwrap();
-        let mut tables = BlockTables::new(&stream, 4, 6, 9).unwrap();
+        let mut tables = BlockTables::new(&stream, 4, 6).unwrap();
         let changed = |rows, columns| Some(Changed { rows, columns });
         assert_eq!(tables.mirror(&plan(&[vec![1, 2], vec![3]])), changed((0, 2), (0, 2)));
         assert_eq!(tables.mirror(&plan(&[vec![1, 2], vec![3]])), None);
@@ -125,7 +139,7 @@ mod tests {
         ) {
             for device in [Device::cpu(), Device::emulated(Target::Sm80, 0)] {
                 let stream = device.stream().unwrap();
-                let mut tables = BlockTables::new(&stream, 4, 6, 99).unwrap();
+                let mut tables = BlockTables::new(&stream, 4, 6).unwrap();
                 let mut staging = tables.staging(&device).unwrap();
                 for step in &steps {
                     tables.update(&stream, &plan(step), &mut staging).unwrap();

@@ -1,5 +1,6 @@
 //! Cases of the sampling kernel, checked against the definitions in f64.
-use super::token::{Sample, SamplingParams, sample_row};
+use super::SamplingParams;
+use super::token::{Sample, sample_row};
 use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Work};
 use crate::{Buffer, DType, Error, Stream};
 use kernels_gpu::sample::{fixed, token as gpu};
@@ -232,6 +233,8 @@ impl Prepared for Data {
             logits: self.device_logits.matrix(sequences, stride).columns(0, self.vocab),
             params: self.device_params.matrix(sequences, SamplingParams::WORDS),
             out: self.out.matrix_mut(1, sequences),
+            last_tokens: None,
+            adjust: None,
         }
         .launch(stream)
     }
