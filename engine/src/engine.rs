@@ -180,7 +180,7 @@ impl Engine {
 
     /// Waits for one step and returns what it did. The next one is queued before: the device goes on meanwhile.
     pub fn step(&mut self) -> Result<Vec<Progress>> {
-        let (plan, step) = match self.running.take() {
+        let (plan, mut step) = match self.running.take() {
             Some(running) => running,
             None => match self.submit()? {
                 Some(running) => running,
@@ -190,7 +190,7 @@ impl Engine {
         if self.overlap {
             self.running = self.submit()?;
         }
-        let (mut times, start) = (step.times, Instant::now());
+        let (mut times, start) = (std::mem::take(&mut step.times), Instant::now());
         let events = times.events.take();
         let output = self.runner.collect(step)?;
         let wait = start.elapsed();

@@ -73,15 +73,15 @@ impl Trace {
 
     /// Reads the events.
     pub fn finish(self) -> Result<Vec<StepTimes>> {
-        let mut first = None;
+        let mut first: Option<Event> = None;
         let mut steps = Vec::with_capacity(self.0.len());
         for (mut times, events) in self.0 {
             if let Some([start, kernels, end]) = events {
-                let first = first.get_or_insert(start);
-                // The first step's own start is what the others count from.
-                let at = |event: &Event| event.elapsed_ms(first);
-                let kernels = at(&kernels)?;
-                times.device = Some(DeviceTimes { start: kernels, kernels, end: at(&end)? });
+                let since = first.as_ref().unwrap_or(&start);
+                let at = |event: &Event| event.elapsed_ms(since);
+                let begin = if first.is_some() { at(&start)? } else { 0.0 };
+                times.device = Some(DeviceTimes { start: begin, kernels: at(&kernels)?, end: at(&end)? });
+                first.get_or_insert(start);
             }
             steps.push(times);
         }
