@@ -314,6 +314,10 @@ fn left_pages(
 const ROUNDING: usize = 4 << 20;
 
 #[cfg(test)]
+#[path = "engine_tests.rs"]
+mod step_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
