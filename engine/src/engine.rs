@@ -5,9 +5,7 @@ use crate::error::{Error, Result};
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{InFlight, MemoryBudget, Runner, RunnerConfig};
-use crate::scheduler::{
-    Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput, StepPlan,
-};
+use crate::scheduler::{Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput, StepPlan};
 use crate::trace::{LoadTimes, StepTimes, Trace};
 use kernels_host::{DType, Device};
 use std::time::Instant;

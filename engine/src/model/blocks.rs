@@ -248,7 +248,13 @@ impl Attention {
     }
 
     /// Decode attention for the leading sequences, which have few queries, prefill attention for the rest.
-    fn attend(&self, stream: &Stream, step: &StepInput<'_>, cache: &LayerCache<'_>, work: &mut Activations) -> Result<()> {
+    fn attend(
+        &self,
+        stream: &Stream,
+        step: &StepInput<'_>,
+        cache: &LayerCache<'_>,
+        work: &mut Activations,
+    ) -> Result<()> {
         let (tokens, first) = (step.num_tokens(), step.decode_tokens);
         let q_size = self.heads * self.head_dim;
         let q = work.qkv.matrix(tokens, q_size + 2 * self.kv_heads * self.head_dim).columns(0, q_size);

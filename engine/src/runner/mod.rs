@@ -19,6 +19,7 @@ use graphs::Graphs;
 use kernels_host::{Buffer, DType, Device, Event, Graph, Pinned, Stream};
 use layout::{Fixed, Layout, StepShape};
 use sampler::{Sampler, Wanted};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 use tables::BlockTables;
 
@@ -50,13 +51,7 @@ pub struct Runner {
     /// Dropped first: the graphs run on everything below.
     graphs: Graphs,
     stream: Stream,
-    model: Model,
-    kv: KvCache,
-    work: Activations,
-    /// A step's small inputs, as [`Layout`] packs them.
-    packed: Buffer,
-    tables: BlockTables,
-    sampler: Sampler,
+    body: Body,
     staging: [Staging; IN_FLIGHT],
     /// Steps submitted and collected so far.
     submitted: usize,
@@ -64,7 +59,20 @@ pub struct Runner {
     config: RunnerConfig,
     /// Whether steps are timed on the device.
     timing: bool,
+    /// Whether the next step is run kernel by kernel, each timed.
+    profile: bool,
     memory: MemoryUse,
+}
+
+/// What steps run on.
+struct Body {
+    model: Model,
+    kv: KvCache,
+    work: Activations,
+    /// A step's small inputs, as [`Layout`] packs them.
+    packed: Buffer,
+    tables: BlockTables,
+    sampler: Sampler,
 }
 
 /// Pinned memory of one step in flight.
@@ -96,6 +104,8 @@ pub(crate) struct SubmitTimes {
     pub graph: Option<usize>,
     /// On the device: before the copies, before the kernels, after them.
     pub events: Option<[Event; 3]>,
+    /// Milliseconds of every kernel, if they were asked for.
+    pub kernels: Option<Vec<(&'static str, f32)>>,
 }
 
 impl Runner {
@@ -128,18 +138,14 @@ impl Runner {
         };
         let mut runner = Runner {
             graphs: Graphs::default(),
-            packed: Buffer::new(&device, DType::U32, words)?,
             staging: [staging()?, staging()?],
             stream,
-            model,
-            kv,
-            work,
-            tables,
-            sampler,
+            body: Body { packed: Buffer::new(&device, DType::U32, words)?, model, kv, work, tables, sampler },
             submitted: 0,
             collected: 0,
             config,
             timing: false,
+            profile: false,
             memory: MemoryUse::default(),
         };
         runner.reserve(pages)?;
@@ -162,27 +168,28 @@ impl Runner {
             drop(graph);
         }
         let pages = pages(one * sizes.len())?;
-        self.kv = KvCache::new(&device, self.model.config(), self.model.dtype(), pages, host_pages)?;
-        self.kv.clear(&self.stream)?;
-        self.tables.clear(&self.stream, self.kv.null_page())?;
+        self.body.kv = KvCache::new(&device, self.body.model.config(), self.body.model.dtype(), pages, host_pages)?;
+        self.body.kv.clear(&self.stream)?;
+        self.body.tables.clear(&self.stream, self.body.kv.null_page())?;
         let before = free(&device)?;
         for sequences in sizes {
             let graph = self.capture(sequences)?;
             self.graphs.push(sequences, graph);
         }
         self.stream.synchronize()?;
-        let (rows, vocab) = (self.config.head_rows(), self.model.config().vocab_size);
+        let (rows, vocab) = (self.config.head_rows(), self.body.model.config().vocab_size);
         let (logits, sampling) = Sampler::bytes(vocab, rows, limits.max_sequences);
         self.memory = MemoryUse {
-            weights: crate::weights::parameter_count(self.model.config()) as usize * self.model.dtype().size(),
-            kv_cache: self.kv.device_bytes(),
-            activations: self.work.bytes(),
+            weights: crate::weights::parameter_count(self.body.model.config()) as usize
+                * self.body.model.dtype().size(),
+            kv_cache: self.body.kv.device_bytes(),
+            activations: self.body.work.bytes(),
             logits,
             sampling,
             inputs: budget::input_bytes(&limits, rows),
             kernels,
             graphs: before.saturating_sub(free(&device)?),
-            pinned: self.kv.host_bytes() + self.staging.iter().map(Staging::bytes).sum::<usize>(),
+            pinned: self.body.kv.host_bytes() + self.staging.iter().map(Staging::bytes).sum::<usize>(),
         };
         Ok(())
     }
@@ -205,7 +212,7 @@ impl Runner {
 
     /// The model.
     pub fn model(&self) -> &Model {
-        &self.model
+        &self.body.model
     }
 
     /// Batch sizes that graphs were captured for.
@@ -216,6 +223,15 @@ impl Runner {
     /// Whether steps are timed on the device from now on. The CPU device has no timers.
     pub fn set_timing(&mut self, on: bool) {
         self.timing = on && !self.device().is_cpu();
+    }
+
+    /// Runs the next step kernel by kernel and times each. An emulated device's times are the host's.
+    ///
+    /// # Panics
+    /// On the CPU device.
+    pub fn profile_next(&mut self) {
+        assert!(!self.device().is_cpu(), "the CPU device launches nothing");
+        self.profile = true;
     }
 
     /// Runs one step, alone.
@@ -245,22 +261,22 @@ impl Runner {
         let (shape, layout, params) = self.upload(plan, number % IN_FLIGHT)?;
         mark(&self.stream, self.timing)?;
         let upload = start.elapsed();
-        let graph = if shape.is_plain_decode() { self.graphs.find(plan.sequences.len()) } else { None };
-        let graph = match graph {
-            Some((sequences, graph)) => {
-                graph.launch(&self.stream)?;
-                Some(sequences)
-            }
-            None => {
-                self.forward(&shape, &layout)?;
-                None
-            }
-        };
+        let (mut graph, mut kernels) = (None, None);
+        if std::mem::take(&mut self.profile) {
+            kernels = Some(self.stream.profile(|stream| self.body.forward(stream, &shape, &layout))?);
+        } else if shape.is_plain_decode()
+            && let Some((sequences, captured)) = self.graphs.find(plan.sequences.len())
+        {
+            captured.launch(&self.stream)?;
+            graph = Some(sequences);
+        } else {
+            self.body.forward(&self.stream, &shape, &layout)?;
+        }
         let outputs = &mut self.staging[number % IN_FLIGHT].outputs;
-        self.sampler.sample(&self.stream, &self.packed, params, outputs)?;
+        self.body.sampler.sample(&self.stream, &self.body.packed, params, outputs)?;
         mark(&self.stream, self.timing)?;
         let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
-        let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events };
+        let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events, kernels };
         Ok(InFlight { number, wanted: plan.samples.iter().map(Wanted::of).collect(), times })
     }
 
@@ -272,7 +288,7 @@ impl Runner {
         assert_eq!(step.number, self.collected, "steps are collected in their order");
         self.collected += 1;
         let outputs = &mut self.staging[step.number % IN_FLIGHT].outputs;
-        Ok(StepOutput { samples: self.sampler.collect(&step.wanted, outputs)? })
+        Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, outputs)? })
     }
 
     /// Runs one step without sampling and calls `each` with every token's row and its logits, `vocab_size` of them.
@@ -280,16 +296,17 @@ impl Runner {
         assert_eq!(self.submitted, self.collected, "logits beside a step in flight");
         self.move_pages(plan)?;
         let (shape, layout, _) = self.upload(plan, 0)?;
-        let vocab = self.model.config().vocab_size;
-        let step = layout.input(&shape, &self.packed, fixed(&self.tables, &self.sampler));
-        self.model.forward(&self.stream, &step, &mut self.kv, &mut self.work)?;
+        // Up to the hidden states: the head sees all rows, in parts.
+        self.body.forward(&self.stream, &StepShape { head_rows: 0, ..shape }, &layout)?;
+        let Body { model, work, packed, sampler, .. } = &mut self.body;
+        let vocab = model.config().vocab_size;
         let rows: Vec<u32> = (0..plan.tokens.len() as u32).collect();
         let mut host = Vec::new();
-        for rows in rows.chunks(self.sampler.max_rows().min(self.packed.len())) {
-            self.stream.upload(rows, self.packed.view_mut().columns(0, rows.len()))?;
-            let logits = self.sampler.logits_mut(rows.len());
-            self.model.head(&self.stream, self.packed.view().columns(0, rows.len()), &mut self.work, logits)?;
-            let stride = self.sampler.download_logits(&self.stream, rows.len(), &mut host)?;
+        for rows in rows.chunks(sampler.max_rows()) {
+            self.stream.upload(rows, packed.view_mut().columns(0, rows.len()))?;
+            let logits = sampler.logits_mut(rows.len());
+            model.head(&self.stream, packed.view().columns(0, rows.len()), work, logits)?;
+            let stride = sampler.download_logits(&self.stream, rows.len(), &mut host)?;
             for (row, logits) in rows.iter().zip(host.chunks(stride)) {
                 each(*row as usize, &logits[..vocab]);
             }
@@ -300,13 +317,13 @@ impl Runner {
     /// Moves and copies pages, as a plan says, in its order.
     fn move_pages(&mut self, plan: &StepPlan) -> Result<()> {
         for &(page, host) in &plan.swap_out {
-            self.kv.swap_out(&self.stream, page, host)?;
+            self.body.kv.swap_out(&self.stream, page, host)?;
         }
         for &(host, page) in &plan.swap_in {
-            self.kv.swap_in(&self.stream, host, page)?;
+            self.body.kv.swap_in(&self.stream, host, page)?;
         }
         for &(from, to) in &plan.copies {
-            self.kv.copy_page(&self.stream, from, to)?;
+            self.body.kv.copy_page(&self.stream, from, to)?;
         }
         Ok(())
     }
@@ -321,23 +338,12 @@ impl Runner {
         }
         let layout = Layout::of(&shape);
         let Staging { inputs, tables, .. } = &mut self.staging[slot];
-        self.tables.update(&self.stream, plan, tables)?;
+        self.body.tables.update(&self.stream, plan, tables)?;
         let words = inputs.host::<u32>()?;
         layout.write(plan, words);
-        let params = self.sampler.write(plan, layout.words, words);
-        self.stream.upload_pinned(inputs, 0, self.packed.view_mut().columns(0, params.end()))?;
+        let params = self.body.sampler.write(plan, layout.words, words);
+        self.stream.upload_pinned(inputs, 0, self.body.packed.view_mut().columns(0, params.end()))?;
         Ok((shape, layout, params))
-    }
-
-    /// Queues the kernels of a step up to its logits, one by one.
-    fn forward(&mut self, shape: &StepShape, layout: &Layout) -> Result<()> {
-        let step = layout.input(shape, &self.packed, fixed(&self.tables, &self.sampler));
-        self.model.forward(&self.stream, &step, &mut self.kv, &mut self.work)?;
-        if shape.head_rows == 0 {
-            return Ok(());
-        }
-        let logits = self.sampler.logits_mut(shape.head_rows);
-        self.model.head(&self.stream, layout.rows(&self.packed), &mut self.work, logits)
     }
 
     /// Loads every kernel that steps within the bounds may launch. On an emulated device they are read when they run.
@@ -346,9 +352,6 @@ impl Runner {
             return Ok(0);
         }
         let limits = self.config.limits;
-        let (stream, model) = (&self.stream, &self.model);
-        let (kv, work, sampler) = (&mut self.kv, &mut self.work, &mut self.sampler);
-        let (packed, tables) = (&self.packed, &self.tables);
         let mut shapes: Vec<StepShape> =
             (1..=limits.max_sequences).map(|sequences| StepShape::decode(sequences, limits.max_model_len)).collect();
         // Kernels change with every token at first, later with every tile.
@@ -361,30 +364,42 @@ impl Runner {
                 fits.map(move |sequences| StepShape::verify(sequences, queries, limits.max_model_len))
             }));
         }
-        let layers = 0..model.config().num_layers.min(2);
-        Ok(stream.prepare(|stream| -> Result<()> {
+        let layers = 0..self.body.model.config().num_layers.min(2);
+        let body = &mut self.body;
+        self.stream.prepare(|stream| {
             for shape in &shapes {
-                let layout = Layout::of(shape);
-                let step = layout.input(shape, packed, fixed(tables, sampler));
-                model.embed(stream, &step, work)?;
-                model.layers(stream, layers.clone(), &step, kv, work)?;
-                model.head(stream, layout.rows(packed), work, sampler.logits_mut(shape.head_rows))?;
+                body.layers(stream, shape, &Layout::of(shape), layers.clone())?;
             }
-            sampler.prepare(stream, packed)
-        })?)
+            body.sampler.prepare(stream, &body.packed)
+        })
     }
 
     /// Captures a step in which so many sequences decode.
     fn capture(&mut self, sequences: usize) -> Result<Graph> {
         let shape = StepShape::decode(sequences, self.config.limits.max_model_len);
         let layout = Layout::of(&shape);
-        let (kv, work, model) = (&mut self.kv, &mut self.work, &self.model);
-        let (packed, tables, sampler) = (&self.packed, &self.tables, &mut self.sampler);
-        self.stream.capture(|stream| {
-            let step = layout.input(&shape, packed, fixed(tables, sampler));
-            model.forward(stream, &step, kv, work)?;
-            model.head(stream, layout.rows(packed), work, sampler.logits_mut(sequences))
-        })
+        self.stream.capture(|stream| self.body.forward(stream, &shape, &layout))
+    }
+}
+
+impl Body {
+    /// Queues the kernels of a step up to its logits, one by one.
+    fn forward(&mut self, stream: &Stream, shape: &StepShape, layout: &Layout) -> Result<()> {
+        self.layers(stream, shape, layout, 0..self.model.config().num_layers)
+    }
+
+    /// As [`Body::forward`], with some of the layers.
+    fn layers(&mut self, stream: &Stream, shape: &StepShape, layout: &Layout, layers: Range<usize>) -> Result<()> {
+        let Body { model, kv, work, packed, tables, sampler } = self;
+        let (last_tokens, drafts) = (sampler.last_tokens(), Some(sampler.drafts()));
+        let step = layout.input(shape, packed, Fixed { block_tables: tables.view(), last_tokens, drafts });
+        model.embed(stream, &step, work)?;
+        model.layers(stream, layers, &step, kv, work)?;
+        if shape.head_rows == 0 {
+            return Ok(());
+        }
+        let logits = sampler.logits_mut(shape.head_rows);
+        model.head(stream, layout.rows(packed), work, logits)
     }
 }
 
@@ -397,9 +412,4 @@ impl Staging {
 /// Free bytes of device memory; 0 on the CPU.
 fn free(device: &Device) -> Result<usize> {
     Ok(device.memory()?.map_or(0, |(free, _)| free))
-}
-
-/// The inputs that do not move.
-fn fixed<'a>(tables: &'a BlockTables, sampler: &'a Sampler) -> Fixed<'a> {
-    Fixed { block_tables: tables.view(), last_tokens: sampler.last_tokens(), drafts: Some(sampler.drafts()) }
 }

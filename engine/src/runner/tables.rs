@@ -80,10 +80,8 @@ impl BlockTables {
             let start = known.iter().zip(pages).position(|(known, page)| known != page).unwrap_or(0);
             known[start..].copy_from_slice(&pages[start..]);
             let (rows, columns) = changed.map_or(((row, row), (start, pages.len())), |c| (c.rows, c.columns));
-            changed = Some(Changed {
-                rows: (rows.0, row + 1),
-                columns: (columns.0.min(start), columns.1.max(pages.len())),
-            });
+            changed =
+                Some(Changed { rows: (rows.0, row + 1), columns: (columns.0.min(start), columns.1.max(pages.len())) });
         }
         changed
     }

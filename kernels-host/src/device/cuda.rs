@@ -384,7 +384,10 @@ fn by_rows(
     if rows.rows > 1 && rows.pitch <= MAX_PITCH {
         return all();
     }
-    (0..rows.rows).map(&mut one).find(|result| *result != sys::CUresult::CUDA_SUCCESS).unwrap_or(sys::CUresult::CUDA_SUCCESS)
+    (0..rows.rows)
+        .map(&mut one)
+        .find(|result| *result != sys::CUresult::CUDA_SUCCESS)
+        .unwrap_or(sys::CUresult::CUDA_SUCCESS)
 }
 
 /// Rows that follow each other on the host, to rows that need not on the device.

@@ -8,6 +8,7 @@ mod pinned;
 mod program;
 mod stream;
 mod tensor_map;
+mod watch;
 
 pub use emulated::{Emulation, Launches};
 pub use event::Event;

@@ -1,15 +1,13 @@
 //! Streams: launches and copies.
 use super::graph::keep;
 use super::pinned::Pitched;
+use super::watch::Watch;
 use super::{Backend, MIXED, cuda, emulated};
 use crate::buffer::{Mem, MemMut};
 use crate::{Device, Error, View, ViewMut};
 use bytemuck::Pod;
 use cudarc::driver::sys;
 use kernels_gpu::prim::{Entry, KernelArgs};
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A queue of work on a device. On the CPU and on an emulated device everything happens at once.
 pub struct Stream {
@@ -17,10 +15,7 @@ pub struct Stream {
     queue: Queue,
     /// Whether launches that ask for it may overlap their predecessor's end.
     overlap: bool,
-    /// Whether [`Stream::prepare`] is at work.
-    preparing: AtomicBool,
-    /// What it has met: entries, and the most dynamic shared memory that they are launched with.
-    met: Mutex<BTreeMap<&'static str, u32>>,
+    watch: Watch,
 }
 
 pub(super) enum Queue {
@@ -79,7 +74,7 @@ impl Stream {
             Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
             Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
         };
-        Ok(Stream { device, queue, overlap: true, preparing: AtomicBool::new(false), met: Mutex::default() })
+        Ok(Stream { device, queue, overlap: true, watch: Watch::default() })
     }
 
     /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
@@ -100,29 +95,12 @@ impl Stream {
         &self.queue
     }
 
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
     pub(super) fn is_preparing(&self) -> bool {
-        self.preparing.load(Ordering::Relaxed)
-    }
-
-    /// Loads every kernel that `work` launches, in parallel, and runs none of them: launches, fills and copies between
-    /// views do nothing meanwhile. Returns how many kernels it launches. Nothing else may use the stream.
-    ///
-    /// # Panics
-    /// On the CPU device.
-    pub fn prepare<E: From<Error>>(&self, work: impl FnOnce(&Stream) -> Result<(), E>) -> Result<usize, E> {
-        assert!(!self.is_cpu(), "{MIXED}");
-        self.preparing.store(true, Ordering::Relaxed);
-        let done = work(self);
-        self.preparing.store(false, Ordering::Relaxed);
-        let met = std::mem::take(&mut *self.met());
-        done?;
-        let entries: Vec<_> = met.into_iter().collect();
-        self.device.load(&entries)?;
-        Ok(entries.len())
-    }
-
-    fn met(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u32>> {
-        self.met.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.watch.is_preparing()
     }
 
     /// The device.
@@ -148,9 +126,7 @@ impl Stream {
             return Ok(());
         }
         if self.is_preparing() {
-            let mut met = self.met();
-            let shared = met.entry(entry.name).or_default();
-            *shared = launch.shared.max(*shared);
+            self.watch.meet(entry.name, launch);
             return Ok(());
         }
         let threads = launch.threads.unwrap_or(entry.threads);
@@ -163,7 +139,8 @@ impl Stream {
                 Queue::Cuda(queue) => queue.launch(entry.name, threads, launch, params),
                 Queue::Emulated(queue) => queue.launch(entry.name, threads, launch, params),
             }
-        })
+        })?;
+        if self.watch.is_profiling() { self.watch.time(entry.name, self) } else { Ok(()) }
     }
 
     /// How many clusters of `cluster` blocks of an entry run at once, each block with `shared` bytes of dynamic shared
@@ -248,7 +225,10 @@ impl Stream {
     /// # Panics
     /// If there are fewer columns, or the two ranges overlap.
     pub fn copy_columns(&self, matrix: ViewMut<'_>, from: usize, to: usize, count: usize) -> Result<(), Error> {
-        assert!(from.max(to) + count <= matrix.cols() && from.abs_diff(to) >= count, "columns {from} and {to}, {count}");
+        assert!(
+            from.max(to) + count <= matrix.cols() && from.abs_diff(to) >= count,
+            "columns {from} and {to}, {count}"
+        );
         let (rows, size) = (matrix.rows(), matrix.dtype().size());
         let (width, pitch) = (count * size, matrix.stride() * size);
         if self.is_preparing() || width == 0 {
@@ -268,9 +248,9 @@ impl Stream {
                 match &self.queue {
                     Queue::Cpu => panic!("{MIXED}"),
                     Queue::Cuda(queue) => queue.copy_rows(from, Pitched { address: to, rows, width, pitch }),
-                    Queue::Emulated(queue) => (0..rows as u64).map(|row| row * pitch as u64).try_for_each(|row| {
-                        queue.copy(from + row, to + row, width)
-                    }),
+                    Queue::Emulated(queue) => (0..rows as u64)
+                        .map(|row| row * pitch as u64)
+                        .try_for_each(|row| queue.copy(from + row, to + row, width)),
                 }
             }
         }
