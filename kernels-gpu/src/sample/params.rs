@@ -13,7 +13,7 @@
 pub const WORDS: u32 = 20;
 /// Flag: one of several rows of a sequence with drafts, whose tokens `sample/accept` decides on.
 pub const DRAFTED: u32 = 1;
-/// Word of the slot of the sequence.
+/// Word of the seed, before the position and the slot.
 pub const SEED: usize = 4;
 /// Word of the flags.
 pub const FLAGS: usize = 8;
@@ -21,5 +21,5 @@ pub const FLAGS: usize = 8;
 pub const LOGPROBS: usize = 11;
 /// Word of the penalties.
 pub const PENALTIES: usize = 12;
-/// Word of the drafts.
+/// Word of the drafts' first, before their number.
 pub const DRAFTS: usize = 18;
