@@ -95,7 +95,8 @@ impl Engine {
         let model = Model::load(&stream, model, source, progress)?;
         let weights = start.elapsed();
         let page = KvCache::page_bytes(model.config(), dtype);
-        let runner_config = RunnerConfig { limits, host_pages: 0, drafts: 0, eager: config.eager };
+        let runner_config =
+            RunnerConfig { limits, host_pages: 0, drafts: 0, synthetic_acceptance: None, eager: config.eager };
         let mut pages = wanted;
         let runner = Runner::new(stream, model, runner_config, |graphs| {
             pages = left_pages(memory, device.memory()?, config, graphs, page, wanted);

@@ -1,6 +1,6 @@
 //! What device memory is for.
 use super::layout::Layout;
-use super::sampler::{self, Sampler};
+use super::sampler::Sizes;
 use super::tables::BlockTables;
 use crate::config::ModelConfig;
 use crate::kv::{KvCache, PAGE_TOKENS};
@@ -28,8 +28,10 @@ impl MemoryBudget {
         let branch = if config.post_norms { config.hidden_size } else { 0 };
         let per_token =
             branch + 3 * config.hidden_size + config.q_size() * 2 + 2 * config.kv_size() + config.intermediate_size;
-        let (logits, sampling) = Sampler::bytes(config.vocab_size, sequences, sequences);
-        let inputs = input_bytes(limits, sequences);
+        let vocab = config.vocab_size;
+        let sizes = Sizes { vocab, rows: sequences, sequences, max_len: limits.max_model_len };
+        let (logits, sampling) = sizes.bytes();
+        let inputs = input_bytes(limits, &sizes);
         MemoryBudget {
             weights: crate::weights::parameter_count(config) as usize * size,
             activations: limits.max_tokens * per_token * size + logits + sampling + inputs + WORKSPACE,
@@ -38,11 +40,15 @@ impl MemoryBudget {
     }
 }
 
+/// Words of the largest step's packed inputs.
+pub(super) fn packed_words(limits: &Limits, sizes: &Sizes) -> usize {
+    Layout::most(limits.max_tokens, limits.max_sequences, sizes.rows) + sizes.most_params()
+}
+
 /// Bytes of a step's packed inputs and of the block tables, on the device.
-pub(super) fn input_bytes(limits: &Limits, head_rows: usize) -> usize {
-    let (tokens, sequences) = (limits.max_tokens, limits.max_sequences);
-    let packed = Layout::most(tokens, sequences, head_rows) + sampler::most_words(head_rows, sequences);
-    packed * size_of::<u32>() + BlockTables::bytes(sequences, limits.max_model_len.div_ceil(PAGE_TOKENS))
+pub(super) fn input_bytes(limits: &Limits, sizes: &Sizes) -> usize {
+    let tables = BlockTables::bytes(limits.max_sequences, limits.max_model_len.div_ceil(PAGE_TOKENS));
+    packed_words(limits, sizes) * size_of::<u32>() + tables
 }
 
 /// What a runner's device memory is used for, in bytes.

@@ -151,6 +151,11 @@ impl Layout {
         }
     }
 
+    /// Tokens of the step: u32 [1, tokens].
+    pub fn tokens<'a>(&self, packed: &'a Buffer) -> View<'a> {
+        packed.view().columns(self.tokens.start, self.tokens.len())
+    }
+
     /// Rows that the head sees: u32 [1, head rows].
     pub fn rows<'a>(&self, packed: &'a Buffer) -> View<'a> {
         packed.view().columns(self.rows.start, self.rows.len())

@@ -18,7 +18,7 @@ use crate::scheduler::{Limits, StepOutput, StepPlan};
 use graphs::Graphs;
 use kernels_host::{Buffer, DType, Device, Event, Graph, Pinned, Stream};
 use layout::{Fixed, Layout, StepShape};
-use sampler::{Sampler, Wanted};
+use sampler::{SampleStaging, Sampler, Sizes, Wanted};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tables::BlockTables;
@@ -35,6 +35,8 @@ pub struct RunnerConfig {
     pub host_pages: usize,
     /// Most drafts of a sequence in a step.
     pub drafts: usize,
+    /// Accept each draft with this probability, whatever is sampled: for benchmarks with random weights.
+    pub synthetic_acceptance: Option<f32>,
     /// Launch every kernel by itself instead of capturing graphs.
     pub eager: bool,
 }
@@ -43,6 +45,11 @@ impl RunnerConfig {
     /// Rows of logits that a step may have.
     fn head_rows(&self) -> usize {
         (self.limits.max_sequences * (1 + self.drafts)).min(self.limits.max_tokens.max(self.limits.max_sequences))
+    }
+
+    fn sizes(&self, vocab: usize) -> Sizes {
+        let Limits { max_sequences: sequences, max_model_len: max_len, .. } = self.limits;
+        Sizes { vocab, rows: self.head_rows(), sequences, max_len }
     }
 }
 
@@ -79,14 +86,14 @@ struct Body {
 struct Staging {
     inputs: Pinned,
     tables: Pinned,
-    outputs: Pinned,
+    sampling: SampleStaging,
 }
 
 /// A step that was queued. Steps are collected in the order in which they were submitted.
 #[must_use]
 pub struct InFlight {
     number: usize,
-    wanted: Vec<Wanted>,
+    wanted: Wanted,
     /// What the host did.
     pub(crate) times: SubmitTimes,
 }
@@ -124,16 +131,15 @@ impl Runner {
         // Kernels are loaded and a graph is measured over a cache of one page.
         let kv = KvCache::new(&device, shape, model.dtype(), 1, 0)?;
         let work = Activations::new(&stream, shape, model.dtype(), &limits)?;
-        let rows = config.head_rows();
         let table_pages = limits.max_model_len.div_ceil(PAGE_TOKENS);
         let tables = BlockTables::new(&stream, limits.max_sequences, table_pages)?;
-        let sampler = Sampler::new(&stream, shape.vocab_size, rows, limits.max_sequences)?;
-        let words = Self::packed_words(&config);
+        let sampler = Sampler::new(&stream, config.sizes(shape.vocab_size))?;
+        let words = budget::packed_words(&config.limits, &config.sizes(shape.vocab_size));
         let staging = || -> Result<Staging> {
             Ok(Staging {
                 inputs: Pinned::new(&device, words * size_of::<u32>())?,
                 tables: tables.staging(&device)?,
-                outputs: sampler.staging(&device)?,
+                sampling: sampler.staging(&device)?,
             })
         };
         let mut runner = Runner {
@@ -148,6 +154,7 @@ impl Runner {
             profile: false,
             memory: MemoryUse::default(),
         };
+        runner.body.sampler.synthetic_acceptance = config.synthetic_acceptance;
         runner.reserve(pages)?;
         Ok(runner)
     }
@@ -177,8 +184,8 @@ impl Runner {
             self.graphs.push(sequences, graph);
         }
         self.stream.synchronize()?;
-        let (rows, vocab) = (self.config.head_rows(), self.body.model.config().vocab_size);
-        let (logits, sampling) = Sampler::bytes(vocab, rows, limits.max_sequences);
+        let sizes = self.config.sizes(self.body.model.config().vocab_size);
+        let (logits, sampling) = sizes.bytes();
         self.memory = MemoryUse {
             weights: crate::weights::parameter_count(self.body.model.config()) as usize
                 * self.body.model.dtype().size(),
@@ -186,7 +193,7 @@ impl Runner {
             activations: self.body.work.bytes(),
             logits,
             sampling,
-            inputs: budget::input_bytes(&limits, rows),
+            inputs: budget::input_bytes(&limits, &sizes),
             kernels,
             graphs: before.saturating_sub(free(&device)?),
             pinned: self.body.kv.host_bytes() + self.staging.iter().map(Staging::bytes).sum::<usize>(),
@@ -197,12 +204,6 @@ impl Runner {
     /// What its memory is used for.
     pub fn memory(&self) -> &MemoryUse {
         &self.memory
-    }
-
-    /// Words of the largest step's inputs.
-    fn packed_words(config: &RunnerConfig) -> usize {
-        let (limits, rows) = (config.limits, config.head_rows());
-        Layout::most(limits.max_tokens, limits.max_sequences, rows) + sampler::most_words(rows, limits.max_sequences)
     }
 
     /// The device it runs on.
@@ -272,12 +273,13 @@ impl Runner {
         } else {
             self.body.forward(&self.stream, &shape, &layout)?;
         }
-        let outputs = &mut self.staging[number % IN_FLIGHT].outputs;
-        self.body.sampler.sample(&self.stream, &self.body.packed, params, outputs)?;
+        let Body { sampler, packed, .. } = &mut self.body;
+        let staging = &mut self.staging[number % IN_FLIGHT].sampling;
+        sampler.sample(&self.stream, packed, layout.tokens(packed), params, staging)?;
         mark(&self.stream, self.timing)?;
         let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
         let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events, kernels };
-        Ok(InFlight { number, wanted: plan.samples.iter().map(Wanted::of).collect(), times })
+        Ok(InFlight { number, wanted: Wanted::of(plan, params), times })
     }
 
     /// Waits for a step's tokens.
@@ -287,8 +289,8 @@ impl Runner {
     pub fn collect(&mut self, step: InFlight) -> Result<StepOutput> {
         assert_eq!(step.number, self.collected, "steps are collected in their order");
         self.collected += 1;
-        let outputs = &mut self.staging[step.number % IN_FLIGHT].outputs;
-        Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, outputs)? })
+        let staging = &mut self.staging[step.number % IN_FLIGHT].sampling;
+        Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, staging)? })
     }
 
     /// Runs one step without sampling and calls `each` with every token's row and its logits, `vocab_size` of them.
@@ -306,9 +308,9 @@ impl Runner {
             self.stream.upload(rows, packed.view_mut().columns(0, rows.len()))?;
             let logits = sampler.logits_mut(rows.len());
             model.head(&self.stream, packed.view().columns(0, rows.len()), work, logits)?;
-            let stride = sampler.download_logits(&self.stream, rows.len(), &mut host)?;
-            for (row, logits) in rows.iter().zip(host.chunks(stride)) {
-                each(*row as usize, &logits[..vocab]);
+            sampler.download_logits(&self.stream, rows.len(), &mut host)?;
+            for (row, logits) in rows.iter().zip(host.chunks(vocab)) {
+                each(*row as usize, logits);
             }
         }
         Ok(())
@@ -337,7 +339,8 @@ impl Runner {
             shape = StepShape::decode(sequences, self.config.limits.max_model_len);
         }
         let layout = Layout::of(&shape);
-        let Staging { inputs, tables, .. } = &mut self.staging[slot];
+        let Staging { inputs, tables, sampling } = &mut self.staging[slot];
+        self.body.sampler.enter(&self.stream, plan, sampling)?;
         self.body.tables.update(&self.stream, plan, tables)?;
         let words = inputs.host::<u32>()?;
         layout.write(plan, words);
@@ -365,12 +368,12 @@ impl Runner {
             }));
         }
         let layers = 0..self.body.model.config().num_layers.min(2);
-        let body = &mut self.body;
+        let (body, staging) = (&mut self.body, &mut self.staging[0].sampling);
         self.stream.prepare(|stream| {
             for shape in &shapes {
                 body.layers(stream, shape, &Layout::of(shape), layers.clone())?;
             }
-            body.sampler.prepare(stream, &body.packed)
+            body.sampler.prepare(stream, &body.packed, staging)
         })
     }
 
@@ -405,7 +408,7 @@ impl Body {
 
 impl Staging {
     fn bytes(&self) -> usize {
-        self.inputs.len() + self.tables.len() + self.outputs.len()
+        self.inputs.len() + self.tables.len() + self.sampling.bytes()
     }
 }
 
