@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::kv::PAGE_TOKENS;
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{MemoryBudget, Runner};
-use crate::scheduler::{Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput};
+use crate::scheduler::{Limits, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SequenceRequest, StepOutput};
 use kernels_host::{DType, Device};
 
 /// Bounds and memory of an engine.
@@ -74,7 +74,7 @@ impl Engine {
         let stream = device.stream()?;
         let model = Model::load(&stream, model, source, progress)?;
         let runner = Runner::new(stream, model, &limits, pages)?;
-        Ok(Engine { scheduler: Scheduler::new(limits, pages), runner })
+        Ok(Engine { scheduler: Scheduler::new(SchedulerConfig::new(limits), pages), runner })
     }
 
     /// What runs the steps.
@@ -99,26 +99,18 @@ impl Engine {
 
     /// Queues a sequence.
     pub fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
-        request.sampling.validate()?;
-        let (len, max) = (request.prompt.len(), self.max_len());
-        if request.prompt.is_empty() {
-            return Err(Error::Request { problem: "the prompt is empty".into() });
-        }
-        if len >= max {
-            return Err(Error::PromptTooLong { tokens: len, max });
-        }
         let vocab = self.runner.model().config().vocab_size;
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request {
                 problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
             });
         }
-        Ok(self.scheduler.add(request))
+        self.scheduler.add(request)
     }
 
     /// Drops a sequence.
     pub fn cancel(&mut self, id: RequestId) {
-        self.scheduler.cancel(id);
+        let _ = self.scheduler.cancel(id);
     }
 
     /// Whether [`Engine::step`] would do anything.
