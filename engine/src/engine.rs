@@ -5,7 +5,10 @@ use crate::error::{Error, Result};
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{InFlight, MemoryBudget, Runner, RunnerConfig};
-use crate::scheduler::{Limits, Progress, RequestId, Sampled, Scheduler, SequenceRequest, StepOutput, StepPlan};
+use crate::scheduler::{
+    Limits, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics, SequenceRequest,
+    StepOutput, StepPlan,
+};
 use crate::trace::{LoadTimes, StepTimes, Trace};
 use kernels_host::{DType, Device};
 use std::time::Instant;
@@ -25,6 +28,12 @@ pub struct EngineConfig {
     pub kv_cache_memory_bytes: Option<usize>,
     /// Share of GPU memory that weights, activations and cache may take.
     pub gpu_memory_utilization: f32,
+    /// Keep computed blocks for prompts that start alike.
+    pub prefix_cache: bool,
+    /// Bytes of host memory for blocks that the GPU has no room for; 0 is off.
+    pub host_cache_bytes: usize,
+    /// When waiting sequences start.
+    pub policy: Policy,
     /// Launch every kernel by itself instead of CUDA graphs.
     pub eager: bool,
     /// Whether a step is planned and queued while the one before it runs; `None`: on a GPU.
@@ -40,6 +49,9 @@ impl Default for EngineConfig {
             kv_cache_tokens: None,
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
+            prefix_cache: true,
+            host_cache_bytes: 0,
+            policy: Policy::GuaranteedNoEvict,
             eager: false,
             overlap: None,
         }
@@ -95,8 +107,9 @@ impl Engine {
         let model = Model::load(&stream, model, source, progress)?;
         let weights = start.elapsed();
         let page = KvCache::page_bytes(model.config(), dtype);
+        let host_pages = if config.prefix_cache { config.host_cache_bytes / page } else { 0 };
         let runner_config =
-            RunnerConfig { limits, host_pages: 0, drafts: 0, synthetic_acceptance: None, eager: config.eager };
+            RunnerConfig { limits, host_pages, drafts: 0, synthetic_acceptance: None, eager: config.eager };
         let mut pages = wanted;
         let runner = Runner::new(stream, model, runner_config, |graphs| {
             pages = left_pages(memory, device.memory()?, config, graphs, page, wanted);
@@ -108,12 +121,27 @@ impl Engine {
         };
         let overlap = config.overlap.unwrap_or(!device.is_cpu());
         let load = LoadTimes { weights, ready: start.elapsed() - weights, used };
-        Ok(Engine { scheduler: Scheduler::new(limits, pages), runner, running: None, overlap, trace: None, load })
+        let scheduler =
+            SchedulerConfig { limits, policy: config.policy, prefix_cache: config.prefix_cache, host_pages };
+        Ok(Engine { scheduler: Scheduler::new(scheduler, pages), runner, running: None, overlap, trace: None, load })
     }
 
     /// How long loading took, and the memory that the driver says it took.
     pub fn load_times(&self) -> &LoadTimes {
         &self.load
+    }
+
+    /// What the scheduler counts.
+    pub fn metrics(&self) -> SchedulerMetrics {
+        self.scheduler.metrics()
+    }
+
+    /// Runs the next step kernel by kernel and times each ([`StepTimes::kernels`], while steps are traced).
+    ///
+    /// # Panics
+    /// On the CPU device.
+    pub fn profile_next_step(&mut self) {
+        self.runner.profile_next();
     }
 
     /// Notes times of every step from now on.
@@ -150,26 +178,18 @@ impl Engine {
 
     /// Queues a sequence.
     pub fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
-        request.sampling.validate()?;
-        let (len, max) = (request.prompt.len(), self.max_len());
-        if request.prompt.is_empty() {
-            return Err(Error::Request { problem: "the prompt is empty".into() });
-        }
-        if len >= max {
-            return Err(Error::PromptTooLong { tokens: len, max });
-        }
         let vocab = self.runner.model().config().vocab_size;
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request {
                 problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
             });
         }
-        Ok(self.scheduler.add(request))
+        self.scheduler.add(request)
     }
 
     /// Drops a sequence.
     pub fn cancel(&mut self, id: RequestId) {
-        self.scheduler.cancel(id);
+        let _ = self.scheduler.cancel(id);
     }
 
     /// Whether [`Engine::step`] would do anything.
@@ -197,7 +217,7 @@ impl Engine {
         let (tokens, sequences) = (plan.tokens.len(), plan.sequences.len());
         let progress = self.scheduler.commit(plan, &output);
         if let Some(trace) = &mut self.trace {
-            trace.push(StepTimes { tokens, sequences, wait, commit: start.elapsed(), ..StepTimes::of(&times) }, events);
+            trace.push(StepTimes { tokens, sequences, wait, commit: start.elapsed(), ..StepTimes::of(times) }, events);
         }
         Ok(progress)
     }

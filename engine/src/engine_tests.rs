@@ -16,6 +16,9 @@ const EAGER: EngineConfig = EngineConfig {
     kv_cache_tokens: Some(1024),
     kv_cache_memory_bytes: None,
     gpu_memory_utilization: 0.9,
+    prefix_cache: true,
+    host_cache_bytes: 0,
+    policy: Policy::GuaranteedNoEvict,
     eager: true,
     overlap: Some(false),
 };
@@ -57,7 +60,7 @@ fn run(engine: &mut Engine, requests: &[u32]) -> Vec<Vec<u32>> {
     answers
 }
 
-const OVERLAPS: [bool; 1] = [false];
+const OVERLAPS: [bool; 2] = [false, true];
 const ALL: [u32; 5] = [0, 1, 2, 3, 4];
 
 /// Each by itself.

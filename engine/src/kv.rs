@@ -115,39 +115,3 @@ impl KvCache {
         Ok(())
     }
 }
-
-/// Free pages. Pure bookkeeping: knows no device.
-#[derive(Debug)]
-pub struct PagePool {
-    free: Vec<u32>,
-    pages: usize,
-}
-
-impl PagePool {
-    /// All of `pages` free.
-    pub fn new(pages: usize) -> Self {
-        PagePool { free: (0..pages as u32).rev().collect(), pages }
-    }
-
-    /// Takes `count` pages, or none if there are fewer.
-    pub fn take(&mut self, count: usize) -> Option<Vec<u32>> {
-        let rest = self.free.len().checked_sub(count)?;
-        Some(self.free.split_off(rest))
-    }
-
-    /// Gives pages back.
-    pub fn give_back(&mut self, pages: Vec<u32>) {
-        self.free.extend(pages);
-        debug_assert!(self.free.len() <= self.pages, "a page was given back twice");
-    }
-
-    /// Pages that are free.
-    pub fn available(&self) -> usize {
-        self.free.len()
-    }
-
-    /// Pages in all.
-    pub fn pages(&self) -> usize {
-        self.pages
-    }
-}

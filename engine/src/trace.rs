@@ -16,7 +16,7 @@ pub struct LoadTimes {
 }
 
 /// Times of one step. All but `wait` is work of the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTimes {
     /// Rows.
     pub tokens: usize,
@@ -36,6 +36,8 @@ pub struct StepTimes {
     pub commit: Duration,
     /// What the device did; `None` on the CPU.
     pub device: Option<DeviceTimes>,
+    /// Milliseconds of every kernel up to the logits, where [`Engine::profile_next_step`](crate::engine::Engine) asked.
+    pub kernels: Option<Vec<(&'static str, f32)>>,
 }
 
 /// Milliseconds since the first traced step began on the device.
@@ -51,9 +53,9 @@ pub struct DeviceTimes {
 
 impl StepTimes {
     /// What is known when a step was queued.
-    pub(crate) fn of(times: &SubmitTimes) -> Self {
-        let SubmitTimes { plan, upload, launch, graph, .. } = *times;
-        StepTimes { plan, upload, launch, graph, ..StepTimes::default() }
+    pub(crate) fn of(times: SubmitTimes) -> Self {
+        let SubmitTimes { plan, upload, launch, graph, kernels, .. } = times;
+        StepTimes { plan, upload, launch, graph, kernels, ..StepTimes::default() }
     }
 
     /// The host's work.

@@ -90,15 +90,15 @@ impl BlockTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{Limits, PlannedSequence, Scheduler, SequenceId, SequenceRequest};
+    use crate::scheduler::{Limits, PlannedSequence, Scheduler, SchedulerConfig, SequenceId, SequenceRequest};
     use kernels_host::Target;
     use proptest::prelude::*;
 
     /// Only a scheduler makes ids.
     fn id() -> SequenceId {
         let limits = Limits { max_tokens: 10, max_sequences: 1, max_model_len: 10 };
-        let mut scheduler = Scheduler::new(limits, 1);
-        scheduler.add(SequenceRequest { prompt: vec![1], ..SequenceRequest::default() });
+        let mut scheduler = Scheduler::new(SchedulerConfig::new(limits), 1);
+        scheduler.add(SequenceRequest { prompt: vec![1], ..SequenceRequest::default() }).unwrap();
         scheduler.plan().unwrap().sequences[0].id
     }
 

@@ -98,10 +98,14 @@ pub struct SampleRow {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub id: SequenceId,
-    /// Rows of it, without drafts.
+    /// How often it had started over.
+    pub epoch: u32,
+    /// Rows of it, without drafts; 0 for answers that share their prompt's last row.
     pub queries: u32,
     /// Draft rows.
     pub drafts: u32,
+    /// Tokens in the cache after the step, without drafts.
+    pub kv: u32,
     /// Whether it has one of the plan's `samples`.
     pub samples: bool,
 }
