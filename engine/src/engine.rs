@@ -4,7 +4,7 @@ use crate::config::{Dtype, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
-use crate::runner::{InFlight, MemoryBudget, Runner, RunnerConfig};
+use crate::runner::{InFlight, MAX_BIASES, MemoryBudget, Runner, RunnerConfig};
 use crate::scheduler::{
     Limits, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics, SequenceRequest,
     StepOutput, StepPlan,
@@ -182,6 +182,12 @@ impl Engine {
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request {
                 problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
+            });
+        }
+        let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);
+        if biases > most {
+            return Err(Error::Request {
+                problem: format!("logit_bias names {biases} tokens, at most {most} are allowed"),
             });
         }
         self.scheduler.add(request)

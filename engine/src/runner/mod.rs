@@ -10,6 +10,7 @@ mod sampler;
 mod tables;
 
 pub use budget::{MemoryBudget, MemoryUse};
+pub use sampler::MAX_BIASES;
 
 use crate::error::Result;
 use crate::kv::{KvCache, PAGE_TOKENS};

@@ -4,8 +4,8 @@ use crate::scheduler::{FROM_DRAFT, FROM_SLOT, MAX_DRAFTS, SampleRow, Sampled, St
 use kernels_host::sample::{self, AcceptDrafts, Adjust, CountTokens, Sample, TopLogprobs, TopRow, counts_words};
 use kernels_host::{Buffer, DType, Device, Pinned, Stream, View, ViewMut};
 
-/// Biases of a request, at most.
-pub(super) const MAX_BIASES: usize = 1024;
+/// Entries of a request's `logit_bias`, at most.
+pub const MAX_BIASES: usize = 1024;
 /// Words of a row's parameters.
 const WORDS: usize = sample::SamplingParams::WORDS;
 /// Words of an accepted sequence: how many drafts, these, the token after them.
