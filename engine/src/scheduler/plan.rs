@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// In [`StepPlan::tokens`]: `FROM_SLOT | s` is the token that the sequence in slot `s` sampled last; only the device
-/// knows it yet.
+/// knows it yet. Only in rows of sequences that decode without drafts, each naming its own slot.
 pub const FROM_SLOT: u32 = 1 << 31;
 
 /// In [`StepPlan::tokens`]: `FROM_DRAFT | s * MAX_DRAFTS + j` is the draft model's token `j` for the sequence in slot

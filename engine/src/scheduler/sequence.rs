@@ -92,7 +92,7 @@ impl Sequence {
 
     /// Whether it can be planned now.
     pub fn ready(&self) -> bool {
-        !self.exhausted() && !(self.in_flight > 0 && self.needs_host())
+        !self.exhausted() && (self.in_flight == 0 || !self.needs_host())
     }
 
     /// Pages for its whole life: the last token is never fed back.
@@ -102,7 +102,7 @@ impl Sequence {
 
     /// The page that it fills at present, if that holds tokens already.
     pub fn partial_page(&self) -> Option<u32> {
-        (self.kv % PAGE_TOKENS != 0).then(|| self.pages[self.kv / PAGE_TOKENS])
+        (!self.kv.is_multiple_of(PAGE_TOKENS)).then(|| self.pages[self.kv / PAGE_TOKENS])
     }
 
     /// Forgets what is cached. The pages are the caller's.

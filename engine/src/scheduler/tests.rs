@@ -82,6 +82,48 @@ fn a_prompt_that_was_seen_is_not_computed_again() {
 }
 
 #[test]
+fn an_answer_is_reused_by_the_next_turn() {
+    let mut scheduler = scheduler(100);
+    scheduler.add(request(0..60, 140)).unwrap();
+    drain(&mut scheduler, 9);
+    let prompt = (0..60).chain([9; 140]).chain(500..510).collect();
+    scheduler.add(SequenceRequest { prompt, ..request(0..0, 1) }).unwrap();
+    assert_eq!(scheduler.plan().unwrap().positions[0], 192, "199 tokens were computed, three blocks of them are full");
+}
+
+#[test]
+fn the_youngest_of_the_lowest_priority_makes_room() {
+    let config = SchedulerConfig { policy: Policy::MaxUtilization, ..SchedulerConfig::new(LIMITS) };
+    let mut scheduler = Scheduler::new(config, 6);
+    let [low, old, young] = [1, 0, 0].map(|priority| {
+        let prompt = 1000 * scheduler.arrivals as u32..1000 * scheduler.arrivals as u32 + 63;
+        scheduler.add(SequenceRequest { priority, ..request(prompt, 200) }).unwrap()
+    });
+    let mut finished = Vec::new();
+    while let Some(plan) = scheduler.plan() {
+        let out = output(&plan, 9);
+        finished.extend(scheduler.commit(plan, &out).into_iter().filter(|p| p.finished.is_some()).map(|p| p.id));
+    }
+    assert_eq!(finished, [old, young, low]);
+    assert!(scheduler.metrics().preemptions > 0);
+}
+
+#[test]
+fn evicted_blocks_come_back_from_the_host() {
+    let config = SchedulerConfig { host_pages: 8, ..SchedulerConfig::new(LIMITS) };
+    let mut scheduler = Scheduler::new(config, 4);
+    scheduler.add(request(0..200, 1)).unwrap();
+    drain(&mut scheduler, 9);
+    scheduler.add(request(1000..1200, 1)).unwrap();
+    drain(&mut scheduler, 9);
+    assert_eq!((scheduler.metrics().swapped_out, scheduler.metrics().host_pages), (3, 3));
+    scheduler.add(request(0..200, 1)).unwrap();
+    let plan = scheduler.plan().unwrap();
+    assert_eq!((plan.swap_in.len(), plan.swap_out.len(), plan.tokens.len()), (3, 3, 8));
+    assert_eq!(scheduler.metrics().prefix_hits, 192);
+}
+
+#[test]
 fn answers_of_one_prompt_share_its_pages() {
     let mut scheduler = scheduler(100);
     let sampling = SamplingParams { seed: 5, ..SamplingParams::default() };

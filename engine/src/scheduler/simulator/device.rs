@@ -178,13 +178,14 @@ impl Device {
             let token = match plan.tokens[row] {
                 token if token & FROM_SLOT != 0 => {
                     ensure!(token == FROM_SLOT | sequence.seq_slot, "row {row} takes the token of another slot");
+                    ensure!(sequence.queries == 1, "row {row} of a prompt takes a slot's token");
                     self.last[sequence.seq_slot as usize]
                 }
                 token if token & FROM_DRAFT != 0 => {
                     let name = FROM_DRAFT | (sequence.seq_slot * MAX_DRAFTS as u32 + i - 1);
                     ensure!(token == name, "row {row} takes another draft");
                     // A draft model that is right three times of four.
-                    choose(before, seed, self.vocab) + u32::from(mix(before, 77) % 4 == 0)
+                    choose(before, seed, self.vocab) + u32::from(mix(before, 77).is_multiple_of(4))
                 }
                 token => token,
             };

@@ -106,10 +106,10 @@ fn setup(random: &mut Random) -> Setup {
 
 fn events(random: &mut Random, setup: &Setup, count: usize) -> Vec<Event> {
     let load = random.of(&[2, 6, 20]);
-    let features = random.below(4);
+    let (features, long) = (random.below(4), random.below(3) == 0);
     (0..count)
         .map(|_| match random.below(100) {
-            at if at < load => Event::Add(Box::new(arrival(random, setup, features))),
+            at if at < load => Event::Add(Box::new(arrival(random, setup, features, long))),
             at if at < load + 1 => Event::Cancel(random.below(6) as u64),
             at if at % 2 == 0 => Event::Plan,
             _ => Event::Commit,
@@ -117,7 +117,8 @@ fn events(random: &mut Random, setup: &Setup, count: usize) -> Vec<Event> {
         .collect()
 }
 
-fn arrival(random: &mut Random, setup: &Setup, features: usize) -> Arrival {
+/// `long`: short prompts with long answers, so that pages run out.
+fn arrival(random: &mut Random, setup: &Setup, features: usize, long: bool) -> Arrival {
     let longest = setup.config.limits.max_model_len.min(setup.pages * PAGE_TOKENS);
     let (a, b, c) = (random.below(longest), random.below(longest), random.below(longest));
     let lone = features == 0 || random.below(3) > 0;
@@ -131,9 +132,9 @@ fn arrival(random: &mut Random, setup: &Setup, features: usize) -> Arrival {
     let beam = (!lone && random.below(3) == 0).then_some(beam);
     Arrival {
         family: random.below(3) as u64,
-        shared: random.of(&[0, 64, 64, 128, 200, a]),
-        own: random.of(&[1, 2, 30, 63, 64, 65, b]),
-        max_tokens: random.of(&[1, 2, 10, 40, 100, c]),
+        shared: if long { random.of(&[0, 64]) } else { random.of(&[0, 64, 64, 128, 200, a]) },
+        own: if long { 1 + b % 64 } else { random.of(&[1, 2, 30, 63, 64, 65, b]) },
+        max_tokens: if long { longest / 2 + c / 2 } else { random.of(&[1, 2, 10, 40, 100, c]) },
         priority: random.of(&[0, 0, 0, 1, -1]),
         n: if lone { 1 } else { random.of(&[1, 2, 3, 2]) },
         beam,
@@ -298,47 +299,58 @@ impl<'a> Run<'a> {
     }
 }
 
-fn run(setup: &Setup, events: &[Event]) -> Result<Totals, String> {
-    let run = || {
+/// A run up to its end, or the number of events until it failed and why.
+fn run(setup: &Setup, events: &[Event]) -> Result<Totals, (usize, String)> {
+    let mut at = 0;
+    let life = || {
         let mut run = Run::new(setup);
         for event in events {
+            at += 1;
             run.event(event)?;
         }
         run.drain()?;
         let metrics = run.scheduler.metrics();
         Ok(Totals { metrics, ..run.totals })
     };
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+    let caught = catch_unwind(AssertUnwindSafe(life)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().cloned();
         Err(message.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default())
-    })
+    });
+    caught.map_err(|message| (at, message))
 }
 
-/// Removes events, and makes requests smaller, as long as the run still fails.
+/// Removes events, and makes requests simpler, as long as the run still fails; gives up after 2000 tries.
 fn shrink(setup: &Setup, mut events: Vec<Event>) -> Vec<Event> {
-    let fails = |events: &[Event]| run(setup, events).is_err();
+    let mut tries = 2000;
+    let mut fails = |events: &mut Vec<Event>| {
+        tries -= 1;
+        let failure = if tries > 0 { run(setup, events).err() } else { None };
+        failure.map(|(at, _)| events.truncate(at)).is_some()
+    };
+    fails(&mut events);
     let mut size = events.len() / 2;
     while size > 0 {
         let mut start = 0;
         while start < events.len() {
-            let without = [&events[..start], &events[(start + size).min(events.len())..]].concat();
-            if fails(&without) { events = without } else { start += size }
+            let mut without = [&events[..start], &events[(start + size).min(events.len())..]].concat();
+            if fails(&mut without) { events = without } else { start += size }
         }
         size /= 2;
     }
     for at in 0..events.len() {
-        let Event::Add(arrival) = &events[at] else { continue };
+        let Some(Event::Add(arrival)) = events.get(at).cloned() else { continue };
         let simpler = [
-            Arrival { beam: None, ..**arrival },
-            Arrival { n: 1, ..**arrival },
-            Arrival { speculation: Speculation::Off, ..**arrival },
-            Arrival { priority: 0, salt: 0, stops: false, ..**arrival },
-            Arrival { max_tokens: arrival.max_tokens / 2, ..**arrival },
+            Arrival { beam: None, ..*arrival },
+            Arrival { n: 1, ..*arrival },
+            Arrival { speculation: Speculation::Off, ..*arrival },
+            Arrival { priority: 0, salt: 0, stops: false, ..*arrival },
+            Arrival { max_tokens: arrival.max_tokens / 2, ..*arrival },
         ];
         for simpler in simpler {
-            let old = std::mem::replace(&mut events[at], Event::Add(Box::new(simpler)));
-            if !fails(&events) {
-                events[at] = old;
+            let mut changed = events.clone();
+            changed[at] = Event::Add(Box::new(simpler));
+            if fails(&mut changed) {
+                events = changed;
             }
         }
     }
@@ -350,9 +362,9 @@ fn live(seed: u64, count: usize) -> Totals {
     let mut random = Random(mix(seed, 1));
     let setup = setup(&mut random);
     let events = events(&mut random, &setup, count);
-    run(&setup, &events).unwrap_or_else(|failure| {
+    run(&setup, &events).unwrap_or_else(|(_, failure)| {
         let events = shrink(&setup, events);
-        let last = run(&setup, &events).err().unwrap_or_default();
+        let (_, last) = run(&setup, &events).err().unwrap_or_default();
         let trace: Vec<String> = events.iter().map(|event| format!("  {event:?}")).collect();
         panic!("seed {seed}: {failure}\n{setup:#?}\n{}\nthen: {last}", trace.join("\n"))
     })
