@@ -6,8 +6,8 @@ use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{InFlight, MAX_BIASES, MemoryBudget, Runner, RunnerConfig};
 use crate::scheduler::{
-    Limits, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics, SequenceRequest,
-    StepOutput, StepPlan,
+    Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics,
+    SequenceRequest, StepOutput, StepPlan,
 };
 use crate::trace::{LoadTimes, StepTimes, Trace};
 use kernels_host::{DType, Device};
@@ -34,6 +34,10 @@ pub struct EngineConfig {
     pub host_cache_bytes: usize,
     /// When waiting sequences start.
     pub policy: Policy,
+    /// Most draft tokens that a request may have checked in a step, up to [`MAX_DRAFTS`]; 0: no speculation.
+    pub max_drafts: usize,
+    /// For benchmarks with random weights: accept each draft with this probability, whatever is sampled.
+    pub synthetic_acceptance: Option<f32>,
     /// Launch every kernel by itself instead of CUDA graphs.
     pub eager: bool,
     /// Whether a step is planned and queued while the one before it runs; `None`: on a GPU.
@@ -52,6 +56,8 @@ impl Default for EngineConfig {
             prefix_cache: true,
             host_cache_bytes: 0,
             policy: Policy::GuaranteedNoEvict,
+            max_drafts: 0,
+            synthetic_acceptance: None,
             eager: false,
             overlap: None,
         }
@@ -108,8 +114,13 @@ impl Engine {
         let weights = start.elapsed();
         let page = KvCache::page_bytes(model.config(), dtype);
         let host_pages = if config.prefix_cache { config.host_cache_bytes / page } else { 0 };
-        let runner_config =
-            RunnerConfig { limits, host_pages, drafts: 0, synthetic_acceptance: None, eager: config.eager };
+        let runner_config = RunnerConfig {
+            limits,
+            host_pages,
+            drafts: config.max_drafts.min(MAX_DRAFTS),
+            synthetic_acceptance: config.synthetic_acceptance,
+            eager: config.eager,
+        };
         let mut pages = wanted;
         let runner = Runner::new(stream, model, runner_config, |graphs| {
             pages = left_pages(memory, device.memory()?, config, graphs, page, wanted);
@@ -182,6 +193,12 @@ impl Engine {
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request {
                 problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
+            });
+        }
+        let (drafts, most) = (request.speculation.drafts(), self.runner.config().drafts);
+        if drafts > most {
+            return Err(Error::Request {
+                problem: format!("{drafts} draft tokens a step were asked for, the engine was made for at most {most}"),
             });
         }
         let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);

@@ -2,6 +2,7 @@
 //! queued or not.
 use super::*;
 use crate::sampling::SamplingParams;
+use crate::scheduler::Speculation;
 use kernels_host::Target;
 
 /// Random weights; heads of 64 as real models have.
@@ -19,6 +20,8 @@ const EAGER: EngineConfig = EngineConfig {
     prefix_cache: true,
     host_cache_bytes: 0,
     policy: Policy::GuaranteedNoEvict,
+    max_drafts: 0,
+    synthetic_acceptance: None,
     eager: true,
     overlap: Some(false),
 };
@@ -124,4 +127,97 @@ fn a_cancelled_step_in_flight_is_dropped() {
     engine.step().unwrap();
     engine.cancel(id);
     assert_eq!(run(&mut engine, &[1]), expected);
+}
+
+/// Everything that an engine reports for one request.
+fn reports(engine: &mut Engine, request: SequenceRequest) -> Vec<Progress> {
+    engine.add(request).unwrap();
+    let mut all = Vec::new();
+    while engine.has_work() {
+        all.extend(engine.step().unwrap());
+    }
+    all
+}
+
+fn devices() -> [Device; 2] {
+    [Device::cpu(), Device::emulated(Target::Sm90a, 1)]
+}
+
+#[test]
+fn log_probabilities_come_with_the_tokens() {
+    for device in devices() {
+        let sampling = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
+        let request = SequenceRequest { sampling, ..request(1) };
+        let reports = reports(&mut load(&device, EngineConfig { eager: false, overlap: Some(true), ..EAGER }), request);
+        assert_eq!(reports.len(), 5);
+        for report in reports {
+            let logprobs = report.logprobs.unwrap();
+            assert_eq!((logprobs.rank, logprobs.top.len()), (1, 3), "greedy");
+            assert_eq!(logprobs.top[0], (report.token.unwrap(), logprobs.logprob));
+            assert!(logprobs.top.windows(2).all(|pair| pair[0].1 >= pair[1].1) && logprobs.logprob < 0.0);
+        }
+    }
+}
+
+#[test]
+fn answers_that_fork_are_those_of_single_requests() {
+    for device in devices() {
+        let mut engine = load(&device, EngineConfig { eager: false, overlap: Some(true), ..EAGER });
+        let sampling = SamplingParams { temperature: 1.0, seed: 40, ..SamplingParams::default() };
+        // 70 tokens: the forks share a page and copy a partly filled one.
+        let both = SequenceRequest { sampling: sampling.clone(), n: 2, ..request(1) };
+        let forked = reports(&mut engine, both);
+        for index in 0..2 {
+            let one = SamplingParams { seed: 40 + u64::from(index), ..sampling.clone() };
+            let alone = reports(&mut engine, SequenceRequest { sampling: one, ..request(1) });
+            let of = |reports: &[Progress], index| -> Vec<_> {
+                reports.iter().filter(|report| report.index == index).map(|report| report.token).collect()
+            };
+            assert_eq!(of(&forked, index), of(&alone, 0), "answer {index} on {device:?}");
+        }
+    }
+}
+
+#[test]
+fn verified_drafts_give_the_plain_answers() {
+    for device in devices() {
+        let plain = run(&mut load(&device, EAGER), &ALL);
+        for eager in [true, false] {
+            let config = EngineConfig { eager, max_drafts: 3, overlap: Some(true), ..EAGER };
+            let mut engine = load(&device, config);
+            let ids: Vec<_> = ALL
+                .iter()
+                .map(|&i| {
+                    // Anything that has been there is tried: most drafts are wrong.
+                    let speculation = Speculation::Ngram { drafts: 3, max_n: 2, min_n: 1 };
+                    engine.add(SequenceRequest { speculation, ..request(i) }).unwrap()
+                })
+                .collect();
+            let mut answers = vec![Vec::new(); ids.len()];
+            while engine.has_work() {
+                for progress in engine.step().unwrap() {
+                    answers[ids.iter().position(|id| *id == progress.id).unwrap()].extend(progress.token);
+                }
+            }
+            assert_eq!(answers, plain, "eager {eager} on {device:?}");
+            assert!(engine.metrics().drafted[0] > 0, "no drafts were checked");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_went_to_the_host_come_back() {
+    for device in devices() {
+        // Four pages: the second prompt pushes the first one's blocks out.
+        let config =
+            EngineConfig { kv_cache_tokens: Some(256), host_cache_bytes: 1 << 20, overlap: Some(true), ..EAGER };
+        let mut engine = load(&device, config);
+        let first = run(&mut engine, &[4]);
+        let _ = run(&mut engine, &[1]);
+        let other = SequenceRequest { prompt: (0..150).map(|j| (j * 11 + 5) % 160).collect(), ..request(1) };
+        let _ = reports(&mut engine, other);
+        assert!(engine.metrics().swapped_out > 0);
+        assert_eq!(run(&mut engine, &[4]), first, "{device:?}");
+        assert!(engine.metrics().swapped_in > 0, "{:?}", engine.metrics());
+    }
 }

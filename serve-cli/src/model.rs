@@ -140,6 +140,8 @@ impl LimitArgs {
             prefix_cache: !self.no_prefix_cache,
             host_cache_bytes: self.host_cache_bytes.unwrap_or(0) as usize,
             policy: self.scheduler_policy,
+            max_drafts: 0,
+            synthetic_acceptance: None,
             eager: self.eager,
             overlap: self.no_overlap.then_some(false),
         })

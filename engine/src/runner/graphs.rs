@@ -1,21 +1,21 @@
 //! CUDA graphs of decode steps, captured before the engine is ready.
 use kernels_host::Graph;
+use std::collections::BTreeMap;
 
-/// Graphs by the number of sequences, ascending. A step of fewer takes the next one and pads.
+/// Graphs by queries of a sequence and number of sequences. A step of fewer sequences takes the next one and pads.
 #[derive(Default)]
-pub(super) struct Graphs(Vec<(usize, Graph)>);
+pub(super) struct Graphs(BTreeMap<(usize, usize), Graph>);
 
 impl Graphs {
-    /// Adds one of more sequences than those before.
-    pub fn push(&mut self, sequences: usize, graph: Graph) {
-        assert!(self.0.last().is_none_or(|(last, _)| *last < sequences));
-        self.0.push((sequences, graph));
+    /// Adds one.
+    pub fn insert(&mut self, queries: usize, sequences: usize, graph: Graph) {
+        self.0.insert((queries, sequences), graph);
     }
 
-    /// The smallest for a step of so many sequences.
-    pub fn find(&self, sequences: usize) -> Option<(usize, &Graph)> {
-        let at = self.0.partition_point(|(size, _)| *size < sequences);
-        self.0.get(at).map(|(size, graph)| (*size, graph))
+    /// The smallest for a step of so many sequences with so many queries each, and its number of sequences.
+    pub fn find(&self, queries: usize, sequences: usize) -> Option<(usize, &Graph)> {
+        let (&(_, sequences), graph) = self.0.range((queries, sequences)..(queries + 1, 0)).next()?;
+        Some((sequences, graph))
     }
 
     /// How many there are.

@@ -42,17 +42,18 @@ impl StepShape {
         }
     }
 
-    /// `sequences` that decode one token each, of any length up to `max_kv`.
-    pub fn decode(sequences: usize, max_kv: usize) -> Self {
+    /// `sequences` of any length up to `max_kv` that decode `queries` tokens each: one, or drafts are verified.
+    pub fn decode(sequences: usize, queries: usize, max_kv: usize) -> Self {
+        let tokens = sequences * queries;
         StepShape {
-            tokens: sequences,
+            tokens,
             sequences,
             decodes: sequences,
-            decode_tokens: sequences,
-            max_decode_query: 1,
+            decode_tokens: tokens,
+            max_decode_query: queries,
             max_kv,
             max_query: 0,
-            head_rows: sequences,
+            head_rows: tokens,
         }
     }
 
@@ -61,16 +62,11 @@ impl StepShape {
         StepShape { tokens, sequences: 1, max_query: tokens, head_rows: 1, ..StepShape::default() }
     }
 
-    /// `sequences` that decode `queries` tokens each: drafts are verified.
-    pub fn verify(sequences: usize, queries: usize, max_kv: usize) -> Self {
-        let tokens = sequences * queries;
-        let decode = StepShape::decode(sequences, max_kv);
-        StepShape { tokens, decode_tokens: tokens, max_decode_query: queries, head_rows: tokens, ..decode }
-    }
-
-    /// Whether it is a step of decodes that all sample and have one query each: what graphs are captured for.
-    pub fn is_plain_decode(&self) -> bool {
-        self.sequences > 0 && *self == StepShape::decode(self.sequences, self.max_kv)
+    /// Queries of every sequence, if they all decode equally many and all sample: what graphs are captured for.
+    pub fn uniform(&self) -> Option<usize> {
+        let queries = self.max_decode_query;
+        let uniform = self.sequences > 0 && *self == StepShape::decode(self.sequences, queries, self.max_kv);
+        uniform.then_some(queries)
     }
 }
 
@@ -114,18 +110,20 @@ impl Layout {
         3 * (tokens + ALIGN) + 2 * (sequences + ALIGN) + sequences + 1 + ALIGN + head_rows + ALIGN
     }
 
-    /// Writes a plan's inputs. Where the layout is of more sequences than the plan has (both of plain decodes), padding
-    /// follows: token 0 at position 0, of which nothing is kept, seeing one token of whatever page is in its table.
-    pub fn write(&self, plan: &StepPlan, words: &mut [u32]) {
+    /// Writes a plan's inputs. Where the layout is of more sequences than the plan has (both of decodes with `queries`
+    /// queries each), padding follows: tokens 0 at position 0, of which nothing is kept, seeing as many tokens of whatever
+    /// page is in their table.
+    pub fn write(&self, plan: &StepPlan, queries: usize, words: &mut [u32]) {
         fill(&mut words[self.tokens.clone()], plan.tokens.iter().copied(), 0);
         fill(&mut words[self.positions.clone()], plan.positions.iter().copied(), 0);
         fill(&mut words[self.slots.clone()], plan.slots.iter().copied(), u32::MAX);
-        fill(&mut words[self.kv_lens.clone()], plan.sequences.iter().map(|sequence| sequence.kv_len), 1);
+        fill(&mut words[self.kv_lens.clone()], plan.sequences.iter().map(|sequence| sequence.kv_len), queries as u32);
         let (decodes, prefills) = plan.sequences.split_at(plan.decodes);
         if !self.decode_starts.is_empty() {
-            starts(&mut words[self.decode_starts.clone()], decodes.iter().map(|sequence| sequence.queries));
+            let lengths = decodes.iter().map(|sequence| sequence.queries);
+            starts(&mut words[self.decode_starts.clone()], lengths, queries as u32);
         }
-        starts(&mut words[self.query_starts.clone()], prefills.iter().map(|sequence| sequence.queries));
+        starts(&mut words[self.query_starts.clone()], prefills.iter().map(|sequence| sequence.queries), 0);
         let rows = plan.samples.iter().flat_map(|sample| sample.row..=sample.row + sample.drafts);
         fill(&mut words[self.rows.clone()], rows, 0);
     }
@@ -180,13 +178,11 @@ fn fill(into: &mut [u32], values: impl Iterator<Item = u32>, padding: u32) {
     rest.for_each(|word| *word = padding);
 }
 
-/// Writes where runs of these lengths start, and the end.
-fn starts(into: &mut [u32], lengths: impl Iterator<Item = u32>) {
+/// Writes where runs of these lengths start, and the end; then of runs of `padding`.
+fn starts(into: &mut [u32], lengths: impl Iterator<Item = u32>, padding: u32) {
     let mut at = 0;
-    let mut rest = into.iter_mut();
-    for length in std::iter::once(0).chain(lengths) {
+    for (word, length) in into.iter_mut().zip(std::iter::once(0).chain(lengths).chain(std::iter::repeat(padding))) {
         at += length;
-        let Some(word) = rest.next() else { break };
         *word = at;
     }
 }
@@ -222,7 +218,7 @@ mod tests {
             assert!(sections.iter().all(|section| section.start.is_multiple_of(ALIGN) && section.end <= layout.words));
             assert_eq!(layout.decode_starts.is_empty(), drafts == 0);
             assert!(layout.words <= Layout::most(shape.tokens, shape.sequences, shape.head_rows));
-            assert_eq!(shape.is_plain_decode(), prefills == 0 && drafts == 0);
+            assert_eq!(shape.uniform(), (prefills == 0).then_some(1 + drafts));
         }
     }
 
@@ -232,11 +228,15 @@ mod tests {
         plan.tokens = vec![5, 6, 7];
         plan.positions = vec![1, 2, 3];
         plan.slots = vec![65, 130, 195];
-        let layout = Layout::of(&StepShape::decode(4, 100));
+        let layout = Layout::of(&StepShape::decode(4, 1, 100));
         let mut words = vec![99; layout.words];
-        layout.write(&plan, &mut words);
+        layout.write(&plan, 1, &mut words);
         assert_eq!(words[layout.tokens.clone()], [5, 6, 7, 0]);
         assert_eq!(words[layout.slots.clone()], [65, 130, 195, u32::MAX]);
         assert_eq!(words[layout.kv_lens.clone()], [1; 4]);
+        let layout = Layout::of(&StepShape::decode(3, 2, 100));
+        let mut words = vec![99; layout.words];
+        layout.write(&plan, 2, &mut words);
+        assert_eq!((&words[layout.decode_starts.clone()], &words[layout.kv_lens]), (&[0, 2, 4, 6][..], &[2; 3][..]));
     }
 }

@@ -167,11 +167,11 @@ impl Runner {
         let before = free(&device)?;
         self.prepare()?;
         let kernels = before.saturating_sub(free(&device)?);
-        let sizes = if eager || device.is_cpu() { Vec::new() } else { graphs::ladder(limits.max_sequences) };
+        let sizes = if eager || device.is_cpu() { Vec::new() } else { self.graph_sizes() };
         let mut one = 0;
-        if let Some(&largest) = sizes.last() {
+        if let Some(&(queries, sequences)) = sizes.last() {
             let before = free(&device)?;
-            let graph = self.capture(largest)?;
+            let graph = self.capture(queries, sequences)?;
             one = before.saturating_sub(free(&device)?);
             drop(graph);
         }
@@ -180,9 +180,9 @@ impl Runner {
         self.body.kv.clear(&self.stream)?;
         self.body.tables.clear(&self.stream, self.body.kv.null_page())?;
         let before = free(&device)?;
-        for sequences in sizes {
-            let graph = self.capture(sequences)?;
-            self.graphs.push(sequences, graph);
+        for (queries, sequences) in sizes {
+            let graph = self.capture(queries, sequences)?;
+            self.graphs.insert(queries, sequences, graph);
         }
         self.stream.synchronize()?;
         let sizes = self.config.sizes(self.body.model.config().vocab_size);
@@ -205,6 +205,11 @@ impl Runner {
     /// What its memory is used for.
     pub fn memory(&self) -> &MemoryUse {
         &self.memory
+    }
+
+    /// What it was made for.
+    pub fn config(&self) -> &RunnerConfig {
+        &self.config
     }
 
     /// The device it runs on.
@@ -266,8 +271,8 @@ impl Runner {
         let (mut graph, mut kernels) = (None, None);
         if std::mem::take(&mut self.profile) {
             kernels = Some(self.stream.profile(|stream| self.body.forward(stream, &shape, &layout))?);
-        } else if shape.is_plain_decode()
-            && let Some((sequences, captured)) = self.graphs.find(plan.sequences.len())
+        } else if let Some((sequences, captured)) =
+            shape.uniform().and_then(|queries| self.graphs.find(queries, plan.sequences.len()))
         {
             captured.launch(&self.stream)?;
             graph = Some(sequences);
@@ -334,17 +339,17 @@ impl Runner {
     /// Queues the copies of a plan's inputs. The shape is the graph's where there is one for the step.
     fn upload(&mut self, plan: &StepPlan, slot: usize) -> Result<(StepShape, Layout, sampler::Params)> {
         let mut shape = StepShape::of(plan);
-        if shape.is_plain_decode()
-            && let Some((sequences, _)) = self.graphs.find(shape.sequences)
+        if let Some(queries) = shape.uniform()
+            && let Some((sequences, _)) = self.graphs.find(queries, shape.sequences)
         {
-            shape = StepShape::decode(sequences, self.config.limits.max_model_len);
+            shape = StepShape::decode(sequences, queries, self.config.limits.max_model_len);
         }
         let layout = Layout::of(&shape);
         let Staging { inputs, tables, sampling } = &mut self.staging[slot];
         self.body.sampler.enter(&self.stream, plan, sampling)?;
         self.body.tables.update(&self.stream, plan, tables)?;
         let words = inputs.host::<u32>()?;
-        layout.write(plan, words);
+        layout.write(plan, shape.max_decode_query, words);
         let params = self.body.sampler.write(plan, layout.words, words);
         self.stream.upload_pinned(inputs, 0, self.body.packed.view_mut().columns(0, params.end()))?;
         Ok((shape, layout, params))
@@ -357,7 +362,7 @@ impl Runner {
         }
         let limits = self.config.limits;
         let mut shapes: Vec<StepShape> =
-            (1..=limits.max_sequences).map(|sequences| StepShape::decode(sequences, limits.max_model_len)).collect();
+            (1..=limits.max_sequences).map(|sequences| StepShape::decode(sequences, 1, limits.max_model_len)).collect();
         // Kernels change with every token at first, later with every tile.
         let prefills = (1..=limits.max_tokens).filter(|tokens| *tokens <= 256 || tokens.is_multiple_of(64));
         shapes.extend(prefills.chain([limits.max_tokens]).map(StepShape::prefill));
@@ -365,7 +370,7 @@ impl Runner {
             let drafts = 2..=1 + self.config.drafts;
             shapes.extend(drafts.flat_map(|queries| {
                 let fits = 1..=limits.max_sequences.min(limits.max_tokens / queries);
-                fits.map(move |sequences| StepShape::verify(sequences, queries, limits.max_model_len))
+                fits.map(move |sequences| StepShape::decode(sequences, queries, limits.max_model_len))
             }));
         }
         let layers = 0..self.body.model.config().num_layers.min(2);
@@ -378,9 +383,21 @@ impl Runner {
         })
     }
 
-    /// Captures a step in which so many sequences decode.
-    fn capture(&mut self, sequences: usize) -> Result<Graph> {
-        let shape = StepShape::decode(sequences, self.config.limits.max_model_len);
+    /// Queries and sequences of the graphs: single tokens, and as many drafts as there may be.
+    fn graph_sizes(&self) -> Vec<(usize, usize)> {
+        let RunnerConfig { limits, drafts, .. } = self.config;
+        let mut sizes: Vec<_> = graphs::ladder(limits.max_sequences).into_iter().map(|size| (1, size)).collect();
+        if drafts > 0 {
+            let queries = 1 + drafts;
+            let most = (limits.max_tokens.min(self.config.head_rows()) / queries).clamp(1, limits.max_sequences);
+            sizes.extend(graphs::ladder(most).into_iter().map(|size| (queries, size)));
+        }
+        sizes
+    }
+
+    /// Captures a step in which so many sequences decode so many tokens each.
+    fn capture(&mut self, queries: usize, sequences: usize) -> Result<Graph> {
+        let shape = StepShape::decode(sequences, queries, self.config.limits.max_model_len);
         let layout = Layout::of(&shape);
         self.stream.capture(|stream| self.body.forward(stream, &shape, &layout))
     }

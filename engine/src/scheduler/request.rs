@@ -102,6 +102,16 @@ pub enum Speculation {
     },
 }
 
+impl Speculation {
+    /// Most draft tokens a step.
+    pub fn drafts(self) -> usize {
+        match self {
+            Speculation::Off => 0,
+            Speculation::Draft { drafts } | Speculation::Ngram { drafts, .. } => drafts,
+        }
+    }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {

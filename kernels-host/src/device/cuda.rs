@@ -194,7 +194,11 @@ impl Queue {
             let _ = sys::cuGraphDestroy(graph);
             result?;
         }
-        Ok(Graph { exec, gpu: self.gpu.clone() })
+        let graph = Graph { exec, gpu: self.gpu.clone() };
+        // Its device memory now and not at the first launch.
+        // SAFETY: both handles are live.
+        check(unsafe { sys::cuGraphUpload(graph.exec, self.handle) }, "cuGraphUpload").map_err(E::from)?;
+        Ok(graph)
     }
 
     /// Queues the whole graph.

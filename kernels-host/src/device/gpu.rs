@@ -311,6 +311,12 @@ impl Gpu {
         let call = format!("cuModuleGetFunction of {entry}");
         // SAFETY: the module was loaded just now and is never unloaded.
         check(unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) }, &call)?;
+        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS;
+        let mut registers = 0;
+        // The driver loads lazily: asking is what brings the code to the GPU now and not at the first launch, which may be
+        // part of a capture.
+        // SAFETY: writes one int; the handle is live.
+        check(unsafe { sys::cuFuncGetAttribute(&mut registers, REGISTERS, function) }, &call)?;
         Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED })
     }
 }

@@ -1,6 +1,7 @@
 //! `wootz bench latency`: one batch of equal requests through the engine, again and again. Metric names and
 //! definitions are those of `vllm bench`.
 use super::breakdown::{self, Breakdown};
+use super::model::Workload;
 use super::workload::{self, Metrics, Run};
 use super::{BenchModelArgs, mean, percentile, sort, write_json};
 use crate::device::{self, EmulationNote};
@@ -57,8 +58,8 @@ pub struct LatencyArgs {
 /// Runs the command.
 pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     let (name, config) = args.model.config()?;
-    let len = args.input_len + args.output_len;
-    let mut engine = args.model.load(&name, &config, len, args.batch_size, terminal)?;
+    let workload = Workload { input: args.input_len, output: args.output_len, sequences: args.batch_size };
+    let mut engine = args.model.load(&name, &config, &workload, terminal)?;
     let _note = EmulationNote::new(engine.runner().device());
     let progress = Progress::new(terminal, &format!("{name}: iterations"));
     let mut rng = Rng::new(args.model.seed);

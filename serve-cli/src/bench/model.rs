@@ -36,6 +36,16 @@ pub enum LoadFormat {
     Dummy,
 }
 
+/// Sequences that a bench makes.
+pub struct Workload {
+    /// Tokens of a prompt, in all.
+    pub input: usize,
+    /// Tokens of an answer.
+    pub output: usize,
+    /// Sequences at once, unless a flag says otherwise.
+    pub sequences: usize,
+}
+
 impl BenchModelArgs {
     /// Name and config.
     pub fn config(&self) -> Result<(String, ModelConfig)> {
@@ -80,7 +90,7 @@ impl BenchModelArgs {
         let engine = Engine::load(&device, config, source, &engine_config, &|done, total| progress.set(done, total))?;
         drop(progress);
         let fits = engine.max_len();
-        ensure!(len <= fits, "sequences of {len} tokens do not fit in the {fits} that the KV cache leaves for one");
+        ensure!(len <= fits, "{lens} do not fit in the {fits} tokens that the KV cache leaves for a sequence");
         print!("{}", model::memory_table(&engine));
         Ok(engine)
     }

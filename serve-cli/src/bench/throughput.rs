@@ -1,5 +1,6 @@
 //! `wootz bench throughput`: many requests at once.
 use super::breakdown::{self, Breakdown};
+use super::model::Workload;
 use super::workload::{self, Metrics};
 use super::{BenchModelArgs, write_json};
 use crate::device::{self, EmulationNote};
@@ -13,6 +14,9 @@ use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Sequences at once, unless --max-num-seqs says otherwise: vLLM's default.
+const MOST_SEQUENCES: usize = 256;
 
 /// Arguments of `wootz bench throughput`.
 #[derive(Args, Debug)]
@@ -48,8 +52,9 @@ pub struct ThroughputArgs {
 pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
     let (name, config) = args.model.config()?;
     let prefix = args.prefix_len.unwrap_or(0);
-    let len = prefix + args.input_len + args.output_len;
-    let mut engine = args.model.load(&name, &config, len, args.num_prompts.min(256), terminal)?;
+    let (input, output) = (prefix + args.input_len, args.output_len);
+    let workload = Workload { input, output, sequences: args.num_prompts.min(MOST_SEQUENCES) };
+    let mut engine = args.model.load(&name, &config, &workload, terminal)?;
     let _note = EmulationNote::new(engine.runner().device());
     let mut rng = Rng::new(args.model.seed);
     let mut tokens = |len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(config.vocab_size) as u32).collect() };
@@ -106,7 +111,7 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
             "num_requests": args.num_prompts,
             "elapsed_time": run.seconds,
             "requests_per_second": args.num_prompts as f64 / run.seconds,
-            "tokens_per_second": (len * args.num_prompts) as f64 / run.seconds,
+            "tokens_per_second": ((input + output) * args.num_prompts) as f64 / run.seconds,
             "prefix_cache_queries": counts.prefix_queries,
             "prefix_cache_hits": counts.prefix_hits,
             "preemptions": counts.preemptions,
