@@ -93,6 +93,7 @@ impl Scheduler {
             let room = left.min(MAX_DRAFTS).min((sequence.total - sequence.len()).saturating_sub(1));
             row.draft_start = self.drafts.len();
             match sequence.shared.speculation {
+                _ if room == 0 => {}
                 Speculation::Off => {}
                 Speculation::Draft { drafts } => {
                     let name = |j| FROM_DRAFT | (sequence.slot * MAX_DRAFTS as u32 + j);

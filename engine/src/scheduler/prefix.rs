@@ -32,6 +32,8 @@ struct Block {
     place: Place,
     children: HashMap<Arc<[u32]>, Node>,
     device_children: u32,
+    /// Of a root.
+    salt: Option<Arc<str>>,
     /// Held by a sequence, or about to be brought back for one.
     held: bool,
     last_use: u64,
@@ -89,6 +91,7 @@ impl PrefixTree {
             return *root;
         }
         let root = self.make(Arc::new([]), NONE, Place::Root);
+        self.blocks[root as usize].salt.clone_from(salt);
         self.roots.insert(salt.clone(), root);
         root
     }
@@ -226,7 +229,7 @@ impl PrefixTree {
             return;
         }
         if block.parent == NONE {
-            self.roots.retain(|_, root| *root != parent);
+            self.roots.remove(&block.salt);
             self.unused.push(parent);
         } else {
             self.settle(parent);
@@ -250,8 +253,16 @@ impl PrefixTree {
     }
 
     fn make(&mut self, tokens: Arc<[u32]>, parent: Node, place: Place) -> Node {
-        let block =
-            Block { tokens, parent, place, children: HashMap::new(), device_children: 0, held: false, last_use: 0 };
+        let block = Block {
+            tokens,
+            parent,
+            place,
+            children: HashMap::new(),
+            device_children: 0,
+            salt: None,
+            held: false,
+            last_use: 0,
+        };
         match self.unused.pop() {
             Some(node) => {
                 self.blocks[node as usize] = block;

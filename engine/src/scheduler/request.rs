@@ -29,7 +29,7 @@ pub struct SequenceRequest {
     pub n: usize,
     /// Beam search instead of sampling.
     pub beam: Option<BeamParams>,
-    /// Where draft tokens come from.
+    /// Where draft tokens come from. Beam search takes none.
     pub speculation: Speculation,
     /// Lower is served sooner; equal ones by arrival.
     pub priority: i32,
