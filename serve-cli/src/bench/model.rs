@@ -57,21 +57,12 @@ impl BenchModelArgs {
         self.load_format == LoadFormat::Dummy
     }
 
-    /// An engine for sequences of `len` tokens, `sequences` at once unless a flag says otherwise. Says on stdout what its
-    /// memory is used for.
-    pub fn load(
-        &self,
-        name: &str,
-        config: &ModelConfig,
-        len: usize,
-        sequences: usize,
-        terminal: &Terminal,
-    ) -> Result<Engine> {
-        let most = config.max_position_embeddings;
-        ensure!(
-            len <= most,
-            "sequences of {len} tokens do not fit in the model's context of {most}: lower --input-len"
-        );
+    /// An engine for a workload. Says on stdout what its memory is used for.
+    pub fn load(&self, name: &str, config: &ModelConfig, workload: &Workload, terminal: &Terminal) -> Result<Engine> {
+        let Workload { input, output, sequences } = *workload;
+        let (len, most) = (input + output, config.max_position_embeddings);
+        let lens = format!("--input-len {input} and --output-len {output}");
+        ensure!(len <= most, "{lens} do not fit in the model's context of {most}");
         let mut limits = self.limits.clone();
         // Memory for this workload and no more, unless flags say so.
         limits.max_model_len.get_or_insert(len.max(2));
