@@ -71,6 +71,11 @@ pub const GPU_STEP_TOKENS: usize = 2048;
 pub const CPU_STEP_TOKENS: usize = 256;
 
 impl EngineConfig {
+    /// Whether the size of the KV cache follows from the memory that there is.
+    fn chooses_cache(&self) -> bool {
+        self.kv_cache_tokens.is_none() && self.kv_cache_memory_bytes.is_none()
+    }
+
     /// The bounds of steps and sequences that this means for a model on the CPU or on a GPU.
     pub fn limits(&self, on_cpu: bool, model: &ModelConfig) -> Limits {
         let step = if on_cpu { CPU_STEP_TOKENS } else { GPU_STEP_TOKENS };
@@ -107,7 +112,11 @@ impl Engine {
         let mut limits = config.limits(device.is_cpu(), model);
         let memory = device.memory()?;
         // Too little memory is an error before the weights are read. Kernels and graphs are not counted yet.
-        let wanted = plan_pages(memory, model, dtype, config, &mut limits)?;
+        let mut wanted = plan_pages(memory, model, dtype, config, &mut limits)?;
+        if config.prefix_cache && device.emulation().is_none() && config.chooses_cache() && memory.is_some() {
+            // Blocks that nobody uses are kept for prompts that start alike: all the memory is of use.
+            wanted = usize::MAX;
+        }
         let start = Instant::now();
         let stream = device.stream()?;
         let model = Model::load(&stream, model, source, progress)?;
@@ -328,7 +337,7 @@ fn plan_pages(
     if config.max_model_len.is_none() {
         limits.max_model_len = limits.max_model_len.min(pages * PAGE_TOKENS);
     }
-    // More than every sequence at full length is of no use.
+    // More than every sequence at full length is of use for shared prefixes only.
     Ok(pages.min(needed(limits.max_model_len) * limits.max_sequences))
 }
 
@@ -343,7 +352,7 @@ fn left_pages(
     wanted: usize,
 ) -> usize {
     let (Some((before, total)), Some((free, _))) = (memory, now) else { return wanted };
-    if config.kv_cache_tokens.is_some() || config.kv_cache_memory_bytes.is_some() {
+    if !config.chooses_cache() {
         return wanted;
     }
     let usable = ((total as f64 * f64::from(config.gpu_memory_utilization)) as usize).min(before);
