@@ -63,16 +63,16 @@ unsafe fn gather<E: Elem, const SCALED: bool>(
     let token = block_idx_x() as usize;
     let column = block_idx_y() * SPAN + thread_idx_x() * VECTOR;
     grid_dependency_wait();
-    let mut id = load_u32(ids.add(token));
-    if id >= FROM_DRAFT {
-        let (from, len, index) = match id >= FROM_SLOT {
-            true => (last_tokens, slots, id - FROM_SLOT),
-            false => (drafts, draft_count, id - FROM_DRAFT),
-        };
-        id = if index < len { load_u32(from.add(index as usize)) } else { vocab };
-    }
     grid_dependency_launch();
     if column < width {
+        let mut id = load_u32(ids.add(token));
+        if id >= FROM_DRAFT {
+            let (from, len, index) = match id >= FROM_SLOT {
+                true => (last_tokens, slots, id - FROM_SLOT),
+                false => (drafts, draft_count, id - FROM_DRAFT),
+            };
+            id = if index < len { load_u32(from.add(index as usize)) } else { vocab };
+        }
         let mut v = [0; 4];
         if id < vocab {
             v = load_v4(table.add(id as usize * table_stride as usize + column as usize).cast());

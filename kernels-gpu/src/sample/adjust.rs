@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(count_one(0, 0), 1);
         assert_eq!(count_one(0, 3), 1 << 16);
         assert_eq!(count_one(IN_PROMPT | MOST, 2), IN_PROMPT | MOST);
-        assert_eq!(count_one((IN_PROMPT | MOST - 1) << 16 | MOST, 1), (IN_PROMPT | MOST) << 16 | MOST);
+        assert_eq!(count_one(((IN_PROMPT | (MOST - 1)) << 16) | MOST, 1), ((IN_PROMPT | MOST) << 16) | MOST);
         assert_eq!(counts_words(128_256), 64_128);
         assert_eq!((counts_words(1), counts_words(9)), (4, 8));
     }

@@ -18,7 +18,7 @@
 //! ~token) in 64 bits, so no two are equal.
 use super::{fixed, params};
 use crate::prim::{
-    global_atomic, math,
+    global_atomic, math, opaque,
     memory_scalar::{load_f32, load_u32, store_f32, store_u32},
     shared, shared_atomic,
     thread::{block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, sync_threads, thread_idx_x},
@@ -64,8 +64,8 @@ entry! {
 
 /// (key, ~token): in the order of the top.
 #[inline(always)]
-fn element(logit: f32, token: u32) -> u64 {
-    (fixed::key(logit) as u64) << 32 | !token as u64
+fn element(key: u32, token: u32) -> u64 {
+    (key as u64) << 32 | !token as u64
 }
 
 /// The log-probability of a logit; −∞ of NaN.
@@ -125,7 +125,7 @@ unsafe fn top(
     let partials = partial.add(row * chunks as usize * stride);
     let begin = part * chunk;
     let block = Chunk::load(logits, begin, min(begin + chunk, vocab));
-    let goal = if token < vocab { element(token_logit, token) } else { u64::MAX };
+    let goal = if token < vocab { element(fixed::key(token_logit), token) } else { u64::MAX };
     block.reduce(goal, n, partials.add(part as usize * stride));
 
     sync_threads();
@@ -144,9 +144,9 @@ unsafe fn top(
     }
 }
 
-/// A thread's logits of a chunk: four consecutive ones at a time.
+/// A thread's logits of a chunk as keys: four consecutive ones at a time.
 struct Chunk {
-    x: [[f32; 4]; VECTORS],
+    keys: [[u32; 4]; VECTORS],
     begin: u32,
     end: u32,
 }
@@ -154,23 +154,25 @@ struct Chunk {
 impl Chunk {
     #[inline(always)]
     unsafe fn load(logits: *const f32, begin: u32, end: u32) -> Self {
-        let mut x = [[f32::NAN; 4]; VECTORS];
+        let mut keys = [[0; 4]; VECTORS];
         for i in 0..VECTORS {
             let column = begin + (i as u32 * THREADS + thread_idx_x()) * 4;
             if column < end {
-                x[i] = super::token::load4(logits, column, end);
+                // Only the keys stay: LLVM would keep the logits beside them.
+                keys[i] = super::token::load4(logits, column, end).map(|x| opaque(fixed::key(x) as i32) as u32);
             }
         }
-        Chunk { x, begin, end }
+        Chunk { keys, begin, end }
     }
 
-    /// Calls `f` with the thread's elements. Those of NaN have key 0.
+    /// Calls `f` with the thread's keys and columns. Those of NaN, or beyond the chunk, have key 0.
     #[inline(always)]
-    fn each(&self, mut f: impl FnMut(f32, u64)) {
+    fn each(&self, mut f: impl FnMut(u32, u32)) {
+        // Columns anew for each pass: kept, they would take too many registers.
+        let first = opaque((self.begin + thread_idx_x() * 4) as i32) as u32;
         for i in 0..VECTORS {
             for j in 0..4 {
-                let column = self.begin + (i as u32 * THREADS + thread_idx_x()) * 4 + j as u32;
-                f(self.x[i][j], element(self.x[i][j], column));
+                f(self.keys[i][j], first + i as u32 * THREADS * 4 + j as u32);
             }
         }
     }
@@ -179,12 +181,18 @@ impl Chunk {
     #[inline(always)]
     unsafe fn reduce(&self, goal: u64, n: u32, to: *mut u32) {
         let base = shared::base();
-        let mut best = 0;
-        let mut above = 0;
-        self.each(|_, element| {
-            best = if element > best { element } else { best };
-            above += (element > goal && element >> 32 != 0) as u32;
+        let (mut best_key, mut best_column, mut above) = (0, self.begin, 0);
+        // Key 0 is never above: no column is below the 0 of a goal with that key.
+        let goal_key = (goal >> 32) as u32;
+        let goal_column = if goal_key == 0 { 0 } else { !(goal as u32) };
+        self.each(|key, column| {
+            // Columns rise, so the first of equal ones stays.
+            if key > best_key {
+                (best_key, best_column) = (key, column);
+            }
+            above += (key > goal_key || key == goal_key && column < goal_column) as u32;
         });
+        let best = element(best_key, best_column);
         if thread_idx_x() == 0 {
             shared::store_u32(base + LENGTH, 0);
         }
@@ -197,10 +205,12 @@ impl Chunk {
         sync_threads();
         let key = warp_max_u32(shared::load_u32(base + SUMS + lane_id() % WARPS * 4));
         if n > 0 {
-            let bound = warp_min(shared::load_u64(base + BOUNDS + lane_id() % WARPS * 8));
-            self.each(|_, element| {
-                if element >= bound && element >> 32 != 0 {
-                    append(element);
+            // Key 0 is below every bound.
+            let bound = warp_min(shared::load_u64(base + BOUNDS + lane_id() % WARPS * 8)).max(1 << 32);
+            let bound_key = (bound >> 32) as u32;
+            self.each(|key, column| {
+                if key >= bound_key && element(key, column) >= bound {
+                    append(element(key, column));
                 }
             });
         }
@@ -208,7 +218,7 @@ impl Chunk {
         sync_threads();
         let largest = fixed::logit(key);
         let mut sum = 0.0;
-        self.each(|x, _| sum += share(x, largest));
+        self.each(|key, _| sum += share(fixed::logit(key), largest));
         let sum = reduce::block_sum(sum, base + SUMS);
         sync_threads();
         let above = warp_sum_u32(above);

@@ -216,7 +216,8 @@ fn by_definition(logits: &[f32], token: u32, n: usize, found: &TopRow) -> Result
         return Err(format!("log-probability of the given {token} is {}, expected {expected}", found.logprob));
     }
     let expected = if largest.is_finite() { largest + sum.ln() } else { largest };
-    if !close(found.log_sum_exp, expected) && !(found.log_sum_exp.is_nan() && expected.is_nan()) {
+    let both_nan = found.log_sum_exp.is_nan() && expected.is_nan();
+    if !both_nan && !close(found.log_sum_exp, expected) {
         return Err(format!("log of the sum is {}, expected {expected}", found.log_sum_exp));
     }
     Ok(())
