@@ -118,8 +118,8 @@ impl Model {
         Ok(EmbeddingGather {
             table,
             ids: step.tokens,
-            last_tokens: None,
-            drafts: None,
+            last_tokens: Some(step.last_tokens),
+            drafts: step.drafts,
             scale: self.embedding_scale,
             out,
         }

@@ -202,7 +202,7 @@ fn tune(product: Product, pools: &Pools, stream: &Stream, log: &mut String) -> R
     }
     times.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
     times.truncate(FINALISTS);
-    let replays: Vec<&Replay<'_>> = times.iter().map(|(.., replay)| replay).collect();
+    let replays: Vec<&Replay> = times.iter().map(|(.., replay)| replay).collect();
     let samples = alternate(stream, &replays, ROUNDS, TURN_US)?;
     let mut finals: Vec<_> =
         times.iter().zip(samples).map(|((_, choice, _), samples)| (*choice, samples.median())).collect();
