@@ -107,27 +107,27 @@ impl Scheduler {
     /// takes pages from later sequences if it must. Returns whether it did.
     fn give_pages(&mut self, rows: &mut [Row], budget: &mut usize, plan: &mut StepPlan) -> bool {
         let mut preempted = false;
-        for at in 0..rows.len() {
-            let sequence = &self.sequences[rows[at].sequence];
+        for row in rows {
+            let sequence = &self.sequences[row.sequence];
             if sequence.state != State::Running {
                 // An earlier one took its pages.
-                rows[at].queries = 0;
-            } else if !rows[at].decodes {
-                rows[at].queries = sequence.todo().min(*budget);
+                row.queries = 0;
+            } else if !row.decodes {
+                row.queries = sequence.todo().min(*budget);
             }
-            while rows[at].queries > 0 {
-                let Row { sequence: index, queries, drafts, .. } = rows[at];
+            while row.queries > 0 {
+                let Row { sequence: index, queries, drafts, .. } = *row;
                 let sequence = &self.sequences[index];
                 let short = self.short(sequence, sequence.kv + queries + drafts);
                 if short == 0 {
                     break;
                 }
                 if self.may_take(sequence.group, short) {
-                    self.take_pages(rows[at], plan);
+                    self.take_pages(*row, plan);
                     break;
                 }
                 if drafts > 0 {
-                    rows[at].drafts = 0;
+                    row.drafts = 0;
                 } else if let Some(victim) = self.victim(sequence.key) {
                     self.preempt(victim);
                     preempted = true;
@@ -136,11 +136,11 @@ impl Scheduler {
                     let pages = sequence.pages.len() + self.blocks.available().saturating_sub(self.reserved);
                     let copies = usize::from(self.writes_shared(sequence));
                     let room = (pages.saturating_sub(copies) * PAGE_TOKENS).saturating_sub(sequence.kv);
-                    rows[at].queries = if room < queries { room } else { 0 };
+                    row.queries = if room < queries { room } else { 0 };
                 }
             }
             // What a prompt cannot use for want of pages is left to those after it.
-            *budget -= if rows[at].decodes { 0 } else { rows[at].queries };
+            *budget -= if row.decodes { 0 } else { row.queries };
         }
         preempted
     }
