@@ -81,7 +81,7 @@ impl Scheduler {
 
     /// A step's rows and `accepted` drafts are in the cache: full blocks of them go to the prefix tree.
     fn cached(&mut self, entry: &Entry, accepted: usize) {
-        let sequence = &mut self.sequences[entry.id.index];
+        let mut sequence = &mut self.sequences[entry.id.index];
         // It has started over since, without these pages.
         if sequence.epoch != entry.epoch {
             return;
@@ -97,8 +97,28 @@ impl Scheduler {
             let at = sequence.published;
             let previous = at.checked_sub(1).map(|before| sequence.pages[before]);
             let tokens = &sequence.tokens[at * PAGE_TOKENS..][..PAGE_TOKENS];
-            sequence.pages[at] = self.blocks.publish(&sequence.shared.salt, previous, tokens, sequence.pages[at]);
+            let old = sequence.pages[at];
+            let page = self.blocks.publish(&sequence.shared.salt, previous, tokens, old);
+            sequence.pages[at] = page;
             sequence.published += 1;
+            if page != old {
+                let group = sequence.group;
+                self.replace(group, at, old, page);
+            }
+            sequence = &mut self.sequences[entry.id.index];
+        }
+    }
+
+    /// Forks of a sequence that found its block in the tree take the tree's page, too: two pages with the same block would
+    /// be one more than the group is promised.
+    fn replace(&mut self, group: u32, at: usize, old: u32, page: u32) {
+        for id in self.groups[group].bodies() {
+            let sequence = &mut self.sequences[id.index];
+            if sequence.pages.get(at) == Some(&old) {
+                sequence.pages[at] = page;
+                self.blocks.hold(page);
+                self.blocks.release(&[old]);
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ impl Scheduler {
         rows.clear();
         let mut budget = self.size_rows(&mut rows);
         let mut plan = self.spare.pop().unwrap_or_default();
-        let preempted = self.give_pages(&mut rows, &mut plan);
+        let preempted = self.give_pages(&mut rows, &mut budget, &mut plan);
         if !preempted {
             self.admit(&mut rows, &mut budget, &mut plan);
         }
@@ -53,8 +53,8 @@ impl Scheduler {
         Some(plan)
     }
 
-    /// Shares the budget among the running sequences, in their order: a row for each that decodes, drafts, prompts.
-    /// Returns what is left.
+    /// Lists the running sequences that can be planned, in their order, with a row for each that decodes, and drafts.
+    /// Returns what that leaves of the budget for prompts.
     fn size_rows(&mut self, rows: &mut Vec<Row>) -> usize {
         let mut budget = self.config.limits.max_tokens;
         let (mut prompts, mut speculates) = (!self.waiting.is_empty(), false);
@@ -73,12 +73,6 @@ impl Scheduler {
         if speculates {
             let kept = if prompts { self.config.limits.max_tokens / 4 } else { 0 };
             budget -= self.draft(rows, budget.saturating_sub(kept));
-        }
-        if prompts {
-            for row in rows.iter_mut().filter(|row| !row.decodes) {
-                row.queries = self.sequences[row.sequence].todo().min(budget);
-                budget -= row.queries;
-            }
         }
         budget
     }
@@ -109,38 +103,44 @@ impl Scheduler {
         most - left
     }
 
-    /// Gives every row the pages that it writes, in the order of service; takes them from later sequences if it must.
-    /// Returns whether it did.
-    fn give_pages(&mut self, rows: &mut [Row], plan: &mut StepPlan) -> bool {
+    /// Gives every sequence the pages that it writes, in the order of service, and prompts their share of the budget;
+    /// takes pages from later sequences if it must. Returns whether it did.
+    fn give_pages(&mut self, rows: &mut [Row], budget: &mut usize, plan: &mut StepPlan) -> bool {
         let mut preempted = false;
-        for at in 0..rows.len() {
-            while rows[at].queries > 0 {
-                let Row { sequence: index, queries, drafts, .. } = rows[at];
+        for row in rows {
+            let sequence = &self.sequences[row.sequence];
+            if sequence.state != State::Running {
+                // An earlier one took its pages.
+                row.queries = 0;
+            } else if !row.decodes {
+                row.queries = sequence.todo().min(*budget);
+            }
+            while row.queries > 0 {
+                let Row { sequence: index, queries, drafts, .. } = *row;
                 let sequence = &self.sequences[index];
                 let short = self.short(sequence, sequence.kv + queries + drafts);
                 if short == 0 {
                     break;
                 }
                 if self.may_take(sequence.group, short) {
-                    self.take_pages(rows[at], plan);
+                    self.take_pages(*row, plan);
                     break;
                 }
                 if drafts > 0 {
-                    rows[at].drafts = 0;
+                    row.drafts = 0;
                 } else if let Some(victim) = self.victim(sequence.key) {
                     self.preempt(victim);
                     preempted = true;
-                    if let Some(row) = rows[at..].iter_mut().find(|row| row.sequence == victim) {
-                        row.queries = 0;
-                    }
                 } else {
                     // Nobody is later: it takes part as far as pages go, and keeps what it has.
                     let pages = sequence.pages.len() + self.blocks.available().saturating_sub(self.reserved);
                     let copies = usize::from(self.writes_shared(sequence));
                     let room = (pages.saturating_sub(copies) * PAGE_TOKENS).saturating_sub(sequence.kv);
-                    rows[at].queries = if room < queries { room } else { 0 };
+                    row.queries = if room < queries { room } else { 0 };
                 }
             }
+            // What a prompt cannot use for want of pages is left to those after it.
+            *budget -= if row.decodes { 0 } else { row.queries };
         }
         preempted
     }
@@ -211,7 +211,7 @@ impl Scheduler {
             if sequence.pending > 0 || self.free_slots.len() < slots {
                 return;
             }
-            let headroom = self.blocks.available() - self.reserved;
+            let headroom = self.headroom();
             if self.blocked.is_some_and(|(blocked, pages)| blocked == key && headroom <= pages) {
                 return;
             }
@@ -237,6 +237,18 @@ impl Scheduler {
             self.take_pages(row, plan);
             rows.push(row);
         }
+    }
+
+    /// Pages that newcomers may have: available, not promised, and not counted on by a running sequence for what it has
+    /// to compute already.
+    fn headroom(&self) -> usize {
+        let counted_on = |index: &u32| {
+            let sequence = &self.sequences[*index];
+            let lacks = sequence.len().div_ceil(PAGE_TOKENS).saturating_sub(sequence.pages.len());
+            if self.groups[sequence.group].guaranteed { 0 } else { lacks }
+        };
+        let counted_on: usize = self.running.iter().map(counted_on).sum();
+        (self.blocks.available() - self.reserved).saturating_sub(counted_on)
     }
 
     /// Pages that must be there before a waiting sequence starts, shared ones included.

@@ -392,3 +392,12 @@ fn a_million_steps_keep_every_invariant() {
     assert!(all.prefix_hits > 0 && all.preemptions > 0 && all.swapped_in > 0 && finished > 0 && cancelled > 0);
     assert!(all.accepted[0] > 0 && all.accepted[MAX_DRAFTS - 1] > 0);
 }
+
+/// Lives that found mistakes: a stalled prompt that kept the budget from a later one; forks that held a page of their own
+/// beside the tree's.
+#[test]
+fn lives_that_found_mistakes() {
+    for seed in [100_222, 100_244] {
+        live(seed, 3000);
+    }
+}
