@@ -48,7 +48,7 @@ impl DecodeAttention<'_> {
     /// Floats of workspace that suffice for any batch.
     pub fn workspace_len(device: &Device, head_dim: usize) -> usize {
         let blocks = device.multiprocessors();
-        arrivals_len(blocks) + blocks * gpu::partial_len(head_dim as u32) as usize
+        blocks * gpu::partial_len(head_dim as u32) as usize
     }
 
     /// Queues the kernel.
@@ -104,7 +104,8 @@ impl DecodeAttention<'_> {
         check.require(u32::try_from(units).is_ok(), || format!("{units} pages and heads overflow 32 bits"))?;
         let blocks = stream.device().multiprocessors();
         let grid = blocks.min(units);
-        let stages = block.stages.min(units.div_ceil(grid.max(1))).max(1);
+        let stages = block.stages.min(2 * units.div_ceil(grid.max(1))).max(2);
+        let units_each = units / sequences.max(1);
         let workspace = self.workspace.ptr();
         check.require(workspace.0.is_multiple_of(16), || "workspace must start at a multiple of 16 bytes".into())?;
         let entry = match (self.q.dtype(), head_dim) {
@@ -125,8 +126,7 @@ impl DecodeAttention<'_> {
             block_tables: self.kv.block_tables.ptr(),
             kv_lens: self.kv.kv_lens.ptr(),
             query_starts: self.query_starts.map_or(DevicePtr(0), |starts| starts.ptr()),
-            partial: DevicePtr(workspace.0 + (arrivals_len(blocks) * size_of::<f32>()) as u64),
-            arrivals: workspace,
+            partial: workspace,
             out: self.out.ptr(),
             q_stride: self.q.stride() as u32,
             out_stride: self.out.stride() as u32,
@@ -139,6 +139,12 @@ impl DecodeAttention<'_> {
             scale_log2,
             window: geometry.device_window(),
             cap_inner,
+            expected_pages: pages.min(self.kv.block_tables.cols()) as u32,
+            expected_units: units_each as u32,
+            expected_page: 1.0 / pages as f32,
+            expected_unit: 1.0 / units_each.max(1) as f32,
+            expected_each: (units / grid.max(1)) as u32,
+            expected_longer: (units % grid.max(1)) as u32,
         };
         let launch = Launch::grid(grid)
             .shared(gpu::shared_bytes(head_dim as u32, stages as u32, block.rows as u32))
@@ -149,11 +155,6 @@ impl DecodeAttention<'_> {
         // what all blocks leave.
         unsafe { stream.launch(entry, launch, &args) }
     }
-}
-
-/// Floats that the blocks' counters take in the workspace: whole 16 bytes.
-fn arrivals_len(blocks: usize) -> usize {
-    (blocks * gpu::MOST_TILES as usize).next_multiple_of(4)
 }
 
 /// What a block of the kernel takes on.
@@ -170,12 +171,12 @@ impl Block {
         // What a block may have on an H200, and on the smallest of the others (sm_86).
         let shared = if target == Target::Sm90a { 227 * 1024 } else { 99 * 1024 };
         let dim = head_dim as u32;
-        // In flight: Little's law asks for 25 KiB per multiprocessor of an H200, and half of the ring is being read.
-        let most = (if head_dim > 128 { 192 * 1024 } else { 128 * 1024 }) / gpu::stage_bytes(dim);
+        // In flight: Little's law asks for 25 KiB per multiprocessor of an H200, and more covers the end of a segment.
+        let most = 192 * 1024 / gpu::stage_bytes(dim);
         let mut rows = rows.min(gpu::most_tiles(dim) as usize * ROWS);
         loop {
             let fits = |stages: &u32| gpu::shared_bytes(dim, *stages, rows as u32) <= shared;
-            match (1..=most).rev().find(fits) {
+            match (2..=most).rev().find(fits) {
                 Some(stages) => return Block { rows, stages: stages as usize },
                 None => rows = if rows > ROWS { ROWS } else { rows / 2 },
             }
