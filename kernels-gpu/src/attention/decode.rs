@@ -31,7 +31,7 @@ use super::decode_merge::Workspace;
 use super::plan::{Batch, PARKED_BYTES, Plan, Segment, Share, block};
 use super::rows::tiles;
 use crate::prim::{
-    mbarrier,
+    mbarrier, memory,
     memory_scalar::load_u32,
     ring_copy, shared,
     thread::{block_dim_x, grid_dependency_launch, grid_dependency_wait, sync_threads},
@@ -242,10 +242,13 @@ impl<const D: u32> Producer<D> {
                 if !self.waited && page >= old {
                     self.wait();
                 }
-                let share = self.look_up(&segment, page) as usize * self.kv_heads as usize + segment.part.kv_head as usize;
-                let at = share * (stage_bytes(D) / 2) as usize;
+                let entry = self.look_up(&segment, page);
+                let at = self.share(entry, &segment);
                 self.copy(self.k.add(at));
                 self.copy(self.v.add(at));
+                if page == segment.pages.0 + 1 {
+                    self.prefetch(&segment, page + 1);
+                }
                 page += 1;
             }
         }
@@ -259,6 +262,25 @@ impl<const D: u32> Producer<D> {
     fn wait(&mut self) {
         grid_dependency_wait();
         self.waited = true;
+    }
+
+    /// Element of the pools at which the segment's share of a page starts.
+    #[inline(always)]
+    fn share(&self, page: u32, segment: &Segment) -> usize {
+        let share = page as usize * self.kv_heads as usize + segment.part.kv_head as usize;
+        share * (stage_bytes(D) / 2) as usize
+    }
+
+    /// Asks for a line of the looked-up pages from number `first` on: pages lie all over the pool, and the translations
+    /// of their addresses, a microsecond each, then overlap.
+    #[inline(always)]
+    unsafe fn prefetch(&self, segment: &Segment, first: u32) {
+        let page = self.entries.first + lane_id();
+        if page >= first && page < segment.pages.1 && lane_id() < self.entries.count {
+            let at = self.share(self.entries.own, segment);
+            memory::prefetch(self.k.add(at).cast());
+            memory::prefetch(self.v.add(at).cast());
+        }
     }
 
     /// The page of the pool that is number `page` of the segment's sequence.

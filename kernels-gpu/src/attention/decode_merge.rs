@@ -136,7 +136,7 @@ impl<const D: u32> Results<D> {
         let mut merged = self.merge(others.row, others.chunk);
         loop {
             while !parts.complete() {
-                parts = others.load(first);
+                others.load_missing(first, &mut parts);
             }
             others.add(&parts, first, &mut merged);
             first += BATCH as u32;
@@ -187,15 +187,17 @@ struct Parts<const BATCH: usize> {
 
 impl<const BATCH: usize> Parts<BATCH> {
     #[inline(always)]
+    fn part_complete(&self, i: usize) -> bool {
+        let [a, b] = self.states[i];
+        let [c, d, e, f] = self.values[i];
+        a.min(b).min(c.min(d)).min(e.min(f)) != 0
+    }
+
+    #[inline(always)]
     fn complete(&self) -> bool {
         let mut complete = true;
         for i in 0..BATCH {
-            for word in self.states[i] {
-                complete &= word != 0;
-            }
-            for word in self.values[i] {
-                complete &= word != 0;
-            }
+            complete &= self.part_complete(i);
         }
         complete
     }
@@ -206,14 +208,30 @@ impl<const D: u32> Others<D> {
     #[inline(always)]
     unsafe fn load<const BATCH: usize>(&self, first: u32) -> Parts<BATCH> {
         let mut parts = Parts { states: [[1; 2]; BATCH], values: [[1; 4]; BATCH] };
+        self.load_where(first, &mut parts, |i, _| first + i <= self.end);
+        parts
+    }
+
+    /// Those again that are not complete.
+    #[inline(always)]
+    unsafe fn load_missing<const BATCH: usize>(&self, first: u32, parts: &mut Parts<BATCH>) {
+        self.load_where(first, parts, |_, complete| !complete);
+    }
+
+    #[inline(always)]
+    unsafe fn load_where<const BATCH: usize>(
+        &self,
+        first: u32,
+        parts: &mut Parts<BATCH>,
+        wanted: impl Fn(u32, bool) -> bool,
+    ) {
         let (sums, states) = self.place(first);
         for i in 0..BATCH {
-            let there = first + i as u32 <= self.end;
+            let wanted = wanted(i as u32, parts.part_complete(i));
             // One base and constant offsets: an address each would take as many registers as the values.
-            parts.values[i] = load_v4_if(there, sums.add(i * partial_len(D) as usize));
-            parts.states[i] = load_v2_if(there, states.add(i * partial_len(D) as usize));
+            load_v4_if(wanted, sums.add(i * partial_len(D) as usize), &mut parts.values[i]);
+            load_v2_if(wanted, states.add(i * partial_len(D) as usize), &mut parts.states[i]);
         }
-        parts
     }
 
     /// Takes complete parts, and clears their place.
