@@ -10,7 +10,7 @@
 //! several items.
 //!
 //! **Plan.** Context lengths are known on the device only. An item is a (sequence, KV head, row block), a unit one page
-//! of an item; units are numbered through. The grid is about one block per multiprocessor and block b takes the
+//! of an item; units are numbered through. There are one or two blocks per multiprocessor and block b takes the
 //! b-th part of all units, to within one, so that the blocks end together however the lengths are mixed (`plan`).
 //! A block's part is a few segments: the end of an item, whole items, the start of one. The block that has an item's
 //! start adds up the others' parts, in the blocks' order, and stores the rows (`decode_merge`).
@@ -31,7 +31,7 @@ use super::decode_merge::Workspace;
 use super::plan::{Batch, PARKED_BYTES, Plan, Segment, Share, block};
 use super::rows::tiles;
 use crate::prim::{
-    mbarrier, memory,
+    mbarrier,
     memory_scalar::load_u32,
     ring_copy, shared,
     thread::{block_dim_x, grid_dependency_launch, grid_dependency_wait, sync_threads},
@@ -246,9 +246,6 @@ impl<const D: u32> Producer<D> {
                 let at = self.share(entry, &segment);
                 self.copy(self.k.add(at));
                 self.copy(self.v.add(at));
-                if page == segment.pages.0 + 1 {
-                    self.prefetch(&segment, page + 1);
-                }
                 page += 1;
             }
         }
@@ -269,18 +266,6 @@ impl<const D: u32> Producer<D> {
     fn share(&self, page: u32, segment: &Segment) -> usize {
         let share = page as usize * self.kv_heads as usize + segment.part.kv_head as usize;
         share * (stage_bytes(D) / 2) as usize
-    }
-
-    /// Asks for a line of the looked-up pages from number `first` on: pages lie all over the pool, and the translations
-    /// of their addresses, a microsecond each, then overlap.
-    #[inline(always)]
-    unsafe fn prefetch(&self, segment: &Segment, first: u32) {
-        let page = self.entries.first + lane_id();
-        if page >= first && page < segment.pages.1 && lane_id() < self.entries.count {
-            let at = self.share(self.entries.own, segment);
-            memory::prefetch(self.k.add(at).cast());
-            memory::prefetch(self.v.add(at).cast());
-        }
     }
 
     /// The page of the pool that is number `page` of the segment's sequence.

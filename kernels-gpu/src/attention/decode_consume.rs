@@ -8,7 +8,7 @@ use super::rows::{anew, first_key};
 use crate::prim::{
     mbarrier, opaque, shared,
     thread::{barrier_sync, grid_dependency_wait},
-    warp::{ballot, lane_id, sync_warp, warp_id},
+    warp::{lane_id, sync_warp, warp_id},
 };
 use crate::tile::{DeepRing, Elem};
 
@@ -187,10 +187,7 @@ impl<const D: u32> Consumer<D> {
                     mask(&mut probabilities, start, own, window);
                 }
                 let factors = running.probabilities(&mut probabilities, self.scale_log2);
-                // After a few pages maxima seldom rise.
-                if ballot(factors[0] != 1.0 || factors[1] != 1.0) != 0 {
-                    rescale(&mut output[..D as usize / 8], factors);
-                }
+                rescale(&mut output[..D as usize / 8], factors);
             }
             let v = self.wait() + quarter * 128;
             if rows.count > 0 {

@@ -82,8 +82,3 @@ pub unsafe fn store_pair(p: *mut u16, left: i32, pair: u32) {
             in(reg32) pair, in(reg64) p, in(reg32) left, options(nostack))
     }
 }
-/// Asks for the line at `p`, and so for the translation of its address, which a page of 2 MB shares.
-#[inline(always)]
-pub unsafe fn prefetch(p: *const u8) {
-    device! { core::arch::asm!("prefetch.global.L2 [{0}];", in(reg64) p, options(nostack)) }
-}

@@ -26,7 +26,6 @@ mod entry;
 pub mod async_copy;
 pub mod cluster;
 pub mod convert;
-pub mod global_atomic;
 mod intrinsics;
 pub mod math;
 pub mod mbarrier;
