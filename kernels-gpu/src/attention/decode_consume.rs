@@ -42,7 +42,7 @@ impl TileRows {
     #[inline(always)]
     pub fn offset<const D: u32>(&self, row: u32, stride: u32) -> usize {
         let row = self.first + row;
-        // One query needs no division, which takes 50 ns.
+        // One query needs no division, which takes about a hundred cycles.
         let query = if row < self.group { 0 } else { row / self.group };
         let head = self.kv_head * self.group + row - query * self.group;
         (self.token + query) as usize * stride as usize + (head * D) as usize

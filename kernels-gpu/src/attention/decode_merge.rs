@@ -4,7 +4,7 @@
 //! A block leaves its unnormalised sums over V in f32, the rows' maxima (in units of log2) and sums of exponentials.
 //! No flag says when they are there, each word does: the workspace is zero, what is left never is (-0 for 0), and who
 //! reads repeats it until nothing is zero, then writes zeros. That is one trip through L2: with stores, a fence and a
-//! counter, then loads by who comes last it was four, 2.5 µs at batch 1.
+//! counter, then loads by who comes last it was four.
 use super::decode::{GROUP, HEADER, MOST_TILES, ROWS, WARPS, partial_len, row_bytes};
 use super::decode_consume::{Matrix, TileRows};
 use crate::prim::{

@@ -136,7 +136,7 @@ fn turn(executor: &mut Executor<'_>, focus: &mut [Resident], random: &mut Random
 fn land_for_waiting(executor: &mut Executor<'_>, residents: &mut [Resident], random: &mut Random) -> Result<(), Fault> {
     for resident in residents {
         if resident.cluster.flight.is_airborne() && resident.ready().next().is_none() {
-            executor.land_any(&mut resident.warps, &mut resident.cluster, random)?;
+            executor.land_any(&resident.warps, &mut resident.cluster, random)?;
             resident.wake();
         }
     }
