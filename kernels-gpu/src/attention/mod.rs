@@ -1,5 +1,8 @@
 //! Attention over the paged KV cache.
 pub mod decode;
+mod decode_consume;
+mod decode_math;
+mod decode_merge;
 mod fragment;
 mod plan;
 pub mod prefill;

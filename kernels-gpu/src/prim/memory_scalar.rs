@@ -29,6 +29,14 @@ pub unsafe fn load_v2(p: *const u32) -> [u32; 2] {
 pub unsafe fn store_u32(p: *mut u32, value: u32) {
     device! { core::arch::asm!("st.global.b32 [{1}], {0};", in(reg32) value, in(reg64) p, options(nostack)) }
 }
+/// Stores 8 bytes (8-byte aligned).
+#[inline(always)]
+pub unsafe fn store_v2(p: *mut u32, v: [u32; 2]) {
+    device! {
+        core::arch::asm!("st.global.v2.b32 [{2}], {{{0}, {1}}};",
+            in(reg32) v[0], in(reg32) v[1], in(reg64) p, options(nostack))
+    }
+}
 /// Stores an `f32`.
 #[inline(always)]
 pub unsafe fn store_f32(p: *mut f32, value: f32) {

@@ -31,6 +31,7 @@ mod intrinsics;
 pub mod math;
 pub mod mbarrier;
 pub mod memory;
+pub mod memory_relaxed;
 pub mod memory_scalar;
 pub mod mma;
 pub mod ring_copy;

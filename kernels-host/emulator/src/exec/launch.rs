@@ -16,6 +16,9 @@ const MOST_NAMED: usize = 24;
 
 /// Entries for the mbarriers of a block in the clocks, if the kernel has any. Our largest ring has 28.
 const MBARRIERS: u32 = 64;
+/// Turns without a finished cluster after which copies land for clusters that wait for nothing else: one that spins until
+/// such a cluster has written something always has a turn.
+const PATIENCE: u32 = 512;
 /// How often in a row all sleepers may be told that their time is up before that is a deadlock.
 const MOST_EXPIRIES: u32 = 64;
 
@@ -62,11 +65,19 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
     let blocks: u32 = setup.cluster.iter().product();
     let total = setup.clusters().map(u64::from).iter().product();
     let mut schedule = Schedule::new(total, blocks as usize, setup.resident, &mut random);
+    let mut turns = 0;
     while !schedule.finished() {
+        turns += 1;
+        if turns % PATIENCE == 0 {
+            land_for_waiting(&mut executor, schedule.started_mut(), &mut random)?;
+        }
         let focus = schedule.focus(&mut random, |number| Resident::new(setup, number));
         match turn(&mut executor, focus, &mut random)? {
             Turn::Ran => {}
-            Turn::Finished(at) => schedule.finish(at),
+            Turn::Finished(at) => {
+                turns = 0;
+                schedule.finish(at);
+            }
             Turn::Stuck => {
                 if !schedule.refocus(|resident| resident.ready().next().is_some())
                     && !idle(&mut executor, schedule.started_mut(), &mut random)?
@@ -119,6 +130,17 @@ fn turn(executor: &mut Executor<'_>, focus: &mut [Resident], random: &mut Random
         return Ok(Turn::Finished(at));
     }
     Ok(Turn::Ran)
+}
+
+/// Data land for clusters that wait for nothing else.
+fn land_for_waiting(executor: &mut Executor<'_>, residents: &mut [Resident], random: &mut Random) -> Result<(), Fault> {
+    for resident in residents {
+        if resident.cluster.flight.is_airborne() && resident.ready().next().is_none() {
+            executor.land_any(&resident.warps, &mut resident.cluster, random)?;
+            resident.wake();
+        }
+    }
+    Ok(())
 }
 
 /// No warp can go on: data must land, or the time of those that sleep in `try_wait` runs out. False if nothing helps.
