@@ -40,6 +40,8 @@ pub struct EngineConfig {
     pub synthetic_acceptance: Option<f32>,
     /// Launch every kernel by itself instead of CUDA graphs.
     pub eager: bool,
+    /// A request's tokens do not depend on what else is in the batch, to the bit; slower ([`RunnerConfig::batch_invariant`]).
+    pub batch_invariant: bool,
     /// Whether a step is planned and queued while the one before it runs; `None`: on a GPU.
     pub overlap: Option<bool>,
 }
@@ -59,6 +61,7 @@ impl Default for EngineConfig {
             max_drafts: 0,
             synthetic_acceptance: None,
             eager: false,
+            batch_invariant: false,
             overlap: None,
         }
     }
@@ -129,6 +132,7 @@ impl Engine {
             drafts: config.max_drafts.min(MAX_DRAFTS),
             synthetic_acceptance: config.synthetic_acceptance,
             eager: config.eager,
+            batch_invariant: config.batch_invariant,
         };
         let mut pages = wanted;
         let runner = Runner::new(stream, model, runner_config, |graphs| {

@@ -23,6 +23,7 @@ const EAGER: EngineConfig = EngineConfig {
     max_drafts: 0,
     synthetic_acceptance: None,
     eager: true,
+    batch_invariant: false,
     overlap: Some(false),
 };
 
@@ -61,6 +62,42 @@ fn run(engine: &mut Engine, requests: &[u32]) -> Vec<Vec<u32>> {
         }
     }
     answers
+}
+
+/// Of every answer the tokens' log-probabilities and those of the three likeliest, in bits.
+fn logprob_bits(engine: &mut Engine, requests: &[u32]) -> Vec<Vec<u32>> {
+    let request = |i| {
+        let mut request = request(i);
+        request.sampling.logprobs = Some(3);
+        request
+    };
+    let ids: Vec<_> = requests.iter().map(|&i| engine.add(request(i)).unwrap()).collect();
+    let mut answers = vec![Vec::new(); ids.len()];
+    while engine.has_work() {
+        for progress in engine.step().unwrap() {
+            let at = ids.iter().position(|id| *id == progress.id).unwrap();
+            let logprobs = progress.logprobs.unwrap();
+            answers[at].push(logprobs.logprob.to_bits());
+            answers[at].extend(logprobs.top.iter().map(|(_, logprob)| logprob.to_bits()));
+        }
+    }
+    answers
+}
+
+#[test]
+fn batch_invariant_steps_give_the_same_bits_alone_batched_and_in_chunks() {
+    let devices =
+        [Target::Sm90a, Target::Sm80].map(|target| Device::emulated(target, 1)).into_iter().chain([Device::cpu()]);
+    for device in devices {
+        let config = EngineConfig { batch_invariant: true, prefix_cache: false, ..EAGER };
+        let mut engine = load(&device, config);
+        let alone: Vec<_> = ALL.iter().map(|&i| logprob_bits(&mut engine, &[i]).remove(0)).collect();
+        // More than 128 rows take another kernel.
+        for tokens in [192, 23] {
+            let mut engine = load(&device, EngineConfig { max_num_batched_tokens: Some(tokens), ..config });
+            assert_eq!(logprob_bits(&mut engine, &ALL), alone, "{tokens} tokens a step");
+        }
+    }
 }
 
 const OVERLAPS: [bool; 2] = [false, true];

@@ -97,6 +97,9 @@ pub struct LimitArgs {
     /// Launch every kernel by itself instead of by CUDA graphs
     #[arg(long, visible_alias = "enforce-eager")]
     pub eager: bool,
+    /// The same tokens to the bit whatever else is in the batch; slower
+    #[arg(long)]
+    pub batch_invariant: bool,
     /// Plan a step only once the one before it has ended
     #[arg(long, visible_alias = "no-async-scheduling")]
     pub no_overlap: bool,
@@ -143,6 +146,7 @@ impl LimitArgs {
             max_drafts: 0,
             synthetic_acceptance: None,
             eager: self.eager,
+            batch_invariant: self.batch_invariant,
             overlap: self.no_overlap.then_some(false),
         })
     }

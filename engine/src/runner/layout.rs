@@ -1,4 +1,5 @@
 //! A step's small inputs as one run of words: written to pinned memory at once, copied at once, read as views.
+use super::graphs::GraphSize;
 use crate::model::StepInput;
 use crate::scheduler::StepPlan;
 use kernels_host::{Buffer, View};
@@ -62,11 +63,18 @@ impl StepShape {
         StepShape { tokens, sequences: 1, max_query: tokens, head_rows: 1, ..StepShape::default() }
     }
 
-    /// Queries of every sequence, if they all decode equally many and all sample: what graphs are captured for.
-    pub fn uniform(&self) -> Option<usize> {
-        let queries = self.max_decode_query;
-        let uniform = self.sequences > 0 && *self == StepShape::decode(self.sequences, queries, self.max_kv);
-        uniform.then_some(queries)
+    /// With all sequences as prompts.
+    pub fn without_decodes(self) -> Self {
+        let max_query = self.max_query.max(self.max_decode_query);
+        StepShape { decodes: 0, decode_tokens: 0, max_decode_query: 0, max_query, ..self }
+    }
+
+    /// What a graph must have been captured for: there are some for steps in which all sequences decode, equally many tokens
+    /// each, and all sample.
+    pub fn graph_size(&self) -> Option<GraphSize> {
+        let StepShape { sequences, max_decode_query: queries, max_kv, .. } = *self;
+        let uniform = sequences > 0 && *self == StepShape::decode(sequences, queries, max_kv);
+        uniform.then_some(GraphSize { queries, sequences, max_kv })
     }
 }
 
@@ -110,15 +118,16 @@ impl Layout {
         3 * (tokens + ALIGN) + 2 * (sequences + ALIGN) + sequences + 1 + ALIGN + head_rows + ALIGN
     }
 
-    /// Writes a plan's inputs. Where the layout is of more sequences than the plan has (both of decodes with `queries`
+    /// Writes a plan's inputs. Where the shape is of more sequences than the plan has (both of decodes with equally many
     /// queries each), padding follows: tokens 0 at position 0, of which nothing is kept, seeing as many tokens of whatever
     /// page is in their table.
-    pub fn write(&self, plan: &StepPlan, queries: usize, words: &mut [u32]) {
+    pub fn write(&self, plan: &StepPlan, shape: &StepShape, words: &mut [u32]) {
+        let queries = shape.max_decode_query;
         fill(&mut words[self.tokens.clone()], plan.tokens.iter().copied(), 0);
         fill(&mut words[self.positions.clone()], plan.positions.iter().copied(), 0);
         fill(&mut words[self.slots.clone()], plan.slots.iter().copied(), u32::MAX);
         fill(&mut words[self.kv_lens.clone()], plan.sequences.iter().map(|sequence| sequence.kv_len), queries as u32);
-        let (decodes, prefills) = plan.sequences.split_at(plan.decodes);
+        let (decodes, prefills) = plan.sequences.split_at(plan.sequences.len().min(shape.decodes));
         if !self.decode_starts.is_empty() {
             let lengths = decodes.iter().map(|sequence| sequence.queries);
             starts(&mut words[self.decode_starts.clone()], lengths, queries as u32);
@@ -218,7 +227,7 @@ mod tests {
             assert!(sections.iter().all(|section| section.start.is_multiple_of(ALIGN) && section.end <= layout.words));
             assert_eq!(layout.decode_starts.is_empty(), drafts == 0);
             assert!(layout.words <= Layout::most(shape.tokens, shape.sequences, shape.head_rows));
-            assert_eq!(shape.uniform(), (prefills == 0).then_some(1 + drafts));
+            assert_eq!(shape.graph_size().map(|size| size.queries), (prefills == 0).then_some(1 + drafts));
         }
     }
 
@@ -228,15 +237,17 @@ mod tests {
         plan.tokens = vec![5, 6, 7];
         plan.positions = vec![1, 2, 3];
         plan.slots = vec![65, 130, 195];
-        let layout = Layout::of(&StepShape::decode(4, 1, 100));
+        let shape = StepShape::decode(4, 1, 100);
+        let layout = Layout::of(&shape);
         let mut words = vec![99; layout.words];
-        layout.write(&plan, 1, &mut words);
+        layout.write(&plan, &shape, &mut words);
         assert_eq!(words[layout.tokens.clone()], [5, 6, 7, 0]);
         assert_eq!(words[layout.slots.clone()], [65, 130, 195, u32::MAX]);
         assert_eq!(words[layout.kv_lens.clone()], [1; 4]);
-        let layout = Layout::of(&StepShape::decode(3, 2, 100));
+        let shape = StepShape::decode(3, 2, 100);
+        let layout = Layout::of(&shape);
         let mut words = vec![99; layout.words];
-        layout.write(&plan, 2, &mut words);
+        layout.write(&plan, &shape, &mut words);
         assert_eq!((&words[layout.decode_starts.clone()], &words[layout.kv_lens]), (&[0, 2, 4, 6][..], &[2; 3][..]));
     }
 }

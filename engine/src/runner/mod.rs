@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{Activations, Model};
 use crate::scheduler::{Limits, StepOutput, StepPlan};
-use graphs::Graphs;
+use graphs::{GraphSize, Graphs};
 use kernels_host::{Buffer, DType, Device, Event, Graph, Pinned, Stream};
 use layout::{Fixed, Layout, StepShape};
 use sampler::{SampleStaging, Sampler, Sizes, Wanted};
@@ -40,6 +40,9 @@ pub struct RunnerConfig {
     pub synthetic_acceptance: Option<f32>,
     /// Launch every kernel by itself instead of capturing graphs.
     pub eager: bool,
+    /// Compute every row in the same order whatever else is in a step: the same bits. Kernel by kernel, all attention by the
+    /// kernels of prefill.
+    pub batch_invariant: bool,
 }
 
 impl RunnerConfig {
@@ -127,6 +130,7 @@ impl Runner {
         pages: impl FnOnce(usize) -> Result<usize>,
     ) -> Result<Self> {
         let limits = config.limits;
+        let stream = if config.batch_invariant { stream.with_batch_invariance() } else { stream };
         let device = stream.device().clone();
         let shape = model.config();
         // Kernels are loaded and a graph is measured over a cache of one page.
@@ -162,16 +166,16 @@ impl Runner {
 
     /// What comes after the buffers of fixed size: kernels, KV cache, graphs.
     fn reserve(&mut self, pages: impl FnOnce(usize) -> Result<usize>) -> Result<()> {
-        let RunnerConfig { limits, host_pages, eager, .. } = self.config;
+        let RunnerConfig { limits, host_pages, eager, batch_invariant, .. } = self.config;
         let device = self.device().clone();
         let before = free(&device)?;
         self.prepare()?;
         let kernels = before.saturating_sub(free(&device)?);
-        let sizes = if eager || device.is_cpu() { Vec::new() } else { self.graph_sizes() };
+        let sizes = if eager || batch_invariant || device.is_cpu() { Vec::new() } else { self.graph_sizes() };
         let mut one = 0;
-        if let Some(&(queries, sequences)) = sizes.last() {
+        if let Some(&size) = sizes.last() {
             let before = free(&device)?;
-            let graph = self.capture(queries, sequences)?;
+            let graph = self.capture(size)?;
             one = before.saturating_sub(free(&device)?);
             drop(graph);
         }
@@ -180,9 +184,9 @@ impl Runner {
         self.body.kv.clear(&self.stream)?;
         self.body.tables.clear(&self.stream, self.body.kv.null_page())?;
         let before = free(&device)?;
-        for (queries, sequences) in sizes {
-            let graph = self.capture(queries, sequences)?;
-            self.graphs.insert(queries, sequences, graph);
+        for size in sizes {
+            let graph = self.capture(size)?;
+            self.graphs.insert(size, graph);
         }
         self.stream.synchronize()?;
         let sizes = self.config.sizes(self.body.model.config().vocab_size);
@@ -271,11 +275,9 @@ impl Runner {
         let (mut graph, mut kernels) = (None, None);
         if std::mem::take(&mut self.profile) {
             kernels = Some(self.stream.profile(|stream| self.body.forward(stream, &shape, &layout))?);
-        } else if let Some((sequences, captured)) =
-            shape.uniform().and_then(|queries| self.graphs.find(queries, plan.sequences.len()))
-        {
+        } else if let Some((size, captured)) = shape.graph_size().and_then(|size| self.graphs.find(size)) {
             captured.launch(&self.stream)?;
-            graph = Some(sequences);
+            graph = Some(size.sequences);
         } else {
             self.body.forward(&self.stream, &shape, &layout)?;
         }
@@ -339,17 +341,18 @@ impl Runner {
     /// Queues the copies of a plan's inputs. The shape is the graph's where there is one for the step.
     fn upload(&mut self, plan: &StepPlan, slot: usize) -> Result<(StepShape, Layout, sampler::Params)> {
         let mut shape = StepShape::of(plan);
-        if let Some(queries) = shape.uniform()
-            && let Some((sequences, _)) = self.graphs.find(queries, shape.sequences)
-        {
-            shape = StepShape::decode(sequences, queries, self.config.limits.max_model_len);
+        if self.config.batch_invariant {
+            shape = shape.without_decodes();
+        }
+        if let Some((size, _)) = shape.graph_size().and_then(|size| self.graphs.find(size)) {
+            shape = StepShape::decode(size.sequences, size.queries, size.max_kv);
         }
         let layout = Layout::of(&shape);
         let Staging { inputs, tables, sampling } = &mut self.staging[slot];
         self.body.sampler.enter(&self.stream, plan, sampling)?;
         self.body.tables.update(&self.stream, plan, tables)?;
         let words = inputs.host::<u32>()?;
-        layout.write(plan, shape.max_decode_query, words);
+        layout.write(plan, &shape, words);
         let params = self.body.sampler.write(plan, layout.words, words);
         self.stream.upload_pinned(inputs, 0, self.body.packed.view_mut().columns(0, params.end()))?;
         Ok((shape, layout, params))
@@ -383,8 +386,8 @@ impl Runner {
         })
     }
 
-    /// Queries and sequences of the graphs: single tokens, and as many drafts as there may be.
-    fn graph_sizes(&self) -> Vec<(usize, usize)> {
+    /// What graphs are captured for: single tokens, and as many drafts as there may be.
+    fn graph_sizes(&self) -> Vec<GraphSize> {
         let RunnerConfig { limits, drafts, .. } = self.config;
         let mut sizes: Vec<_> = graphs::ladder(limits.max_sequences).into_iter().map(|size| (1, size)).collect();
         if drafts > 0 {
@@ -392,12 +395,16 @@ impl Runner {
             let most = (limits.max_tokens.min(self.config.head_rows()) / queries).clamp(1, limits.max_sequences);
             sizes.extend(graphs::ladder(most).into_iter().map(|size| (queries, size)));
         }
-        sizes
+        let contexts = |(queries, sequences)| {
+            let contexts = graphs::contexts(sequences, limits.max_model_len).into_iter();
+            contexts.map(move |max_kv| GraphSize { queries, sequences, max_kv })
+        };
+        sizes.into_iter().flat_map(contexts).collect()
     }
 
     /// Captures a step in which so many sequences decode so many tokens each.
-    fn capture(&mut self, queries: usize, sequences: usize) -> Result<Graph> {
-        let shape = StepShape::decode(sequences, queries, self.config.limits.max_model_len);
+    fn capture(&mut self, size: GraphSize) -> Result<Graph> {
+        let shape = StepShape::decode(size.sequences, size.queries, size.max_kv);
         let layout = Layout::of(&shape);
         self.stream.capture(|stream| self.body.forward(stream, &shape, &layout))
     }

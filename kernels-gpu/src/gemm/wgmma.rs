@@ -12,6 +12,8 @@
 //! | 128 × 192 × 64 | 5 of 40 KiB | 200 KiB | 96 |
 //! | 128 × 160 × 64 | 6 of 36 KiB | 216 KiB | 80 |
 //! | 128 × 128 × 64 | 7 of 32 KiB | 224 KiB | 64 |
+//! | 128 × 96 × 64 | 8 of 28 KiB | 224 KiB | 48 |
+//! | 128 × 64 × 64 | 9 of 24 KiB | 216 KiB | 32 |
 //!
 //! The width is for the launcher to pick, so that the tiles fill the last wave.
 //!
@@ -84,11 +86,17 @@ entry! {
     fn gemm_wgmma_n160_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 80, 6>;
     fn gemm_wgmma_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 64, 7>;
     fn gemm_wgmma_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 64, 7>;
+    fn gemm_wgmma_n96_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 48, 8>;
+    fn gemm_wgmma_n96_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 48, 8>;
+    fn gemm_wgmma_n64_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 32, 9>;
+    fn gemm_wgmma_n64_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 32, 9>;
 }
 
 /// Stages of the ring for tiles of `tile_n` columns; up to 224 KiB.
 pub const fn stages(tile_n: u32) -> u32 {
     match tile_n {
+        64 => 9,
+        96 => 8,
         128 => 7,
         160 => 6,
         192 | 224 => 5,

@@ -166,6 +166,8 @@ with_15!(mma_async!(mma_n32_bf16, "32", 16, "bf16",));
 with_15!(mma_async!(mma_n32_f16, "32", 16, "f16",));
 with_31!(mma_async!(mma_n64_bf16, "64", 32, "bf16",));
 with_31!(mma_async!(mma_n64_f16, "64", 32, "f16",));
+with_47!(mma_async!(mma_n96_bf16, "96", 48, "bf16",));
+with_47!(mma_async!(mma_n96_f16, "96", 48, "f16",));
 with_63!(mma_async!(mma_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async!(mma_n128_f16, "128", 64, "f16",));
 with_79!(mma_async!(mma_n160_bf16, "160", 80, "bf16",));

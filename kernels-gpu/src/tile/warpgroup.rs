@@ -23,6 +23,7 @@ warpgroup_mma! {
     Bf16 8 mma_n16_bf16;
     Bf16 16 mma_n32_bf16;
     Bf16 32 mma_n64_bf16;
+    Bf16 48 mma_n96_bf16;
     Bf16 64 mma_n128_bf16;
     Bf16 80 mma_n160_bf16;
     Bf16 96 mma_n192_bf16;
@@ -31,6 +32,7 @@ warpgroup_mma! {
     F16 8 mma_n16_f16;
     F16 16 mma_n32_f16;
     F16 32 mma_n64_f16;
+    F16 48 mma_n96_f16;
     F16 64 mma_n128_f16;
     F16 80 mma_n160_f16;
     F16 96 mma_n192_f16;

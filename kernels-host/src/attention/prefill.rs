@@ -59,7 +59,8 @@ impl PrefillAttention<'_> {
             reference::attention(&geometry, &self.q, &self.kv, &queries, &mut self.out);
             return Ok(());
         };
-        let wgmma = target == Target::Sm90a && self.max_query * geometry.group() >= prefill_wgmma::FEWEST_ROWS;
+        let rows = self.max_query * geometry.group();
+        let wgmma = target == Target::Sm90a && (rows >= prefill_wgmma::FEWEST_ROWS || stream.is_batch_invariant());
         match path.unwrap_or(if wgmma { Path::Wgmma } else { Path::Mma }) {
             Path::Mma => self.launch_mma(&geometry, stream),
             Path::Wgmma => prefill_wgmma::launch(&self, &geometry, stream),

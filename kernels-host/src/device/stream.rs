@@ -15,6 +15,7 @@ pub struct Stream {
     queue: Queue,
     /// Whether launches that ask for it may overlap their predecessor's end.
     overlap: bool,
+    batch_invariant: bool,
     watch: Watch,
 }
 
@@ -74,13 +75,24 @@ impl Stream {
             Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
             Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
         };
-        Ok(Stream { device, queue, overlap: true, watch: Watch::default() })
+        Ok(Stream { device, queue, overlap: true, batch_invariant: false, watch: Watch::default() })
     }
 
     /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
     /// kernels by themselves.
     pub fn without_overlap(self) -> Self {
         Stream { overlap: false, ..self }
+    }
+
+    /// Launchers pick kernels that add up a row's sums in an order which depends on the shapes of weights and heads only:
+    /// equal rows give equal bits, whatever else is in the batch.
+    pub fn with_batch_invariance(self) -> Self {
+        Stream { batch_invariant: true, ..self }
+    }
+
+    /// Whether [`Stream::with_batch_invariance`] was called.
+    pub fn is_batch_invariant(&self) -> bool {
+        self.batch_invariant
     }
 
     /// The driver's handle, null where the device is no real GPU.

@@ -130,6 +130,12 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
         .find(|path| path.supports(shape, target))
 }
 
+/// The kernel on a batch-invariant stream. On Hopper both kernels add up a row's products in the accumulators of `wgmma`, 16
+/// elements of K at a time from the first to the last, whatever the tiles: such streams do not split K.
+fn in_order(shape: &Shape, target: Target) -> Option<Path> {
+    [Path::Stream(None), Path::Wgmma(None), Path::Mma].into_iter().find(|path| path.supports(shape, target))
+}
+
 /// Position of a kernel's entry in its table: bf16 and f16, plain, then gated, then with f32 output.
 fn entry_index(gemm: &Gemm<'_>) -> usize {
     let kind = match (gemm.out.dtype(), gemm.activation.is_gated()) {
@@ -177,8 +183,11 @@ impl Gemm<'_> {
         if shape.m == 0 || shape.n == 0 {
             return Ok(());
         }
-        match path.or_else(|| pick(&self, &shape, target, stream.device())).filter(|path| path.supports(&shape, target))
-        {
+        let pick = || match stream.is_batch_invariant() {
+            true => in_order(&shape, target),
+            false => pick(&self, &shape, target, stream.device()),
+        };
+        match path.or_else(pick).filter(|path| path.supports(&shape, target)) {
             Some(path) => path.launch(&self, &shape, stream),
             None => Err(Error::Unsupported { kernel: "gemm", what: format!("no kernel on {target} for {shape:?}") }),
         }

@@ -122,19 +122,20 @@ impl Cut {
     }
 
     /// [`Cut::fitting`], found once: it compares hundreds.
-    fn remembered(shape: &Shape, gated: bool, room: Room) -> Cut {
-        static KNOWN: Mutex<BTreeMap<(Shape, bool, Room), Cut>> = Mutex::new(BTreeMap::new());
+    fn remembered(shape: &Shape, gated: bool, most_split: u32, room: Room) -> Cut {
+        static KNOWN: Mutex<BTreeMap<(Shape, bool, u32, Room), Cut>> = Mutex::new(BTreeMap::new());
         let mut known = KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        *known.entry((*shape, gated, room)).or_insert_with(|| Cut::fitting(shape, gated, room))
+        let key = (*shape, gated, most_split, room);
+        *known.entry(key).or_insert_with(|| Cut::fitting(shape, gated, most_split, room))
     }
 
-    /// The fastest cut by [`Cut::time`].
-    fn fitting(shape: &Shape, gated: bool, room: Room) -> Cut {
+    /// The fastest cut by [`Cut::time`], of those that split K into at most `most_split` parts.
+    fn fitting(shape: &Shape, gated: bool, most_split: u32, room: Room) -> Cut {
         let step = if gated { 16 } else { 8 };
         (step..=gpu::most_rows(4))
             .step_by(step as usize)
             .flat_map(Cut::of)
-            .filter(|cut| cut.fits(shape, room))
+            .filter(|cut| cut.split <= most_split && cut.fits(shape, room))
             .min_by_key(|cut| (cut.time(shape, room), cut.cluster()))
             // Few rows always fit.
             .unwrap_or(Cut::simple(step))
@@ -230,7 +231,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         // A forced cut that the shape or the GPU cannot have: its tiles at least.
         Some(cut) if !cut.fits(shape, room) => Cut::simple(cut.rows),
         Some(cut) => cut,
-        None => Cut::remembered(shape, gated, room),
+        None => Cut::remembered(shape, gated, if stream.is_batch_invariant() { 1 } else { gpu::MAX_SPLIT }, room),
     };
     let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
@@ -342,7 +343,7 @@ mod tests {
         for (n, k, gated) in SHAPES {
             for m in 1..=MAX_TOKENS {
                 let shape = Shape { m, n, k };
-                let fitting = Cut::fitting(&shape, gated, H200);
+                let fitting = Cut::fitting(&shape, gated, gpu::MAX_SPLIT, H200);
                 for cut in CUTS.into_iter().filter(|cut| cut.fits(&shape, H200)).chain([fitting]) {
                     let plan = Plan::new(cut, &shape, H200);
                     assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
@@ -365,7 +366,7 @@ mod tests {
         for (n, k, gated) in &SHAPES[..4] {
             for m in [8, 16, 32, 64, 128] {
                 let shape = Shape { m, n: *n, k: *k };
-                let cut = Cut::fitting(&shape, *gated, H200);
+                let cut = Cut::fitting(&shape, *gated, gpu::MAX_SPLIT, H200);
                 let blocks = Plan::new(cut, &shape, H200).blocks;
                 assert!((120..=132).contains(&blocks), "m = {m}, n = {n}: {cut:?}");
                 assert!(cut.count(&shape) <= cut.clusters(H200), "m = {m}, n = {n}: {cut:?}");

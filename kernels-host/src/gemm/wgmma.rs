@@ -20,7 +20,7 @@ pub(crate) struct Tile {
 
 impl Tile {
     /// The widths that there are.
-    pub const WIDTHS: [u32; 5] = [256, 224, 192, 160, 128];
+    pub const WIDTHS: [u32; 7] = [256, 224, 192, 160, 128, 96, 64];
     /// Narrow and alone: what every GPU with the kernel can do.
     const SIMPLE: Tile = Tile { cols: 128, share: 1, split: 1 };
 
@@ -64,15 +64,17 @@ impl Tile {
         waves * (steps * step + 900 + meeting)
     }
 
-    /// The tile whose waves end first.
-    pub(super) fn fitting(shape: &Shape, room: Room) -> Tile {
-        let best = Tile::all().filter(|tile| tile.fits(shape, room)).min_by_key(|tile| tile.time(shape, room));
-        best.unwrap_or(Tile::SIMPLE)
+    /// The tile whose waves end first, of those that split K into at most `most_split` parts.
+    pub(super) fn fitting(shape: &Shape, most_split: u32, room: Room) -> Tile {
+        let fitting = Tile::all().filter(|tile| tile.split <= most_split && tile.fits(shape, room));
+        fitting.min_by_key(|tile| tile.time(shape, room)).unwrap_or(Tile::SIMPLE)
     }
 
     /// The entries for bf16 and f16.
     fn entries(self) -> [Entry<gpu::GemmWgmma>; 2] {
         match self.cols {
+            64 => [gpu::gemm_wgmma_n64_bf16, gpu::gemm_wgmma_n64_f16],
+            96 => [gpu::gemm_wgmma_n96_bf16, gpu::gemm_wgmma_n96_f16],
             128 => [gpu::gemm_wgmma_n128_bf16, gpu::gemm_wgmma_n128_f16],
             160 => [gpu::gemm_wgmma_n160_bf16, gpu::gemm_wgmma_n160_f16],
             192 => [gpu::gemm_wgmma_n192_bf16, gpu::gemm_wgmma_n192_f16],
@@ -95,7 +97,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, tile: Option<Tile>, stream:
         // A forced tile that the shape or the GPU cannot have: its width at least.
         Some(tile) if !tile.fits(shape, room) => Tile { split: 1, ..tile },
         Some(tile) => tile,
-        None => Tile::fitting(shape, room),
+        None => Tile::fitting(shape, if stream.is_batch_invariant() { 1 } else { gpu::MAX_SPLIT }, room),
     };
     let args = gpu::GemmWgmma {
         a: stream.tensor_map_2d(&gemm.a, gpu::TILE_M, gpu::TILE_K)?,
@@ -150,12 +152,12 @@ pub(super) fn kernel() -> Kernel {
 
 #[cfg(test)]
 mod tests {
-    use super::{Room, Shape, Tile};
+    use super::{Room, Shape, Tile, gpu};
 
     #[test]
     fn the_tile_that_fills_its_waves_is_picked() {
         let pick = |m, n, k| {
-            let tile = Tile::fitting(&Shape { m, n, k }, Room::H200);
+            let tile = Tile::fitting(&Shape { m, n, k }, gpu::MAX_SPLIT, Room::H200);
             (tile.cols, tile.split)
         };
         // 512 wide tiles in 4 waves.

@@ -15,8 +15,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Sequences at once, unless --max-num-seqs says otherwise: vLLM's default.
-const MOST_SEQUENCES: usize = 256;
+/// Sequences at once, unless --max-num-seqs says otherwise: 512 prompts of 512 tokens took 2 % longer with 256.
+const MOST_SEQUENCES: usize = 512;
 
 /// Arguments of `wootz bench throughput`.
 #[derive(Args, Debug)]
