@@ -19,7 +19,7 @@ pub(super) struct Golden {
     pub driver: String,
     /// By the probe's name.
     pub probes: BTreeMap<String, Condensed>,
-    /// Probes that the GPU refused, though ptxas assembled them.
+    /// Probes that faulted on the GPU, as they were made to: their boxes begin where none may.
     pub refused: BTreeSet<String>,
 }
 
@@ -68,6 +68,21 @@ impl Golden {
         Ok(packed.len())
     }
 
+    /// That the GPU refused a probe, as it was meant to, and that the emulator does.
+    pub(super) fn check_refused(&self, probe: &Probe) -> Result<(), String> {
+        let name = &probe.name;
+        match (probe.compare, self.refused.contains(name), run::on_emulator(probe, SEED)) {
+            (Compare::Refused, true, Err(_)) => Ok(()),
+            (Compare::Refused, true, Ok(_)) => {
+                Err(format!("{name}: the emulator takes what the {} refuses", self.device))
+            }
+            (Compare::Refused, false, _) => {
+                Err(format!("{name}: the {} did not refuse it, or it is not recorded", self.device))
+            }
+            _ => Err(format!("{name}: the {} refused it, so nothing is compared: mend the probe", self.device)),
+        }
+    }
+
     /// Runs a probe on the emulator and compares.
     pub(super) fn check(&self, probe: &Probe) -> Result<(), String> {
         let name = &probe.name;
@@ -95,9 +110,7 @@ impl Golden {
                 let recorded = offsets.iter().enumerate().map(|(i, &offset)| near(function, &inputs(probe, i), offset));
                 compare_approximate(probe, function, &found, recorded.collect::<Vec<_>>().as_slice())
             }
-            (Output::Offsets(_), Compare::Exact) => {
-                Err(format!("{name}: recorded as approximate; record the probes again"))
-            }
+            (Output::Offsets(_), _) => Err(format!("{name}: recorded as approximate; record the probes again")),
         }
     }
 }
@@ -107,7 +120,7 @@ impl Condensed {
     pub(super) fn new(probe: &Probe, output: &[u8]) -> Condensed {
         let of = format!("{:08x}", probe.fingerprint() as u32);
         let output = match probe.compare {
-            Compare::Exact => Output::Slices(slices(output)),
+            Compare::Exact | Compare::Refused => Output::Slices(slices(output)),
             Compare::Approximate(function) => Output::Offsets(
                 floats(output).enumerate().map(|(i, found)| offset(function, &inputs(probe, i), found)).collect(),
             ),
@@ -189,17 +202,30 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
     hash
 }
 
-/// Condenses a recording.
-pub(super) fn condense(device: String, driver: String, outputs: &BTreeMap<String, Option<Vec<u8>>>) -> Result<Golden> {
+/// Condenses a recording. Of probes that it does not hold, `before` keeps what it had, where the GPU is the same.
+pub(super) fn condense(
+    device: String,
+    driver: String,
+    outputs: &BTreeMap<String, Option<Vec<u8>>>,
+    before: Option<Golden>,
+) -> Result<Golden> {
+    let mut before = before.filter(|before| before.device == device && before.driver == driver);
     let (mut probes, mut refused) = (BTreeMap::new(), BTreeSet::new());
     for probe in super::all() {
-        let output = outputs.get(&probe.name).with_context(|| format!("{} is not in the recording", probe.name))?;
-        let Some(output) = output else {
-            refused.insert(probe.name.clone());
-            continue;
-        };
-        ensure!(output.len() == probe.buffers[probe.output].len(), "{} has another length", probe.name);
-        probes.insert(probe.name.clone(), Condensed::new(&probe, output));
+        let mut kept = || before.as_mut().and_then(|before| before.probes.remove(&probe.name));
+        match outputs.get(&probe.name) {
+            Some(Some(output)) => {
+                ensure!(output.len() == probe.buffers[probe.output].len(), "{} has another length", probe.name);
+                probes.insert(probe.name.clone(), Condensed::new(&probe, output));
+            }
+            Some(None) => {
+                refused.insert(probe.name.clone());
+            }
+            None => {
+                let kept = kept().with_context(|| format!("{} is not in the recording", probe.name))?;
+                probes.insert(probe.name.clone(), kept);
+            }
+        }
     }
     Ok(Golden { device, driver, probes, refused })
 }

@@ -246,7 +246,7 @@ fn condense(file: &Path) -> Result<bool> {
     for Entry { name, outcome, .. } in entries {
         outputs.insert(name, outcome.ok());
     }
-    let golden = golden::condense(device, driver, &outputs)?;
+    let golden = golden::condense(device, driver, &outputs, golden::Golden::load().ok())?;
     let path = golden::Golden::path();
     let size = golden.store(&path)?;
     println!("{}: {} probes, {size} bytes", path.display(), outputs.len());

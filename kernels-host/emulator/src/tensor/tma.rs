@@ -27,6 +27,17 @@ pub enum CopyError {
     /// A shared address of a box off its alignment.
     #[error("shared address {0:#x} of the box is not a multiple of 128")]
     Misaligned(u32),
+    /// A box that begins within 16 bytes of a row.
+    #[error(
+        "coordinate {coordinate} of dimension 0, in elements of {bytes} bytes: the box must begin at a multiple of 16 \
+         bytes of its row (an illegal instruction on Hopper)"
+    )]
+    Unaligned {
+        /// The coordinate.
+        coordinate: i32,
+        /// Bytes of an element.
+        bytes: u32,
+    },
     /// A plain bulk copy off its alignment.
     #[error(
         "bulk copy of {bytes} bytes between shared address {shared:#x} and {other:#x}: all must be multiples of 16"
@@ -81,6 +92,10 @@ pub fn copy_plan(map: &TensorMap, coordinates: &[i32], shared: u32) -> Result<Co
     }
     if !shared.is_multiple_of(SHARED_ALIGNMENT) {
         return Err(CopyError::Misaligned(shared));
+    }
+    let bytes = map.data_type.bytes() as u32;
+    if (coordinates[0] as i64 * bytes as i64) % i64::from(CHUNK) != 0 {
+        return Err(CopyError::Unaligned { coordinate: coordinates[0], bytes });
     }
     let rows = (1..map.rank).map(|axis| map.box_elements(axis) as u64).product::<u64>();
     let pitch = if map.swizzle == Swizzle::None { map.row_bytes() } else { map.swizzle.width() };
