@@ -23,14 +23,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const USAGE: &str =
-    "usage: wootz-differential [FILTER] [--cases N] [--seed S] [--threads N] [--out DIR] [--against emulated]
+    "usage: wootz-differential [FILTER] [--case TEXT] [--cases N] [--seed S] [--threads N] [--out DIR] [--against emulated]
 Compares GPU 0 with the emulator on the small pinned cases of every kernel and N random ones (8) each.
+  --case TEXT          of these, only the cases whose description has TEXT
   --out DIR            also write differential.txt and differential.json there
   --against emulated   instead of a GPU, an emulated one that is scheduled differently";
 
 /// What the command line asks for.
 struct Options {
     filter: String,
+    case: String,
     cases: usize,
     seed: u64,
     threads: usize,
@@ -86,11 +88,20 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn parse(args: &[String]) -> Result<Options> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut options = Options { filter: String::new(), cases: 8, seed: 1, threads, out: None, against_emulated: false };
+    let mut options = Options {
+        filter: String::new(),
+        case: String::new(),
+        cases: 8,
+        seed: 1,
+        threads,
+        out: None,
+        against_emulated: false,
+    };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
+            "--case" => options.case = value()?.clone(),
             "--cases" => options.cases = value()?.parse().context("--cases takes a number")?,
             "--seed" => options.seed = value()?.parse().context("--seed takes a number")?,
             "--threads" => options.threads = value()?.parse().context("--threads takes a number")?,
@@ -173,7 +184,8 @@ impl Tasks {
                 let drawn =
                     (0..20 * options.cases).filter_map(|_| Some(strategy.new_tree(&mut runner).ok()?.current()));
                 cases.extend(drawn.filter(|case| case.checked_on_emulator()).take(options.cases));
-                tasks.extend(cases.into_iter().enumerate().map(|(number, case)| {
+                let numbered = cases.into_iter().enumerate().filter(|(_, case)| case.id().contains(&options.case));
+                tasks.extend(numbered.map(|(number, case)| {
                     let seed = options.seed.wrapping_add(number as u64);
                     Task { kernel: kernel.name, target: *target, case, seed }
                 }));

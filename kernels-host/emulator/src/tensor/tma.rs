@@ -38,6 +38,17 @@ pub enum CopyError {
         /// Bytes of an element.
         bytes: u32,
     },
+    /// A store or a reduction that begins before the tensor.
+    #[error(
+        "coordinate {coordinate} of dimension {axis}: a store may reach over the tensor's end, but not begin before it \
+         (an illegal instruction on Hopper)"
+    )]
+    Negative {
+        /// The coordinate.
+        coordinate: i32,
+        /// Its dimension.
+        axis: usize,
+    },
     /// A plain bulk copy off its alignment.
     #[error(
         "bulk copy of {bytes} bytes between shared address {shared:#x} and {other:#x}: all must be multiples of 16"
@@ -77,6 +88,14 @@ pub fn check_bulk(shared: u32, other: u64, bytes: u32) -> Result<(), CopyError> 
         Ok(())
     } else {
         Err(CopyError::Bulk { shared, other, bytes })
+    }
+}
+
+/// Checks a store's or a reduction's coordinates, which loads may have: those before the tensor.
+pub fn check_store(coordinates: &[i32]) -> Result<(), CopyError> {
+    match coordinates.iter().position(|&coordinate| coordinate < 0) {
+        Some(axis) => Err(CopyError::Negative { coordinate: coordinates[axis], axis }),
+        None => Ok(()),
     }
 }
 
@@ -297,6 +316,12 @@ mod tests {
                 box_dims: &box_dims, element_strides: &steps[..rank], swizzle, fill: Fill::Zero,
             }).unwrap();
             let mut elements = Vec::new();
+            // Boxes begin at multiples of 16 bytes of a row.
+            let unit = (16 / size) as i32;
+            let mut at = at;
+            at[0] = at[0].div_euclid(unit) * unit;
+            let error = CopyError::Unaligned { coordinate: at[0] + 1, bytes: size };
+            prop_assert_eq!(copy_plan(&map, &[&[at[0] + 1], &at[1..rank]].concat(), 1024).err(), Some(error));
             for piece in copy_plan(&map, &at[..rank], 1024).unwrap() {
                 prop_assert!(piece.bytes > 0 && piece.bytes % size == 0 && piece.shared % 16 + piece.bytes <= 16);
                 for byte in (0..piece.bytes).step_by(size as usize) {
