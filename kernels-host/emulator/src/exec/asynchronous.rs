@@ -12,7 +12,7 @@ use crate::memory::shadow::IN_FLIGHT;
 use crate::{Access, FaultKind};
 
 use crate::tensor::tensor_map::{DataType, MAP_BYTES, TensorMap};
-use crate::tensor::tma::{Piece, check_bulk, check_store, copy_plan};
+use crate::tensor::tma::{Piece, check_bulk, copy_plan, store_plan};
 
 /// A plain copy is cut into pieces of this size, so that it lands in parts.
 const PIECE: u32 = 512;
@@ -242,8 +242,7 @@ impl Executor<'_> {
             Far::Box { map, coordinates } => {
                 let map = self.tensor_map(map.space, self.addresses(warp, *map)[lane])?;
                 let at: Vec<i32> = coordinates.iter().map(|c| warp.get32(*c, &self.env)[lane] as i32).collect();
-                let checked = if stores { check_store(&at) } else { Ok(()) };
-                let plan = checked.and_then(|()| copy_plan(&map, &at, shared));
+                let plan = if stores { store_plan(&map, &at, shared) } else { copy_plan(&map, &at, shared) };
                 let plan = plan.map_err(|error| refused(error.to_string()))?;
                 Ok(Plan { pieces: plan.collect(), map: Some(map) })
             }

@@ -66,7 +66,9 @@ pub(crate) fn unary(op: Unary, a: f32) -> f32 {
 /// `a` radians as Hopper's `sin.approx` and `cos.approx` see them: a number of turns, rounded to f32. So the f32 nearest
 /// to pi is half a turn, and its sine is 0.
 fn turns(a: f32) -> f64 {
-    f64::from(a * (0.5 * std::f32::consts::FRAC_1_PI))
+    // Fixed point, of at most 25 bits: the sine of 1.1e-7 is 0.
+    let turns = f64::from(a * (0.5 * std::f32::consts::FRAC_1_PI));
+    (turns * 2f64.powi(25)).trunc() / 2f64.powi(25)
 }
 
 /// The sine of so many turns; of whole and half ones exactly 0.
