@@ -104,7 +104,7 @@ pub fn copy_plan(map: &TensorMap, coordinates: &[i32], shared: u32) -> Result<Co
     if !shared.is_multiple_of(SHARED_ALIGNMENT) {
         return Err(CopyError::Misaligned(shared));
     }
-    let bytes = map.data_type.bytes() as u32;
+    let bytes = map.data_type.bytes();
     if (coordinates[0] as i64 * bytes as i64) % i64::from(CHUNK) != 0 {
         return Err(CopyError::Unaligned { coordinate: coordinates[0], bytes });
     }
