@@ -41,7 +41,9 @@
 //! Bounds and alignment of every access; reads of memory that nothing has written, byte by byte; data races in
 //! shared memory by happens-before, lanes of one warp included; `cp.async` destinations touched before their wait;
 //! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers and of a
-//! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where.
+//! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where, also of
+//! threads that poll: once all that run are in states that they have been in before, and nothing changed in between, they
+//! go round for ever.
 //!
 //! Data races in global memory, across blocks and clusters too, as the PTX memory model has it: what orders are barriers,
 //! and releases that acquires have seen, fences with strong accesses among them, if their scopes hold the other thread.
