@@ -1,11 +1,17 @@
-//! The engine proper: a scheduler and a runner, one step after another. Knows tokens, not text.
+//! The engine proper: a scheduler and a runner. Step n + 1 is planned and queued while step n runs. Knows tokens, not
+//! text.
 use crate::config::{Dtype, ModelConfig};
 use crate::error::{Error, Result};
-use crate::kv::PAGE_TOKENS;
+use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
-use crate::runner::{MemoryBudget, Runner};
-use crate::scheduler::{Limits, Progress, Scheduler, SequenceId, SequenceRequest};
+use crate::runner::{InFlight, MAX_BIASES, MemoryBudget, Runner, RunnerConfig};
+use crate::scheduler::{
+    Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics,
+    SequenceRequest, StepOutput, StepPlan,
+};
+use crate::trace::{LoadTimes, StepTimes, Trace};
 use kernels_host::{DType, Device};
+use std::time::Instant;
 
 /// Bounds and memory of an engine.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +24,24 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: Option<usize>,
     /// Tokens that the KV cache holds; `None`: what GPU memory allows, on the CPU 4 sequences of full length.
     pub kv_cache_tokens: Option<usize>,
+    /// Bytes of the KV cache, instead of a share of GPU memory. `kv_cache_tokens` goes before it.
+    pub kv_cache_memory_bytes: Option<usize>,
     /// Share of GPU memory that weights, activations and cache may take.
     pub gpu_memory_utilization: f32,
+    /// Keep computed blocks for prompts that start alike.
+    pub prefix_cache: bool,
+    /// Bytes of host memory for blocks that the GPU has no room for; 0 is off.
+    pub host_cache_bytes: usize,
+    /// When waiting sequences start.
+    pub policy: Policy,
+    /// Most draft tokens that a request may have checked in a step, up to [`MAX_DRAFTS`]; 0: no speculation.
+    pub max_drafts: usize,
+    /// For benchmarks with random weights: accept each draft with this probability, whatever is sampled.
+    pub synthetic_acceptance: Option<f32>,
+    /// Launch every kernel by itself instead of CUDA graphs.
+    pub eager: bool,
+    /// Whether a step is planned and queued while the one before it runs; `None`: on a GPU.
+    pub overlap: Option<bool>,
 }
 
 impl Default for EngineConfig {
@@ -29,7 +51,15 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_num_batched_tokens: None,
             kv_cache_tokens: None,
+            kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
+            prefix_cache: true,
+            host_cache_bytes: 0,
+            policy: Policy::GuaranteedNoEvict,
+            max_drafts: 0,
+            synthetic_acceptance: None,
+            eager: false,
+            overlap: None,
         }
     }
 }
@@ -41,6 +71,11 @@ pub const GPU_STEP_TOKENS: usize = 2048;
 pub const CPU_STEP_TOKENS: usize = 256;
 
 impl EngineConfig {
+    /// Whether the size of the KV cache follows from the memory that there is.
+    fn chooses_cache(&self) -> bool {
+        self.kv_cache_tokens.is_none() && self.kv_cache_memory_bytes.is_none()
+    }
+
     /// The bounds of steps and sequences that this means for a model on the CPU or on a GPU.
     pub fn limits(&self, on_cpu: bool, model: &ModelConfig) -> Limits {
         let step = if on_cpu { CPU_STEP_TOKENS } else { GPU_STEP_TOKENS };
@@ -57,6 +92,11 @@ impl EngineConfig {
 pub struct Engine {
     scheduler: Scheduler,
     runner: Runner,
+    /// The step that runs.
+    running: Option<(StepPlan, InFlight)>,
+    overlap: bool,
+    trace: Option<Trace>,
+    load: LoadTimes,
 }
 
 impl Engine {
@@ -70,11 +110,70 @@ impl Engine {
     ) -> Result<Self> {
         let dtype = compute_dtype(model);
         let mut limits = config.limits(device.is_cpu(), model);
-        let pages = plan_pages(device.memory()?, model, dtype, config, &mut limits)?;
+        let memory = device.memory()?;
+        // Too little memory is an error before the weights are read. Kernels and graphs are not counted yet.
+        let mut wanted = plan_pages(memory, model, dtype, config, &mut limits)?;
+        if config.prefix_cache && device.emulation().is_none() && config.chooses_cache() && memory.is_some() {
+            // Blocks that nobody uses are kept for prompts that start alike: all the memory is of use.
+            wanted = usize::MAX;
+        }
+        let start = Instant::now();
         let stream = device.stream()?;
         let model = Model::load(&stream, model, source, progress)?;
-        let runner = Runner::new(stream, model, &limits, pages)?;
-        Ok(Engine { scheduler: Scheduler::new(limits, pages), runner })
+        let weights = start.elapsed();
+        let page = KvCache::page_bytes(model.config(), dtype);
+        let host_pages = if config.prefix_cache { config.host_cache_bytes / page } else { 0 };
+        let runner_config = RunnerConfig {
+            limits,
+            host_pages,
+            drafts: config.max_drafts.min(MAX_DRAFTS),
+            synthetic_acceptance: config.synthetic_acceptance,
+            eager: config.eager,
+        };
+        let mut pages = wanted;
+        let runner = Runner::new(stream, model, runner_config, |graphs| {
+            pages = left_pages(memory, device.memory()?, config, graphs, page, wanted);
+            Ok(pages)
+        })?;
+        let used = match (memory, device.memory()?) {
+            (Some((before, _)), Some((now, _))) => Some(before.saturating_sub(now)),
+            _ => None,
+        };
+        let overlap = config.overlap.unwrap_or(!device.is_cpu());
+        let load = LoadTimes { weights, ready: start.elapsed() - weights, used };
+        let scheduler =
+            SchedulerConfig { limits, policy: config.policy, prefix_cache: config.prefix_cache, host_pages };
+        Ok(Engine { scheduler: Scheduler::new(scheduler, pages), runner, running: None, overlap, trace: None, load })
+    }
+
+    /// How long loading took, and the memory that the driver says it took.
+    pub fn load_times(&self) -> &LoadTimes {
+        &self.load
+    }
+
+    /// What the scheduler counts.
+    pub fn metrics(&self) -> SchedulerMetrics {
+        self.scheduler.metrics()
+    }
+
+    /// Runs the next step kernel by kernel and times each ([`StepTimes::kernels`], while steps are traced).
+    ///
+    /// # Panics
+    /// On the CPU device.
+    pub fn profile_next_step(&mut self) {
+        self.runner.profile_next();
+    }
+
+    /// Notes times of every step from now on.
+    pub fn start_trace(&mut self) {
+        self.runner.set_timing(true);
+        self.trace = Some(Trace::default());
+    }
+
+    /// The times since [`Engine::start_trace`]; `None` if it was not called.
+    pub fn take_trace(&mut self) -> Result<Option<Vec<StepTimes>>> {
+        self.runner.set_timing(false);
+        self.trace.take().map(Trace::finish).transpose()
     }
 
     /// What runs the steps.
@@ -98,62 +197,94 @@ impl Engine {
     }
 
     /// Queues a sequence.
-    pub fn add(&mut self, request: SequenceRequest) -> Result<SequenceId> {
-        request.sampling.validate()?;
-        let (len, max) = (request.prompt.len(), self.max_len());
-        if request.prompt.is_empty() {
-            return Err(Error::Request { problem: "the prompt is empty".into() });
-        }
-        if len >= max {
-            return Err(Error::PromptTooLong { tokens: len, max });
-        }
+    pub fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
         let vocab = self.runner.model().config().vocab_size;
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::Request {
                 problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
             });
         }
-        Ok(self.scheduler.add(request))
+        let (drafts, most) = (request.speculation.drafts(), self.runner.config().drafts);
+        if drafts > most {
+            return Err(Error::Request {
+                problem: format!("{drafts} draft tokens a step were asked for, the engine was made for at most {most}"),
+            });
+        }
+        let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);
+        if biases > most {
+            return Err(Error::Request {
+                problem: format!("logit_bias names {biases} tokens, at most {most} are allowed"),
+            });
+        }
+        self.scheduler.add(request)
     }
 
     /// Drops a sequence.
-    pub fn cancel(&mut self, id: SequenceId) {
-        self.scheduler.cancel(id);
+    pub fn cancel(&mut self, id: RequestId) {
+        let _ = self.scheduler.cancel(id);
     }
 
     /// Whether [`Engine::step`] would do anything.
     pub fn has_work(&self) -> bool {
-        self.scheduler.has_work()
+        self.running.is_some() || self.scheduler.has_work()
     }
 
-    /// Runs one step.
+    /// Waits for one step and returns what it did. The next one is queued before: the device goes on meanwhile.
     pub fn step(&mut self) -> Result<Vec<Progress>> {
-        let plan = self.scheduler.plan();
-        if plan.is_empty() {
-            return Ok(Vec::new());
+        let (plan, mut step) = match self.running.take() {
+            Some(running) => running,
+            None => match self.submit()? {
+                Some(running) => running,
+                None => return Ok(Vec::new()),
+            },
+        };
+        if self.overlap {
+            self.running = self.submit()?;
         }
-        let sampled = self.runner.step(&plan)?;
-        Ok(self.scheduler.commit(plan, &sampled))
+        let (mut times, start) = (std::mem::take(&mut step.times), Instant::now());
+        let events = times.events.take();
+        let output = self.runner.collect(step)?;
+        let wait = start.elapsed();
+        let start = Instant::now();
+        let (tokens, sequences) = (plan.tokens.len(), plan.sequences.len());
+        let progress = self.scheduler.commit(plan, &output);
+        if let Some(trace) = &mut self.trace {
+            trace.push(StepTimes { tokens, sequences, wait, commit: start.elapsed(), ..StepTimes::of(times) }, events);
+        }
+        Ok(progress)
+    }
+
+    /// Plans and queues the next step, if anything can be planned now.
+    fn submit(&mut self) -> Result<Option<(StepPlan, InFlight)>> {
+        let start = Instant::now();
+        let Some(plan) = self.scheduler.plan() else { return Ok(None) };
+        let planning = start.elapsed();
+        let mut step = self.runner.submit(&plan)?;
+        step.times.plan = planning;
+        Ok(Some((plan, step)))
     }
 
     /// Logits of every token of `tokens`, [tokens, vocab_size], by a prefill in steps as [`Engine::step`] makes them.
     /// Nothing else may be queued.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        while self.running.is_some() {
+            let _ = self.step()?;
+        }
         let request = SequenceRequest {
             prompt: tokens.to_vec(),
             max_tokens: 1,
-            stop_tokens: Vec::new(),
-            sampling: Default::default(),
+            reuse_prefix: false,
+            ..SequenceRequest::default()
         };
         let id = self.add(request)?;
         let vocab = self.runner.model().config().vocab_size;
         let mut all = vec![0.0; tokens.len() * vocab];
-        while self.has_work() {
-            let plan = self.scheduler.plan();
+        while let Some(plan) = self.scheduler.plan() {
             let first = plan.positions.first().copied().unwrap_or(0) as usize;
             self.runner.logits(&plan, |row, logits| all[(first + row) * vocab..][..vocab].copy_from_slice(logits))?;
-            let sampled = vec![0; plan.sample_rows.len()];
-            let _ = self.scheduler.commit(plan, &sampled);
+            let sampled = Sampled { tokens: vec![0], logprobs: Vec::new() };
+            let output = StepOutput { samples: vec![sampled; plan.samples.len()] };
+            let _ = self.scheduler.commit(plan, &output);
         }
         self.cancel(id);
         Ok(all)
@@ -182,6 +313,9 @@ fn plan_pages(
     if let Some(tokens) = config.kv_cache_tokens {
         return Ok(needed(tokens).max(1));
     }
+    if let Some(bytes) = config.kv_cache_memory_bytes {
+        return Ok((bytes / budget.page).max(1));
+    }
     let Some((free, total)) = memory else {
         // On the CPU memory is committed when it is touched, so this costs nothing until it is used.
         return Ok(needed(limits.max_model_len.min(32 * 1024)) * limits.max_sequences.min(4));
@@ -203,9 +337,36 @@ fn plan_pages(
     if config.max_model_len.is_none() {
         limits.max_model_len = limits.max_model_len.min(pages * PAGE_TOKENS);
     }
-    // More than every sequence at full length is of no use.
+    // More than every sequence at full length is of use for shared prefixes only.
     Ok(pages.min(needed(limits.max_model_len) * limits.max_sequences))
 }
+
+/// Pages that fit beside what was allocated by now and beside graphs, at most the `wanted` ones. `memory` and `now`: free
+/// and total bytes before everything and now, `None` on the CPU.
+fn left_pages(
+    memory: Option<(usize, usize)>,
+    now: Option<(usize, usize)>,
+    config: &EngineConfig,
+    graphs: usize,
+    page: usize,
+    wanted: usize,
+) -> usize {
+    let (Some((before, total)), Some((free, _))) = (memory, now) else { return wanted };
+    if !config.chooses_cache() {
+        return wanted;
+    }
+    let usable = ((total as f64 * f64::from(config.gpu_memory_utilization)) as usize).min(before);
+    let taken = before.saturating_sub(free) + graphs + ROUNDING;
+    // One page is the null page's.
+    (usable.saturating_sub(taken) / page).saturating_sub(1).clamp(1, wanted)
+}
+
+/// The driver gives the two pools of the cache in whole pieces of 2 MiB.
+const ROUNDING: usize = 4 << 20;
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod step_tests;
 
 #[cfg(test)]
 mod tests {

@@ -20,6 +20,7 @@ pub mod scheduler;
 pub mod source;
 pub mod stop;
 pub mod tokenizer;
+pub mod trace;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::generation_config::GenerationConfig;
 use crate::model::{LoadProgress, WeightSource};
 use crate::sampling::SamplingParams;
-use crate::scheduler::{FinishReason, Progress, SequenceId, SequenceRequest};
+use crate::scheduler::{FinishReason, Progress, RequestId, SequenceRequest};
 use crate::source::ModelSource;
 use crate::stop::StopStrings;
 use crate::tokenizer::Tokenizer;
@@ -155,7 +155,8 @@ impl Llm {
                 prompt: prompt.clone(),
                 max_tokens: options.max_tokens.unwrap_or(usize::MAX),
                 stop_tokens: if options.ignore_eos { Vec::new() } else { self.generation.eos_token_ids.clone() },
-                sampling: options.sampling,
+                sampling: options.sampling.clone(),
+                ..SequenceRequest::default()
             };
             match self.engine.add(request).and_then(|id| Answer::new(id, &self.tokenizer, prompt, options)) {
                 Ok(answer) => answers.push(answer),
@@ -186,14 +187,14 @@ impl Llm {
 
 /// An answer as it grows.
 struct Answer {
-    id: SequenceId,
+    id: RequestId,
     /// Taken at the end.
     text: Option<(Detokenizer, StopStrings)>,
     completion: Completion,
 }
 
 impl Answer {
-    fn new(id: SequenceId, tokenizer: &Tokenizer, prompt: &[u32], options: &GenerateOptions) -> Result<Self> {
+    fn new(id: RequestId, tokenizer: &Tokenizer, prompt: &[u32], options: &GenerateOptions) -> Result<Self> {
         let mut detokenizer = Detokenizer::new(tokenizer, true)?;
         detokenizer.skip_prompt(prompt);
         let completion = Completion {

@@ -1,9 +1,9 @@
 //! Device memory and views of it.
-use crate::device::{DeviceMemory, host_words};
+use crate::device::{DeviceMemory, graph, host_words};
 use crate::{DType, Device, Error};
 use bytemuck::Pod;
 use kernels_gpu::prim::DevicePtr;
-use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// Owned memory on a device: `len` elements of one type, 256-byte aligned on GPUs.
 pub struct Buffer {
@@ -14,7 +14,8 @@ pub struct Buffer {
 
 enum Storage {
     Host(Vec<u128>),
-    Device(DeviceMemory),
+    /// Shared with the graphs that run on it.
+    Device(Arc<DeviceMemory>),
 }
 
 /// A read-only matrix in device memory: `rows` of `cols` elements, `stride` elements apart.
@@ -30,7 +31,7 @@ pub struct View<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Mem<'a> {
     Host(&'a [u8]),
-    Device(DevicePtr, PhantomData<&'a [u8]>),
+    Device(DevicePtr, &'a Arc<DeviceMemory>),
 }
 
 /// A writable matrix in device memory, as [`View`].
@@ -44,7 +45,7 @@ pub struct ViewMut<'a> {
 
 pub(crate) enum MemMut<'a> {
     Host(&'a mut [u8]),
-    Device(DevicePtr, PhantomData<&'a mut [u8]>),
+    Device(DevicePtr, &'a Arc<DeviceMemory>),
 }
 
 impl Buffer {
@@ -53,7 +54,7 @@ impl Buffer {
         let bytes = len * dtype.size();
         let storage = match device.alloc(dtype, len)? {
             None => Storage::Host(host_words(bytes)),
-            Some(memory) => Storage::Device(memory),
+            Some(memory) => Storage::Device(Arc::new(memory)),
         };
         Ok(Buffer { dtype, len, storage })
     }
@@ -78,7 +79,7 @@ impl Buffer {
         let bytes = self.len * self.dtype.size();
         let mem = match &self.storage {
             Storage::Host(words) => Mem::Host(&bytemuck::cast_slice(words)[..bytes]),
-            Storage::Device(memory) => Mem::Device(memory.ptr(), PhantomData),
+            Storage::Device(memory) => Mem::Device(memory.ptr(), memory),
         };
         View { mem, dtype: self.dtype, rows: 1, cols: self.len, stride: self.len }
     }
@@ -88,7 +89,7 @@ impl Buffer {
         let bytes = self.len * self.dtype.size();
         let mem = match &mut self.storage {
             Storage::Host(words) => MemMut::Host(&mut bytemuck::cast_slice_mut(words)[..bytes]),
-            Storage::Device(memory) => MemMut::Device(memory.ptr(), PhantomData),
+            Storage::Device(memory) => MemMut::Device(memory.ptr(), memory),
         };
         ViewMut { mem, dtype: self.dtype, rows: 1, cols: self.len, stride: self.len }
     }
@@ -170,7 +171,7 @@ impl<'a> View<'a> {
         let bytes = elements * self.dtype.size();
         let mem = match self.mem {
             Mem::Host(slice) => Mem::Host(&slice[bytes..]),
-            Mem::Device(ptr, marker) => Mem::Device(DevicePtr(ptr.0 + bytes as u64), marker),
+            Mem::Device(ptr, memory) => Mem::Device(DevicePtr(ptr.0 + bytes as u64), memory),
         };
         Self { mem, ..self }
     }
@@ -189,13 +190,16 @@ impl<'a> View<'a> {
         View { mem, dtype: DType::U32, rows: 1, cols: words, stride: words }
     }
 
-    /// The GPU address for a launch.
+    /// The GPU address for a launch. A graph that is being captured keeps the memory from now on.
     ///
     /// # Panics
     /// On the CPU.
     pub fn ptr(&self) -> DevicePtr {
         match self.mem {
-            Mem::Device(ptr, _) => ptr,
+            Mem::Device(ptr, memory) => {
+                graph::keep(memory);
+                ptr
+            }
             Mem::Host(_) => panic!("a host view has no device address"),
         }
     }
@@ -237,7 +241,7 @@ impl<'a> ViewMut<'a> {
         let bytes = elements * self.dtype.size();
         let mem = match self.mem {
             MemMut::Host(slice) => MemMut::Host(&mut slice[bytes..]),
-            MemMut::Device(ptr, marker) => MemMut::Device(DevicePtr(ptr.0 + bytes as u64), marker),
+            MemMut::Device(ptr, memory) => MemMut::Device(DevicePtr(ptr.0 + bytes as u64), memory),
         };
         Self { mem, ..self }
     }
@@ -245,7 +249,10 @@ impl<'a> ViewMut<'a> {
     /// The GPU address for a launch; panics as [`View::ptr`].
     pub fn ptr(&self) -> DevicePtr {
         match self.mem {
-            MemMut::Device(ptr, _) => ptr,
+            MemMut::Device(ptr, memory) => {
+                graph::keep(memory);
+                ptr
+            }
             MemMut::Host(_) => panic!("a host view has no device address"),
         }
     }
@@ -254,7 +261,7 @@ impl<'a> ViewMut<'a> {
     pub fn reborrow(&mut self) -> ViewMut<'_> {
         let mem = match &mut self.mem {
             MemMut::Host(slice) => MemMut::Host(slice),
-            MemMut::Device(ptr, _) => MemMut::Device(*ptr, PhantomData),
+            MemMut::Device(ptr, memory) => MemMut::Device(*ptr, memory),
         };
         ViewMut { mem, dtype: self.dtype, rows: self.rows, cols: self.cols, stride: self.stride }
     }
@@ -263,7 +270,7 @@ impl<'a> ViewMut<'a> {
     pub fn as_view(&self) -> View<'_> {
         let mem = match &self.mem {
             MemMut::Host(slice) => Mem::Host(slice),
-            MemMut::Device(ptr, _) => Mem::Device(*ptr, PhantomData),
+            MemMut::Device(ptr, memory) => Mem::Device(*ptr, memory),
         };
         View { mem, dtype: self.dtype, rows: self.rows, cols: self.cols, stride: self.stride }
     }

@@ -78,6 +78,11 @@ impl Output {
         stream.download(buffer.view(), &mut bytes)?;
         Ok(Output { name, dtype: buffer.dtype(), bytes })
     }
+
+    /// The bytes as words.
+    pub fn words(&self) -> Vec<u32> {
+        self.bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
+    }
 }
 
 /// The least work that a case takes.

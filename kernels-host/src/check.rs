@@ -43,7 +43,8 @@ impl Check {
         if name == "_" {
             return Ok(());
         }
-        let literal = name.parse().ok();
+        // Names of numbers are rare, and parsing every name would take as long as the comparisons.
+        let literal = if name.starts_with(|c: char| c.is_ascii_digit()) { name.parse().ok() } else { None };
         let expected =
             literal.or_else(|| self.dims[..self.count].iter().find(|(bound, _)| *bound == name).map(|(_, size)| *size));
         match expected {

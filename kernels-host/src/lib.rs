@@ -27,7 +27,7 @@ pub mod sample;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use check::Check;
-pub use device::{Device, Emulation, Event, Graph, Launch, Launches, Program, Stream, TiledMap};
+pub use device::{Device, Emulation, Event, Graph, Launch, Launches, Pinned, Program, Stream, TiledMap};
 pub use dtype::DType;
 pub use error::Error;
 pub use kernels_gpu::tile::kv;

@@ -1,13 +1,18 @@
 //! `wootz bench`.
+mod breakdown;
 mod kernels;
 mod latency;
+mod model;
 mod peers;
+mod throughput;
 mod timing;
 mod tune;
+mod workload;
 
 use crate::terminal::Terminal;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use model::BenchModelArgs;
 use serde_json::Value;
 use std::path::Path;
 use std::process::ExitCode;
@@ -36,7 +41,9 @@ enum What {
     #[command(hide = true)]
     Tune(tune::TuneArgs),
     /// Time one batch through a model: TTFT, TPOT, tokens per second.
-    Latency(latency::LatencyArgs),
+    Latency(Box<latency::LatencyArgs>),
+    /// Time many requests at once: requests and tokens per second.
+    Throughput(Box<throughput::ThroughputArgs>),
 }
 
 /// Runs the command.
@@ -46,6 +53,7 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<ExitCode> {
         What::Peers(args) => peers::run(args, terminal),
         What::Tune(args) => tune::run(args),
         What::Latency(args) => latency::run(args, terminal),
+        What::Throughput(args) => throughput::run(args, terminal),
     }
 }
 

@@ -110,6 +110,7 @@ fn completion(prompt: &str, done: &Completion) -> Value {
     let reason = done.finish_reason.map(|reason| match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::Abort => "abort",
     });
     json!({
         "prompt": prompt,

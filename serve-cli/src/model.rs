@@ -5,13 +5,15 @@ use crate::{parse, units};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use engine::config::ModelConfig;
-use engine::engine::{EngineConfig, compute_dtype};
+use engine::engine::{Engine, EngineConfig, compute_dtype};
 use engine::generation_config::GenerationConfig;
 use engine::llm::{GenerateOptions, Llm};
 use engine::runner::MemoryBudget;
 use engine::sampling::SamplingParams;
+use engine::scheduler::Policy;
 use engine::source::ModelSource;
 use kernels_host::Device;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -77,9 +79,38 @@ pub struct LimitArgs {
     /// Tokens that the KV cache holds [default: what GPU memory allows; on the CPU 4 full sequences]
     #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
     pub kv_cache_tokens: Option<usize>,
+    /// Bytes that the KV cache takes, such as 20GiB, whatever --gpu-memory-utilization says
+    #[arg(long, value_name = "BYTES", value_parser = parse::memory, conflicts_with = "kv_cache_tokens")]
+    pub kv_cache_memory_bytes: Option<u64>,
     /// Share of GPU memory for weights, activations and KV cache
     #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = parse::share)]
     pub gpu_memory_utilization: f32,
+    /// Compute every prompt whole, also where its start is in the KV cache
+    #[arg(long)]
+    pub no_prefix_cache: bool,
+    /// Host memory for blocks that the GPU has no room for, such as 32GiB
+    #[arg(long, value_name = "BYTES", value_parser = parse::memory)]
+    pub host_cache_bytes: Option<u64>,
+    /// When a waiting request starts: when it is sure to fit to its end, or when its prompt fits
+    #[arg(long, value_name = "POLICY", default_value = "guaranteed-no-evict", value_parser = policy)]
+    pub scheduler_policy: Policy,
+    /// Launch every kernel by itself instead of by CUDA graphs
+    #[arg(long, visible_alias = "enforce-eager")]
+    pub eager: bool,
+    /// Plan a step only once the one before it has ended
+    #[arg(long, visible_alias = "no-async-scheduling")]
+    pub no_overlap: bool,
+    /// Say on stderr how long loading took and what memory is used for
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+fn policy(text: &str) -> Result<Policy, String> {
+    match text {
+        "guaranteed-no-evict" => Ok(Policy::GuaranteedNoEvict),
+        "max-utilization" => Ok(Policy::MaxUtilization),
+        _ => Err("expected guaranteed-no-evict or max-utilization".into()),
+    }
 }
 
 fn batched_tokens(text: &str) -> Result<usize, String> {
@@ -104,7 +135,15 @@ impl LimitArgs {
             max_num_seqs: self.max_num_seqs.unwrap_or(default.max_num_seqs),
             max_num_batched_tokens: self.max_num_batched_tokens,
             kv_cache_tokens: self.kv_cache_tokens,
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes.map(|bytes| bytes as usize),
             gpu_memory_utilization: self.gpu_memory_utilization,
+            prefix_cache: !self.no_prefix_cache,
+            host_cache_bytes: self.host_cache_bytes.unwrap_or(0) as usize,
+            policy: self.scheduler_policy,
+            max_drafts: 0,
+            synthetic_acceptance: None,
+            eager: self.eager,
+            overlap: self.no_overlap.then_some(false),
         })
     }
 }
@@ -142,7 +181,40 @@ pub fn load(source: &ModelSource, device: &DeviceArgs, limits: &LimitArgs, termi
     let device = device.open()?;
     check_host_memory(&device, &model, &config)?;
     let progress = Progress::new(terminal, &format!("loading {}", source.name()));
-    Ok(Llm::load(source, &device, &config, &|done, total| progress.set(done, total))?)
+    let llm = Llm::load(source, &device, &config, &|done, total| progress.set(done, total))?;
+    drop(progress);
+    if limits.verbose {
+        let _ = write!(std::io::stderr(), "{}", memory_table(llm.engine()));
+    }
+    Ok(llm)
+}
+
+/// How long an engine took to load, and what its memory is used for.
+pub fn memory_table(engine: &Engine) -> String {
+    let (load, memory) = (engine.load_times(), engine.runner().memory());
+    let mut text = format!(
+        "Loaded in {}: weights {}, kernels, cache and graphs {}\n",
+        units::duration(load.weights + load.ready),
+        units::duration(load.weights),
+        units::duration(load.ready)
+    );
+    for (name, bytes) in memory.lines().iter().filter(|(_, bytes)| *bytes > 0) {
+        let more = match *name {
+            "KV cache" => format!("   {} tokens", units::grouped(engine.kv_tokens() as u64)),
+            "CUDA graphs" => format!("   {} batch sizes", engine.runner().graphs()),
+            _ => String::new(),
+        };
+        text.push_str(&format!("  {name:<26}{:>10}{more}\n", units::bytes(*bytes as u64)));
+    }
+    text.push_str(&format!("  {:<26}{:>10}", "in all", units::bytes(memory.total() as u64)));
+    if let Some(used) = load.used {
+        text.push_str(&format!("   {} by the driver's count", units::bytes(used as u64)));
+    }
+    text.push('\n');
+    if memory.pinned > 0 {
+        text.push_str(&format!("  {:<26}{:>10}\n", "pinned host memory", units::bytes(memory.pinned as u64)));
+    }
+    text
 }
 
 /// How tokens are chosen, and when the answer ends.
@@ -210,6 +282,7 @@ impl SamplingArgs {
             top_p: self.top_p.unwrap_or(base.top_p),
             min_p: self.min_p.unwrap_or(base.min_p),
             seed: self.seed.unwrap_or(base.seed),
+            ..base
         }
     }
 }
@@ -223,6 +296,7 @@ fn sampled(model: &GenerationConfig) -> SamplingParams {
         top_p: model.top_p.unwrap_or(1.0),
         min_p: model.min_p.unwrap_or(0.0),
         seed: now,
+        ..SamplingParams::default()
     }
 }
 

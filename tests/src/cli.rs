@@ -34,6 +34,7 @@ pub fn trials() -> Vec<Trial> {
     add("inspect_config_alone", inspect_config_alone);
     add("doctor", doctor);
     add("bench_latency", bench_latency);
+    add("bench_throughput", bench_throughput);
     add("bench_kernels", bench_kernels);
     add("bench_peers", bench_peers);
     add("completions", completions);
@@ -134,9 +135,18 @@ fn path(dir: &TempDir) -> Result<&str> {
 }
 
 fn help() -> Result<()> {
-    for command in
-        ["", "chat", "generate", "inspect", "doctor", "bench", "bench kernels", "bench latency", "completions"]
-    {
+    for command in [
+        "",
+        "chat",
+        "generate",
+        "inspect",
+        "doctor",
+        "bench",
+        "bench kernels",
+        "bench latency",
+        "bench throughput",
+        "completions",
+    ] {
         let mut args: Vec<&str> = command.split_whitespace().collect();
         args.push("--help");
         let ran = wootz(&args)?;
@@ -353,6 +363,27 @@ fn bench_latency() -> Result<()> {
     }
     let args = ["bench", "latency", config, "--load-format", "dummy", "--input-len", "127", "--output-len", "2"];
     wootz(&args)?.failed(&["--input-len 127", "context of 128"])
+}
+
+fn bench_throughput() -> Result<()> {
+    let dir = model()?;
+    let out = dir.path().join("out.json");
+    let sizes =
+        ["--device", "cpu", "--input-len", "10", "--output-len", "3", "--num-prompts", "5", "--max-num-seqs", "2"];
+    let mut args = vec!["bench", "throughput", path(&dir)?, "--prefix-len", "70", "-v"];
+    args.extend(sizes);
+    args.extend(["--output-json", out.to_str().context("path")?]);
+    let ran = wootz(&args)?.succeeded()?;
+    for part in ["KV cache", "TTFT (ms)", "Output", "host: plan", "Prefix cache hits"] {
+        ensure!(ran.stdout.contains(part), "{ran:?} lacks {part}");
+    }
+    let value: Value = serde_json::from_slice(&fs::read(&out)?)?;
+    ensure!(value["completed"] == 5 && value["total_output_tokens"] == 15, "{value}");
+    // A page of the prefix is there from the second pair of requests on.
+    ensure!(value["prefix_cache_hits"].as_u64().is_some_and(|hits| hits >= 64), "{value}");
+    let both = value["breakdown"]["decode"]["steps"].as_u64().zip(value["breakdown"]["prefill"]["steps"].as_u64());
+    ensure!(both.is_some_and(|(decode, prefill)| decode > 0 && prefill > 0), "{value}");
+    Ok(())
 }
 
 fn bench_kernels() -> Result<()> {

@@ -6,7 +6,6 @@ use engine::checkpoint::Checkpoint;
 use engine::config::ModelConfig;
 use engine::engine::{Engine, EngineConfig};
 use engine::model::WeightSource;
-use engine::sampling::SamplingParams;
 use engine::scheduler::SequenceRequest;
 use kernels_host::Device;
 use libtest_mimic::{Failed, Trial};
@@ -76,8 +75,7 @@ fn request(transcript: &Transcript) -> SequenceRequest {
     SequenceRequest {
         prompt: transcript.prompt.clone(),
         max_tokens: transcript.greedy.len(),
-        stop_tokens: Vec::new(),
-        sampling: SamplingParams::default(),
+        ..SequenceRequest::default()
     }
 }
 

@@ -13,23 +13,53 @@ use crate::process::{become_program, output, run, tool};
 
 /// Where results are kept.
 const PERF: &str = "docs/perf";
+/// The table of the fastest kernels.
+const TUNED: &str = "kernels-host/src/gemm/tuned.txt";
 
 /// Builds `wootz` for release and becomes `wootz bench kernels`, or `peers` with a folder for its results.
 pub fn run_bench(peers: bool, args: &[OsString]) -> Result<()> {
     let root = workspace_root();
-    run(cargo("build").args(["--release", "--package", "serve-cli", "--bin", "wootz"]).current_dir(&root))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let mut wootz = tool(target.join("release").join("wootz"));
-    wootz.arg("bench");
+    let mut wootz = wootz_bench(&root)?;
     if peers {
         wootz.arg("peers");
-        if !args.iter().any(|arg| arg.to_string_lossy().starts_with("--out")) {
+        if !has(args, "--out") {
             wootz.arg("--out").arg(results_folder(&root)?);
         }
     } else {
         wootz.arg("kernels");
     }
     become_program(wootz.args(args))
+}
+
+/// As [`run_bench`], `wootz bench tune`: a whole table replaces the one that launches go by.
+pub fn run_tune(args: &[OsString]) -> Result<()> {
+    let root = workspace_root();
+    let mut wootz = wootz_bench(&root)?;
+    wootz.arg("tune");
+    if !has(args, "--out") && !has(args, "--only") {
+        wootz.arg("--out").arg(root.join(TUNED));
+    }
+    if !has(args, "--note") {
+        let date = output(Command::new("date").args(["-u", "+%F"]))?;
+        let commit = output(Command::new("git").arg("-C").arg(&root).args(["rev-parse", "--short", "HEAD"]))?;
+        let rustc = output(Command::new("rustc").arg("--version"))?;
+        wootz.arg("--note").arg(format!("{}, commit {}, {}", date.trim(), commit.trim(), rustc.trim()));
+    }
+    become_program(wootz.args(args))
+}
+
+/// `wootz bench`, built for release.
+fn wootz_bench(root: &Path) -> Result<Command> {
+    run(cargo("build").args(["--release", "--package", "serve-cli", "--bin", "wootz"]).current_dir(root))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let mut wootz = tool(target.join("release").join("wootz"));
+    wootz.arg("bench");
+    Ok(wootz)
+}
+
+/// Whether an option is among the arguments.
+fn has(args: &[OsString], option: &str) -> bool {
+    args.iter().any(|arg| arg.to_string_lossy().starts_with(option))
 }
 
 /// `docs/perf/<date>-<gpu>-<commit>`.

@@ -82,6 +82,17 @@ enum Task {
         args: Vec<OsString>,
     },
 
+    /// Set up, build for release and write kernels-host/src/gemm/tuned.txt anew: which kernel computes which product
+    /// fastest on this machine's GPU.
+    #[command(after_help = "Example: cargo xtask tune\n         \
+        cargo xtask tune --only \"4096 14336 \" --out products.txt\n\n\
+        All arguments go to `wootz bench tune`; with --only the whole table stays as it is unless --out names it.")]
+    Tune {
+        /// Arguments of `wootz bench tune`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+
     /// Write docs/kernels.md from the kernels' dossiers and the newest results in docs/perf.
     #[command(after_help = "Example: cargo xtask docs-kernels\n         \
         cargo xtask docs-kernels docs/perf/2026-11-22-h200-2b642ad")]
@@ -160,6 +171,10 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { peers, args } => {
             setup::setup()?;
             bench::run_bench(peers, &args)
+        }
+        Task::Tune { args } => {
+            setup::setup()?;
+            bench::run_tune(&args)
         }
         Task::DocsKernels { perf } => {
             setup::setup()?;

@@ -52,6 +52,21 @@ impl Activations {
         })
     }
 
+    /// Bytes of device memory.
+    pub fn bytes(&self) -> usize {
+        let buffers = [
+            &self.hidden,
+            &self.normed,
+            &self.branch,
+            &self.qkv,
+            &self.attended,
+            &self.inner,
+            &self.head_rows,
+            &self.attention_workspace,
+        ];
+        buffers.iter().map(|buffer| buffer.len() * buffer.dtype().size()).sum()
+    }
+
     /// Most tokens in a step.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
@@ -197,7 +212,7 @@ impl Attention {
         stream: &Stream,
         step: &StepInput<'_>,
         rope: &Rope,
-        cache: &mut LayerCache,
+        mut cache: LayerCache<'_>,
         work: &mut Activations,
     ) -> Result<()> {
         let tokens = step.num_tokens();
@@ -223,50 +238,56 @@ impl Attention {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
-            k_cache: cache.k.view_mut(),
-            v_cache: cache.v.view_mut(),
+            k_cache: cache.k.reborrow(),
+            v_cache: cache.v.reborrow(),
         }
         .launch(stream)?;
-        self.attend(stream, step, cache, work)?;
+        self.attend(stream, step, &cache, work)?;
         let out = if self.post_norm { &mut work.branch } else { &mut work.hidden }.matrix_mut(tokens, hidden);
         self.o.forward(stream, work.attended.matrix(tokens, q_size), Activation::None, !self.post_norm, out)
     }
 
-    /// Decode attention for the leading one-token sequences, prefill attention for the rest.
-    fn attend(&self, stream: &Stream, step: &StepInput<'_>, cache: &LayerCache, work: &mut Activations) -> Result<()> {
-        let tokens = step.num_tokens();
+    /// Decode attention for the leading sequences, which have few queries, prefill attention for the rest.
+    fn attend(
+        &self,
+        stream: &Stream,
+        step: &StepInput<'_>,
+        cache: &LayerCache<'_>,
+        work: &mut Activations,
+    ) -> Result<()> {
+        let (tokens, first) = (step.num_tokens(), step.decode_tokens);
         let q_size = self.heads * self.head_dim;
         let q = work.qkv.matrix(tokens, q_size + 2 * self.kv_heads * self.head_dim).columns(0, q_size);
         let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
         let (scale, window, softcap) = (self.scale, self.window, self.softcap);
         let (decodes, sequences) = (step.decodes, step.block_tables.rows());
         let kv = |first: usize, count: usize| PagedKv {
-            k: cache.k.view(),
-            v: cache.v.view(),
+            k: cache.k.as_view(),
+            v: cache.v.as_view(),
             block_tables: step.block_tables.row_range(first, count),
             kv_lens: step.kv_lens.columns(first, count),
         };
         if decodes > 0 {
             DecodeAttention {
-                q: q.row_range(0, decodes),
+                q: q.row_range(0, first),
                 kv: kv(0, decodes),
-                query_starts: None,
+                query_starts: step.decode_starts,
                 heads,
                 kv_heads,
                 head_dim,
                 scale,
                 window,
                 softcap,
-                max_query: 1,
+                max_query: step.max_decode_query,
                 max_kv: step.max_kv,
                 workspace: work.attention_workspace.view_mut(),
-                out: work.attended.matrix_mut(tokens, q_size).row_range(0, decodes),
+                out: work.attended.matrix_mut(tokens, q_size).row_range(0, first),
             }
             .launch(stream)?;
         }
         if sequences > decodes {
             PrefillAttention {
-                q: q.row_range(decodes, tokens - decodes),
+                q: q.row_range(first, tokens - first),
                 kv: kv(decodes, sequences - decodes),
                 query_starts: step.query_starts,
                 heads,
@@ -276,7 +297,7 @@ impl Attention {
                 window,
                 softcap,
                 max_query: step.max_query,
-                out: work.attended.matrix_mut(tokens, q_size).row_range(decodes, tokens - decodes),
+                out: work.attended.matrix_mut(tokens, q_size).row_range(first, tokens - first),
             }
             .launch(stream)?;
         }

@@ -115,7 +115,15 @@ impl Model {
     pub fn embed(&self, stream: &Stream, step: &StepInput<'_>, work: &mut Activations) -> Result<()> {
         let table = self.embedding.matrix(self.config.vocab_size, self.config.hidden_size);
         let out = work.hidden.matrix_mut(step.num_tokens(), self.config.hidden_size);
-        Ok(EmbeddingGather { table, ids: step.tokens, scale: self.embedding_scale, out }.launch(stream)?)
+        Ok(EmbeddingGather {
+            table,
+            ids: step.tokens,
+            last_tokens: Some(step.last_tokens),
+            drafts: step.drafts,
+            scale: self.embedding_scale,
+            out,
+        }
+        .launch(stream)?)
     }
 
     /// Runs a range of layers over `work.hidden` [tokens, hidden_size], in place.
@@ -157,8 +165,15 @@ impl Model {
         let (count, hidden) = (rows.cols(), self.config.hidden_size);
         let tokens = work.max_tokens();
         let table = work.hidden.matrix(tokens, hidden);
-        EmbeddingGather { table, ids: rows, scale: 1.0, out: work.head_rows.matrix_mut(count, hidden) }
-            .launch(stream)?;
+        EmbeddingGather {
+            table,
+            ids: rows,
+            last_tokens: None,
+            drafts: None,
+            scale: 1.0,
+            out: work.head_rows.matrix_mut(count, hidden),
+        }
+        .launch(stream)?;
         self.norm.apply(stream, work.head_rows.matrix(count, hidden), work.normed.matrix_mut(count, hidden))?;
         let x = work.normed.matrix(count, hidden);
         let out = logits.reborrow();

@@ -5,9 +5,9 @@ use crate::config::{self, Dtype, ModelConfig};
 use crate::error::{Error, Result};
 use crate::weights::TensorKind;
 use kernels_host::fill::FillNormal;
-use kernels_host::gemm::interleave_gate_up;
-use kernels_host::{Buffer, DType, Stream};
-use std::cell::Cell;
+use kernels_host::{Buffer, DType, Pinned, Stream};
+use rayon::prelude::*;
+use std::cell::{Cell, RefCell};
 
 /// Where weights come from.
 #[derive(Clone, Copy)]
@@ -35,7 +35,14 @@ pub(super) struct Loader<'a> {
     progress: &'a LoadProgress<'a>,
     done: Cell<u64>,
     total: u64,
+    /// Pinned memory that takes turns: one is filled while others are copied.
+    ring: RefCell<Vec<Pinned>>,
 }
+
+/// Elements of a piece on its way to the device: 32 MB, more than a copy's start-up hides.
+const PIECE: usize = 16 << 20;
+/// Pieces under way.
+const PIECES: usize = 3;
 
 impl<'a> Loader<'a> {
     pub fn new(
@@ -56,6 +63,7 @@ impl<'a> Loader<'a> {
             progress,
             done: Cell::new(0),
             total: crate::weights::parameter_count(config),
+            ring: RefCell::new(Vec::new()),
         }
     }
 
@@ -89,14 +97,17 @@ impl<'a> Loader<'a> {
             let WeightSource::Checkpoint(checkpoint) = self.source else {
                 return self.random(&format!("{gate}.{part}"), 2 * inner * cols, kind);
             };
-            let read = |name: &str| -> Result<Vec<u16>> {
-                let mut values = vec![0; inner * cols];
-                self.convert(&checkpoint.expect(&format!("{name}.{part}"), shape)?, &mut values)?;
-                Ok(values)
-            };
-            let mut merged = vec![0; 2 * inner * cols];
-            interleave_gate_up(&read(gate)?, &read(up)?, inner, cols, &mut merged);
-            self.upload(&merged)
+            let gate = checkpoint.expect(&format!("{gate}.{part}"), shape)?;
+            let up = checkpoint.expect(&format!("{up}.{part}"), shape)?;
+            // Groups of 8 rows, gate and up in turn.
+            let (dtype, group) = (self.dtype, 8 * cols);
+            self.stream_in(2 * inner * cols, 2 * group, |start, piece| {
+                piece.par_chunks_mut(group).enumerate().try_for_each(|(i, into)| {
+                    let i = start / group + i;
+                    let tensor = if i.is_multiple_of(2) { &gate } else { &up };
+                    convert(dtype, &part_of(tensor, i / 2 * group, into.len()), into)
+                })
+            })
         };
         let weight = interleaved("weight", &[inner, hidden], TensorKind::Matrix)?;
         let bias = if bias { Some(interleaved("bias", &[inner], TensorKind::Bias)?) } else { None };
@@ -108,13 +119,15 @@ impl<'a> Loader<'a> {
         match self.source {
             WeightSource::Dummy { .. } => self.random(name, len, kind),
             WeightSource::Checkpoint(checkpoint) => {
-                let mut values = vec![0; len];
-                self.convert(&checkpoint.expect(name, &[len])?, &mut values)?;
-                if kind == TensorKind::NormWeight && self.config.norm_plus_one {
-                    // The sum takes one more rounding, of the size of the norm's own.
-                    values.iter_mut().for_each(|bits| *bits = self.dtype.encode(self.dtype.decode(*bits) + 1.0));
-                }
-                self.upload(&values)
+                let (dtype, tensor) = (self.dtype, checkpoint.expect(name, &[len])?);
+                self.stream_in(len, 1, |start, piece| {
+                    convert(dtype, &part_of(&tensor, start, piece.len()), piece)?;
+                    if kind == TensorKind::NormWeight && self.config.norm_plus_one {
+                        // The sum takes one more rounding, of the size of the norm's own.
+                        piece.iter_mut().for_each(|bits| *bits = dtype.encode(dtype.decode(*bits) + 1.0));
+                    }
+                    Ok(())
+                })
             }
         }
     }
@@ -146,27 +159,48 @@ impl<'a> Loader<'a> {
         let WeightSource::Checkpoint(checkpoint) = self.source else {
             return self.random(&format!("{}.{part}", names[0]), len, kind);
         };
-        let mut values = vec![0; len];
-        let mut rest = values.as_mut_slice();
+        let (dtype, mut tensors) = (self.dtype, Vec::with_capacity(names.len()));
+        let mut end = 0;
         for ((name, shape), size) in names.iter().zip(shapes).zip(sizes) {
-            let (into, tail) = rest.split_at_mut(size);
-            self.convert(&checkpoint.expect(&format!("{name}.{part}"), shape)?, into)?;
-            rest = tail;
+            end += size;
+            tensors.push((checkpoint.expect(&format!("{name}.{part}"), shape)?, end - size..end));
         }
-        self.upload(&values)
+        self.stream_in(len, 1, |start, piece| {
+            let here = start..start + piece.len();
+            for (tensor, range) in &tensors {
+                let (first, last) = (range.start.max(here.start), range.end.min(here.end));
+                if first < last {
+                    let into = &mut piece[first - start..last - start];
+                    convert(dtype, &part_of(tensor, first - range.start, into.len()), into)?;
+                }
+            }
+            Ok(())
+        })
     }
 
-    fn convert(&self, tensor: &TensorRef<'_>, into: &mut [u16]) -> Result<()> {
-        match self.dtype {
-            DType::F16 => tensor.to_f16(into),
-            _ => tensor.to_bf16(into),
+    /// A buffer of `len` elements, made in pieces of a multiple of `unit`: `make` gets where a piece starts and its
+    /// memory, while the piece before it is on its way to the device.
+    fn stream_in(&self, len: usize, unit: usize, make: impl Fn(usize, &mut [u16]) -> Result<()>) -> Result<Buffer> {
+        let mut buffer = Buffer::new(self.stream.device(), self.dtype, len)?;
+        let most = (PIECE / unit).max(1) * unit;
+        let mut ring = self.ring.borrow_mut();
+        for start in (0..len).step_by(most) {
+            let count = most.min(len - start);
+            // The least recently used is the first to be free again.
+            let mut pinned = if ring.len() < PIECES {
+                let room = PIECE.min(self.total as usize).max(count);
+                Pinned::new(self.stream.device(), room * size_of::<u16>())?
+            } else {
+                ring.remove(0)
+            };
+            if pinned.len() < count * size_of::<u16>() {
+                pinned = Pinned::new(self.stream.device(), count * size_of::<u16>())?;
+            }
+            make(start, &mut pinned.host::<u16>()?[..count])?;
+            self.stream.upload_pinned(&mut pinned, 0, buffer.view_mut().columns(start, count))?;
+            ring.push(pinned);
+            self.advance(count);
         }
-    }
-
-    fn upload(&self, values: &[u16]) -> Result<Buffer> {
-        let mut buffer = Buffer::new(self.stream.device(), self.dtype, values.len())?;
-        self.stream.upload(values, buffer.view_mut())?;
-        self.advance(values.len());
         Ok(buffer)
     }
 
@@ -189,4 +223,18 @@ impl<'a> Loader<'a> {
         self.done.set(self.done.get() + parameters as u64);
         (self.progress)(self.done.get(), self.total);
     }
+}
+
+/// Writes a tensor as `dtype`.
+fn convert(dtype: DType, tensor: &TensorRef<'_>, into: &mut [u16]) -> Result<()> {
+    match dtype {
+        DType::F16 => tensor.to_f16(into),
+        _ => tensor.to_bf16(into),
+    }
+}
+
+/// `len` elements of a tensor from `start` on, as a tensor.
+fn part_of<'a>(tensor: &TensorRef<'a>, start: usize, len: usize) -> TensorRef<'a> {
+    let size = tensor.dtype.size();
+    TensorRef { bytes: &tensor.bytes[start * size..(start + len) * size], ..*tensor }
 }

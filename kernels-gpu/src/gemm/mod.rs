@@ -1,6 +1,7 @@
 //! Matrix products `out = act(a · wᵀ + bias) (+ out)`: a [m, k] activations, w [n, k] weights.
 pub mod gemv;
 pub mod mma;
+pub mod narrow;
 pub mod skinny;
 pub mod stream;
 mod tile;

@@ -12,8 +12,8 @@
 //! Block: two warpgroups, four for tiles of more than 128 rows, multiply: one each 64-row slab of the tile. One warp
 //! more is the producer: one lane of it moves boxes by TMA into a ring of stages.
 //!
-//! Shared memory: barriers | stages, each `depth` times `rows` rows of weights, then `depth` times `tokens` rows of a,
-//! of 64 elements of K, 128 bytes | slack. Slabs and token tiles that reach beyond the boxes multiply what lies behind
+//! Shared memory: barriers | stages, each `rows` / 8 groups of `depth` times 8 rows of weights, then `depth` times
+//! `tokens` rows of a, of 64 elements of K, 128 bytes | slack. Slabs and token tiles that reach beyond the boxes multiply what lies behind
 //! them (the slack keeps that inside of the block's memory); those products are never stored. After the last stage the
 //! f32 sums, \[token, weight row\], take the stages' place, or where blocks are persistent their own.
 //!
@@ -55,6 +55,7 @@ const fn consumers(warpgroups: u32) -> u32 {
 }
 /// Warps of a warpgroup: each arrives at the empty barriers for itself.
 const WARPS: u32 = wgmma::THREADS / LANES;
+const K_STEP: u32 = wgmma::K_STEP as u32;
 /// Where the stages begin: behind the barriers.
 pub const STAGES_AT: u32 = 1024;
 /// Most stages whose barriers fit.
@@ -64,15 +65,17 @@ const CONSUMERS_BARRIER: u32 = 1;
 
 entry! {
     #[only(sm_90a)]
-    /// Arguments: both maps have three dimensions. Either \[k / 64, rows, 64\], `column_step` is 0, and boxes of `w` are
-    /// \[`depth`, `rows`, 64\], of `a` \[`depth` / `share`, `tokens`, 64\]; or \[1, rows, k\], `column_step` is 64, and
-    /// boxes are one row of 64 elements deep, `depth` and `share` 1. `kind`, `activation`, `accumulate` and out as in
+    /// Arguments: the map of `a` is \[k / 64, rows, 64\] in boxes of \[`depth` / `share`, `tokens`, 64\]; that of `w`,
+    /// whose rows are `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of \[`rows` / 8, `depth`, 8, 64\]. Where k is not a
+    /// multiple of 64 they are \[1, rows, k\], `column_step` is 64, and where n is not one of 8, `w` is not `grouped`
+    /// but \[1, k / 64, n, 64\]: either way boxes are one block of K deep, `depth` and `share` 1. `kind`, `activation`, `accumulate` and out as in
     /// [`Epilogue`](crate::tile::epilogue::Epilogue). The ring has `stages` stages; `split` (1, 2 or 4) times `share`
     /// (1, 2 or 4, a divisor of `depth`) is the size of the cluster; the sums start `sums` bytes into shared memory.
     pub struct GemmStream maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32,
         rows: u32, tokens: u32, stages: u32, split: u32, sums: u32, share: u32, depth: u32, column_step: u32,
+        grouped: u32,
     }
     fn gemm_stream_t16_bf16(threads: threads(2), min_blocks: 2) = stream::<Bf16, 8, 2>;
     fn gemm_stream_t16_f16(threads: threads(2), min_blocks: 2) = stream::<F16, 8, 2>;
@@ -117,6 +120,7 @@ struct Layout {
     place: u32,
     depth: u32,
     column_step: u32,
+    grouped: u32,
     sums: u32,
     tiles: u32,
     /// Stages of this block, and the first of them.
@@ -176,6 +180,7 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     share: u32,
     depth: u32,
     column_step: u32,
+    grouped: u32,
 ) {
     let rank = block_idx_x() % (split * share);
     let part = rank / share;
@@ -189,6 +194,7 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
         place: rank % share,
         depth,
         column_step,
+        grouped,
         sums: shared::base() + sums,
         tiles: n.div_ceil(rows),
         steps: steps * (part + 1) / split - first_step,
@@ -267,7 +273,9 @@ unsafe fn load_w(w: *const TensorMap, layout: &Layout, ring: &DeepRing, tile: u3
     mbarrier::arrive_expect_tx(ring.full(), bytes);
     let buffer = shared::base() + STAGES_AT + ring.stage() * bytes;
     let (column, block) = layout.at(step);
-    tma::load_3d_policy(buffer, w, [column, tile * layout.rows, block], ring.full(), policy);
+    let row = tile * layout.rows;
+    let (row, group) = if layout.grouped != 0 { (0, row / 8) } else { (row, 0) };
+    tma::load_4d_policy(buffer, w, [column, row, block, group], ring.full(), policy);
 }
 
 /// Starts to copy the weights of the first stages; returns how many.
@@ -337,9 +345,9 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
     let &Layout { rows, tokens, share, depth, .. } = layout;
     let bytes = layout.stage_bytes();
     let base = shared::base();
-    // Of the descriptors the lower halves, where the addresses are: the upper ones are all alike.
+    // Of the descriptors the lower halves, where the addresses are: the upper ones are always alike.
     let (mut w, mut a) = (0, 0);
-    let upper = wgmma::descriptor(0) & !0xffff_ffff;
+    let upper = [8 * depth, 8].map(|rows| wgmma::descriptor_apart(0, rows * ROW_BYTES) & !0xffff_ffff);
     let mut previous = ring.empty();
     // Blocks of K, and the place of one in its stage. (One loop: ptxas unrolls an inner one, and spills.)
     let (mut block, mut place) = (0, 0);
@@ -347,15 +355,15 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
         if place == 0 {
             ring.wait_full();
             let buffer = base + STAGES_AT + ring.stage() * bytes;
-            w = wgmma::descriptor(buffer + warpgroup * SLAB_BYTES) as u32;
+            w = wgmma::descriptor(buffer + warpgroup * depth * SLAB_BYTES) as u32;
             a = wgmma::descriptor(buffer + depth * rows * ROW_BYTES) as u32;
         }
         // The matrix instructions need whole warps.
         sync_warp();
         wgmma::fence();
         for i in 0..TILE_K / 16 {
-            let at = |lower: u32| upper | (lower + i * wgmma::K_STEP as u32) as u64;
-            E::mma_async(d, at(w), at(a), block > 0 || i > 0);
+            let [w, a] = [upper[0] | (w + i * K_STEP) as u64, upper[1] | (a + i * K_STEP) as u64];
+            E::mma_async(d, w, a, block > 0 || i > 0);
         }
         wgmma::commit();
         // One group stays in flight while the next stage is waited for; those before have been read.
@@ -364,7 +372,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
         if place == 0 && block > 0 && lane_id() < share {
             mbarrier::arrive_cluster(previous, part * share + lane_id());
         }
-        (w, a) = (w + ((rows * ROW_BYTES) >> 4), a + ((tokens * ROW_BYTES) >> 4));
+        (w, a) = (w + ((8 * ROW_BYTES) >> 4), a + ((tokens * ROW_BYTES) >> 4));
         block += 1;
         place += 1;
         if place == depth {

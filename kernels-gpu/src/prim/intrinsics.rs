@@ -26,6 +26,12 @@ unsafe extern "C" {
     pub fn shfl_up_i32(mask: u32, value: u32, delta: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     pub fn ballot(mask: u32, predicate: bool) -> u32;
+    #[link_name = "llvm.nvvm.redux.sync.umax"]
+    pub fn redux_umax(value: u32, mask: u32) -> u32;
+    #[link_name = "llvm.nvvm.redux.sync.umin"]
+    pub fn redux_umin(value: u32, mask: u32) -> u32;
+    #[link_name = "llvm.nvvm.redux.sync.add"]
+    pub fn redux_add(value: u32, mask: u32) -> u32;
     #[link_name = "llvm.nvvm.fma.rn.f"]
     pub fn fma(a: f32, b: f32, c: f32) -> f32;
     #[link_name = "llvm.nvvm.ex2.approx.ftz.f"]

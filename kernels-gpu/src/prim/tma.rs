@@ -42,15 +42,15 @@ pub unsafe fn load_3d(shared: u32, map: *const TensorMap, at: [u32; 3], barrier:
             options(nostack))
     }
 }
-/// As [`load_2d_policy`] of a box of three dimensions.
+/// As [`load_2d_policy`] of a box of four dimensions.
 #[inline(always)]
-pub unsafe fn load_3d_policy(shared: u32, map: *const TensorMap, at: [u32; 3], barrier: u32, policy: u64) {
+pub unsafe fn load_4d_policy(shared: u32, map: *const TensorMap, at: [u32; 4], barrier: u32, policy: u64) {
     device! {
         core::arch::asm!(
-            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint",
-            "[{0}], [{1}, {{{2}, {3}, {4}}}], [{5}], {6};",
-            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) barrier,
-            in(reg64) policy, options(nostack))
+            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint",
+            "[{0}], [{1}, {{{2}, {3}, {4}, {5}}}], [{6}], {7};",
+            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3],
+            in(reg32) barrier, in(reg64) policy, options(nostack))
     }
 }
 /// As [`load_2d_multicast`] of a box of three dimensions.

@@ -67,3 +67,18 @@ pub fn warp_max(mut value: f32) -> f32 {
     }
     value
 }
+/// Maximum over the warp, in every lane: one instruction.
+#[inline(always)]
+pub fn warp_max_u32(value: u32) -> u32 {
+    device! { llvm::redux_umax(value, !0) }
+}
+/// Minimum over the warp, in every lane: one instruction.
+#[inline(always)]
+pub fn warp_min_u32(value: u32) -> u32 {
+    device! { llvm::redux_umin(value, !0) }
+}
+/// Sum over the warp, in every lane: one instruction.
+#[inline(always)]
+pub fn warp_sum_u32(value: u32) -> u32 {
+    device! { llvm::redux_add(value, !0) }
+}

@@ -56,11 +56,15 @@ pub fn registers_decrease<const N: u32>() {
 /// [`K_STEP`] further.
 #[inline(always)]
 pub fn descriptor(address: u32) -> u64 {
+    descriptor_apart(address, 1024)
+}
+/// As [`descriptor`], with `group` bytes (a multiple of 1024) from one group of 8 rows to the next.
+#[inline(always)]
+pub fn descriptor_apart(address: u32, group: u32) -> u64 {
     const SWIZZLE_128B: u64 = 1 << 62;
-    // Between groups of 8 rows; the other stride is not used with this swizzle.
-    const ROW_GROUP: u64 = (1024 >> 4) << 32;
+    // The other stride is not used with this swizzle.
     const UNUSED: u64 = 1 << 16;
-    ((address as u64 & 0x3_ffff) >> 4) | UNUSED | ROW_GROUP | SWIZZLE_128B
+    ((address as u64 & 0x3_ffff) >> 4) | UNUSED | ((group >> 4) as u64) << 32 | SWIZZLE_128B
 }
 /// What 16 elements of K (32 bytes) add to a [`descriptor`].
 pub const K_STEP: u64 = 32 >> 4;

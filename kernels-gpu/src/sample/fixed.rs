@@ -113,7 +113,14 @@ fn multiply_high(a: u64, b: u64) -> u64 {
 /// 64 random bits for the token at `position` of the sequence that `seed` belongs to.
 #[inline(always)]
 pub fn random(seed: [u32; 2], position: u32) -> u64 {
-    let [lo, hi, ..] = crate::tile::philox::philox4x32::<{ crate::tile::philox::ROUNDS }>([position, 0, 0, 0], seed);
+    random_stream(seed, position, 0)
+}
+
+/// As [`random`], of an independent stream.
+#[inline(always)]
+pub fn random_stream(seed: [u32; 2], position: u32, stream: u32) -> u64 {
+    use crate::tile::philox::{ROUNDS, philox4x32};
+    let [lo, hi, ..] = philox4x32::<ROUNDS>([position, stream, 0, 0], seed);
     lo as u64 | (hi as u64) << 32
 }
 

@@ -1,6 +1,8 @@
-//! One token per row of logits: greedy, or drawn after temperature, top-k, top-p and min-p.
+//! One token per row of logits: greedy, or drawn after temperature, top-k, top-p and min-p. In `sample_adjusted` rows may ask for
+//! penalties, biases and a mask before that.
 //!
 //! ```text
+//! logit  += penalties of tokens that were there, biases; −∞ where the mask has no bit       (`adjust`)
 //! weight = exp((logit − largest) / temperature)          an integer, in units of 2^-44 (`fixed`)
 //! top-k   keeps logit ≥ the k-th largest logit
 //! top-p   keeps, of those, the fewest by (logit descending, index ascending) with mass ≥ top_p · their mass
@@ -8,16 +10,23 @@
 //! token   the first in index order with Σ weight > random · mass       random from Philox(seed, position)
 //! ```
 //! Greedy (temperature 0 or top-k 1) is the first of the largest logits. NaN and −∞ are never drawn; a row
-//! of nothing else gives token 0.
+//! of nothing else (all banned, too) gives token 0.
+//!
+//! The token goes to `out[row]` and, for the next step's embedding, to `last_tokens[seq_slot]`; where a row has penalties
+//! `counts[seq_slot]` counts it. Rows of sequences with drafts leave both to `sample/accept`.
 //!
 //! Grid: one block of 1024 threads per row, which stays in L2. Passes over it: one for the largest logit (all of
 //! a greedy row); three for each of top-k and top-p, a radix select of 11 + 11 + 10 bits on ordered integer
 //! keys with histograms of counts or masses; one for the masses of the 32 warps' segments, the last for the one segment that
 //! the draw falls into. All sums are of integers: their order, and so the batch, does not matter.
-//! Bound by shared memory atomics in a histogram's first pass, by L2 in the others.
-use super::fixed;
+//! Bound by shared memory atomics in a histogram's first pass, by L2 in the others. An adjusted row takes one more pass, which
+//! leaves it in `scratch`: the logits stay as they are, for `sample/top`. Others cost a comparison in `sample_adjusted`
+//! and nothing in `sample`.
+use super::adjust::{self, Penalties, Tables};
+use super::{fixed, params};
 use crate::prim::{
     memory::load_v4,
+    memory_scalar::{load_u32, store_u32},
     shared, shared_atomic,
     thread::{block_idx_x, grid_dependency_launch, grid_dependency_wait, sync_threads, thread_idx_x},
     warp::{LANES, ballot, lane_id, shuffle_u32, shuffle_up_u32, shuffle_xor_u32, warp_id},
@@ -27,8 +36,6 @@ use crate::prim::{
 pub const THREADS: u32 = 1024;
 /// Largest vocabulary: a warp's segment is then 8 elements for each thread of the block.
 pub const MAX_VOCAB: u32 = 1 << 18;
-/// Words of one row's parameters: temperature, top-p, min-p (f32), top-k, seed (low, high), position, one unused.
-pub const PARAM_WORDS: u32 = 8;
 
 /// Bins of a histogram: two per thread.
 const BINS: u32 = 2 * THREADS;
@@ -47,12 +54,17 @@ const _: () = assert!(THREADS == LANES * LANES, "one lane per warp reduces the b
 const _: () = assert!(MAX_VOCAB / LANES == THREADS * 8);
 
 entry! {
-    /// Arguments: `logits`: [sequences, vocab], `params`: [sequences, 8], rows `*_stride` elements apart; `out`:
-    /// [sequences].
+    /// Arguments: `logits`: [sequences, vocab], `params`: [sequences, 20] (`params`), rows `*_stride` elements apart; `out`:
+    /// [sequences]; `last_tokens`: [slots]. For adjusted rows: `counts`: [count_slots], `masks`: [mask_count] and `scratch`:
+    /// [scratch_rows] rows, `biases`: [bias_count] pairs (token, f32), `drafts`: [draft_count].
     pub struct Sample {
-        logits: *const f32, params: *const u32, out: *mut u32, vocab: u32, logits_stride: u32, params_stride: u32,
+        logits: *const f32, params: *const u32, out: *mut u32, last_tokens: *mut u32, counts: *mut u32,
+        biases: *const u32, masks: *const u32, drafts: *const u32, scratch: *mut f32,
+        vocab: u32, logits_stride: u32, params_stride: u32, slots: u32, count_slots: u32, counts_stride: u32,
+        bias_count: u32, mask_count: u32, masks_stride: u32, draft_count: u32, scratch_rows: u32, scratch_stride: u32,
     }
-    fn sample(threads: THREADS, min_blocks: 1) = sample_row;
+    fn sample(threads: THREADS, min_blocks: 1) = sample_row::<false>;
+    fn sample_adjusted(threads: THREADS, min_blocks: 1) = sample_row::<true>;
 }
 
 /// Whether the parameters ask for the largest logit.
@@ -64,29 +76,72 @@ pub fn is_greedy(temperature: f32, top_k: u32) -> bool {
 }
 
 #[inline(always)]
-unsafe fn sample_row(
+unsafe fn sample_row<const ADJUST: bool>(
     logits: *const f32,
     params: *const u32,
     out: *mut u32,
+    last_tokens: *mut u32,
+    counts: *mut u32,
+    biases: *const u32,
+    masks: *const u32,
+    drafts: *const u32,
+    scratch: *mut f32,
     vocab: u32,
     logits_stride: u32,
     params_stride: u32,
+    slots: u32,
+    count_slots: u32,
+    counts_stride: u32,
+    bias_count: u32,
+    mask_count: u32,
+    masks_stride: u32,
+    draft_count: u32,
+    scratch_rows: u32,
+    scratch_stride: u32,
 ) {
     let sequence = block_idx_x() as usize;
-    let logits = logits.add(sequence * logits_stride as usize);
+    let mut logits = logits.add(sequence * logits_stride as usize);
     let params = params.add(sequence * params_stride as usize);
-    let out = out.add(sequence);
 
     grid_dependency_wait();
     let [temperature, top_p, min_p, top_k] = load_v4(params);
-    let [seed_lo, seed_hi, position, _] = load_v4(params.add(4));
+    let [seed_lo, seed_hi, position, slot] = load_v4(params.add(4));
+    let [flags, scratch_row, mask, _] = load_v4(params.add(8));
     let (temperature, top_p, min_p) = (f32::from_bits(temperature), f32::from_bits(top_p), f32::from_bits(min_p));
+
+    let own = flags & params::DRAFTED == 0;
+    let mut to = Destination {
+        out: out.add(sequence),
+        last: if own && slot < slots { last_tokens.add(slot as usize) } else { core::ptr::null_mut() },
+        counts: core::ptr::null_mut(),
+    };
+    if ADJUST && scratch_row < scratch_rows {
+        let penalties = Penalties::load(params.add(12));
+        let [bias_start, biases_here, draft_start, drafts_here] = load_v4(params.add(16));
+        let counts = match penalties.any() && slot < count_slots {
+            true => counts.add(slot as usize * counts_stride as usize),
+            false => core::ptr::null_mut(),
+        };
+        let tables = Tables {
+            penalties,
+            counts,
+            mask: if mask < mask_count { masks.add(mask as usize * masks_stride as usize) } else { core::ptr::null() },
+            biases: adjust::list(biases, bias_start, biases_here, bias_count, 2),
+            drafts: adjust::list(drafts, draft_start, drafts_here, draft_count, 1),
+        };
+        let adjusted = scratch.add(scratch_row as usize * scratch_stride as usize);
+        adjust::adjust(&tables, logits, adjusted, vocab);
+        logits = adjusted;
+        if own {
+            to.counts = counts;
+        }
+    }
 
     let (largest_key, largest_index) = largest(logits, vocab);
     if is_greedy(temperature, top_k) || largest_key <= fixed::KEY_OF_NEG_INFINITY {
         grid_dependency_launch();
         if thread_idx_x() == 0 {
-            *out = if largest_key <= fixed::KEY_OF_NEG_INFINITY { 0 } else { largest_index };
+            to.store::<ADJUST>(if largest_key <= fixed::KEY_OF_NEG_INFINITY { 0 } else { largest_index });
         }
         return;
     }
@@ -103,7 +158,31 @@ unsafe fn sample_row(
         kept.least = found.key;
         kept.ties = fixed::tokens_to_reach(found.missing, row.weight_of_key(found.key));
     }
-    draw(&row, &kept, fixed::random([seed_lo, seed_hi], position), out);
+    if let Some(token) = draw(&row, &kept, fixed::random([seed_lo, seed_hi], position)) {
+        to.store::<ADJUST>(token);
+    }
+}
+
+/// Where a row's token goes; null where it does not.
+struct Destination {
+    out: *mut u32,
+    last: *mut u32,
+    counts: *mut u32,
+}
+
+impl Destination {
+    /// By one thread of the block. No other block touches the slot.
+    #[inline(always)]
+    unsafe fn store<const ADJUST: bool>(&self, token: u32) {
+        store_u32(self.out, token);
+        if !self.last.is_null() {
+            store_u32(self.last, token);
+        }
+        if ADJUST && !self.counts.is_null() {
+            let pair = self.counts.add(token as usize / 2);
+            store_u32(pair, adjust::count_one(load_u32(pair), token));
+        }
+    }
 }
 
 /// A row of logits.
@@ -153,7 +232,7 @@ impl Kept {
 
 /// Four logits from `column`, a multiple of 4; NaN beyond the row.
 #[inline(always)]
-unsafe fn load4(logits: *const f32, column: u32, vocab: u32) -> [f32; 4] {
+pub(super) unsafe fn load4(logits: *const f32, column: u32, vocab: u32) -> [f32; 4] {
     let at = logits.add(column as usize);
     if column + 4 <= vocab {
         return load_v4(at.cast()).map(f32::from_bits);
@@ -291,9 +370,9 @@ unsafe fn bin_sum(bin: u32) -> u64 {
     sum
 }
 
-/// Writes the token that `random` falls to among the `kept`.
+/// The token that `random` falls to among the `kept`, in one thread.
 #[inline(always)]
-unsafe fn draw(row: &Row, kept: &Kept, random: u64, out: *mut u32) {
+unsafe fn draw(row: &Row, kept: &Kept, random: u64) -> Option<u32> {
     // Warp w sums columns w · segment .. (w + 1) · segment.
     let segment = row.vocab.div_ceil(LANES).next_multiple_of(4 * LANES);
     let begin = warp_id() * segment;
@@ -361,18 +440,19 @@ unsafe fn draw(row: &Row, kept: &Kept, random: u64, out: *mut u32) {
         own += weights[i];
     }
     let (before, _) = block_scan(own);
-    if before <= left && left < before + own {
-        let mut sum = before;
-        let mut token = first;
-        for i in 0..8 {
-            sum += weights[i];
-            // Counts the columns whose running sum does not exceed the draw.
-            if sum <= left {
-                token += 1;
-            }
-        }
-        *out = token;
+    if !(before <= left && left < before + own) {
+        return None;
     }
+    let mut sum = before;
+    let mut token = first;
+    for i in 0..8 {
+        sum += weights[i];
+        // Counts the columns whose running sum does not exceed the draw.
+        if sum <= left {
+            token += 1;
+        }
+    }
+    Some(token)
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! A stream of a GPU, its events and graphs: what the driver does with them.
 use super::Launch;
 use super::gpu::{Gpu, check};
+use super::pinned::Pitched;
 use crate::Error;
 use cudarc::driver::sys;
 use std::ffi::c_void;
@@ -77,6 +78,43 @@ impl Queue {
         if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(result, &format!("launching {entry}")) }
     }
 
+    /// Queues a copy of the locked bytes from `at` on to device memory, which a view covers.
+    pub fn upload_locked(&self, from: &mut Locked, at: usize, to: Pitched) -> Result<(), Error> {
+        self.gpu.enter()?;
+        from.begin(self)?;
+        // SAFETY: the caller has checked that the bytes are there; nobody touches them before the event, which
+        // `Locked::bytes` and its drop wait for. The view covers the rows.
+        let result = unsafe {
+            let source = from.pointer.add(at);
+            let one = |row: usize| {
+                let sink = to.address + (row * to.pitch) as u64;
+                sys::cuMemcpyHtoDAsync_v2(sink, source.add(row * to.width).cast(), to.width, self.handle)
+            };
+            let all = || sys::cuMemcpy2DAsync_v2(&host_to_device(source, to), self.handle);
+            by_rows(to, one, all)
+        };
+        check(result, "copying from pinned memory")?;
+        from.end(self)
+    }
+
+    /// Queues a copy of device memory, which a view covers, to the locked bytes from `at` on.
+    pub fn download_locked(&self, from: Pitched, to: &mut Locked, at: usize) -> Result<(), Error> {
+        self.gpu.enter()?;
+        to.begin(self)?;
+        // SAFETY: as in `upload_locked`.
+        let result = unsafe {
+            let sink = to.pointer.add(at);
+            let one = |row: usize| {
+                let source = from.address + (row * from.pitch) as u64;
+                sys::cuMemcpyDtoHAsync_v2(sink.add(row * from.width).cast(), source, from.width, self.handle)
+            };
+            let all = || sys::cuMemcpy2DAsync_v2(&device_to_host(from, sink), self.handle);
+            by_rows(from, one, all)
+        };
+        check(result, "copying to pinned memory")?;
+        to.end(self)
+    }
+
     /// Copies to the device address `to`; a view covers the bytes there.
     pub fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
         self.gpu.enter()?;
@@ -102,6 +140,29 @@ impl Queue {
         check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len, self.handle) }, "cuMemcpyDtoDAsync")
     }
 
+    /// Copies rows from the device address `from`, as far apart as at `to`; a view covers both.
+    pub fn copy_rows(&self, from: u64, to: Pitched) -> Result<(), Error> {
+        self.gpu.enter()?;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcDevice: from,
+            srcPitch: to.pitch,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstDevice: to.address,
+            dstPitch: to.pitch,
+            ..no_copy(to)
+        };
+        // SAFETY: the view covers both, and they do not overlap.
+        let result = unsafe {
+            let one = |row: usize| {
+                let row = (row * to.pitch) as u64;
+                sys::cuMemcpyDtoDAsync_v2(to.address + row, from + row, to.width, self.handle)
+            };
+            by_rows(to, one, || sys::cuMemcpy2DAsync_v2(&copy, self.handle))
+        };
+        check(result, "cuMemcpy2DAsync between columns")
+    }
+
     /// Fills `len` bytes at the device address `to`, which a view covers.
     pub fn fill(&self, to: u64, byte: u8, len: usize) -> Result<(), Error> {
         self.gpu.enter()?;
@@ -116,7 +177,7 @@ impl Queue {
     }
 
     /// Records what `work` queues.
-    pub fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+    pub fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         self.gpu.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the handle is this stream's; the capture is ended below whatever `work` returns.
@@ -133,7 +194,11 @@ impl Queue {
             let _ = sys::cuGraphDestroy(graph);
             result?;
         }
-        Ok(Graph { exec, gpu: self.gpu.clone() })
+        let graph = Graph { exec, gpu: self.gpu.clone() };
+        // Its device memory now and not at the first launch.
+        // SAFETY: both handles are live.
+        check(unsafe { sys::cuGraphUpload(graph.exec, self.handle) }, "cuGraphUpload").map_err(E::from)?;
+        Ok(graph)
     }
 
     /// Queues the whole graph.
@@ -146,13 +211,16 @@ impl Queue {
     /// Records an event.
     pub fn record(&self) -> Result<Event, Error> {
         self.gpu.enter()?;
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: writes the handle.
-        check(unsafe { sys::cuEventCreate(&mut handle, 0) }, "cuEventCreate")?;
-        let event = Event { handle, gpu: self.gpu.clone() };
-        // SAFETY: both handles are live.
-        check(unsafe { sys::cuEventRecord(event.handle, self.handle) }, "cuEventRecord")?;
+        let mut event = Event::new(&self.gpu, true)?;
+        self.record_into(&mut event)?;
         Ok(event)
+    }
+
+    /// Records an event again.
+    pub fn record_into(&self, event: &mut Event) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: both handles are live.
+        check(unsafe { sys::cuEventRecord(event.handle, self.handle) }, "cuEventRecord")
     }
 }
 
@@ -189,7 +257,35 @@ pub(super) struct Event {
     gpu: Arc<Gpu>,
 }
 
+// SAFETY: as for streams.
+unsafe impl Send for Event {}
+
 impl Event {
+    /// An event that is done.
+    fn new(gpu: &Arc<Gpu>, timing: bool) -> Result<Self, Error> {
+        gpu.enter()?;
+        let mut handle = std::ptr::null_mut();
+        let flags = if timing { 0 } else { sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 };
+        // SAFETY: writes the handle.
+        check(unsafe { sys::cuEventCreate(&mut handle, flags) }, "cuEventCreate")?;
+        Ok(Event { handle, gpu: gpu.clone() })
+    }
+
+    pub fn is_done(&self) -> Result<bool, Error> {
+        self.gpu.enter()?;
+        // SAFETY: the handle is live.
+        match unsafe { sys::cuEventQuery(self.handle) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check(result, "cuEventQuery").map(|()| true),
+        }
+    }
+
+    pub fn wait(&self) -> Result<(), Error> {
+        self.gpu.enter()?;
+        // SAFETY: the handle is live.
+        check(unsafe { sys::cuEventSynchronize(self.handle) }, "cuEventSynchronize")
+    }
+
     /// Waits for both.
     pub fn elapsed_ms(&self, earlier: &Event) -> Result<f32, Error> {
         self.gpu.enter()?;
@@ -209,5 +305,139 @@ impl Drop for Event {
             // SAFETY: created by `record`, destroyed once.
             let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }
+    }
+}
+
+/// Page-locked host memory, and the last copy from or into it.
+pub(super) struct Locked {
+    pointer: *mut u8,
+    bytes: usize,
+    copied: Event,
+    /// The stream of a copy that has perhaps not happened yet.
+    pending: Option<sys::CUstream>,
+}
+
+// SAFETY: the memory is this value's alone, and handles may be used from any thread.
+unsafe impl Send for Locked {}
+
+impl Locked {
+    /// Zeroed memory.
+    pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, Error> {
+        let copied = Event::new(gpu, false)?;
+        let (mut pointer, bytes) = (std::ptr::null_mut(), bytes.max(16));
+        // SAFETY: writes the address.
+        let result = unsafe { sys::cuMemHostAlloc(&mut pointer, bytes, sys::CU_MEMHOSTALLOC_PORTABLE) };
+        check(result, &format!("cuMemHostAlloc of {bytes} bytes"))?;
+        let pointer = pointer.cast::<u8>();
+        // SAFETY: so many bytes were allocated just now.
+        unsafe { pointer.write_bytes(0, bytes) };
+        Ok(Locked { pointer, bytes, copied, pending: None })
+    }
+
+    pub fn is_idle(&self) -> Result<bool, Error> {
+        if self.pending.is_none() { Ok(true) } else { self.copied.is_done() }
+    }
+
+    /// The memory, after the last copy.
+    pub fn bytes(&mut self) -> Result<&mut [u8], Error> {
+        if self.pending.is_some() {
+            self.copied.wait()?;
+            self.pending = None;
+        }
+        // SAFETY: allocated with this size and zeroed; no copy is under way, and a new one needs `&mut self`.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) })
+    }
+
+    /// Before a copy: one event follows the copies of one stream only.
+    fn begin(&mut self, queue: &Queue) -> Result<(), Error> {
+        if self.pending.is_some_and(|stream| stream != queue.handle) {
+            self.copied.wait()?;
+        }
+        self.pending = Some(queue.handle);
+        Ok(())
+    }
+
+    fn end(&mut self, queue: &Queue) -> Result<(), Error> {
+        queue.record_into(&mut self.copied)
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if self.pending.is_some() {
+            // A lost context copies nothing any more.
+            let _ = self.copied.wait();
+        }
+        if self.copied.gpu.enter().is_ok() {
+            // SAFETY: allocated by `new`, freed once; no copy is under way.
+            let _ = unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
+        }
+    }
+}
+
+/// The driver's largest distance of rows in a copy (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`): 16 layers of a cache in 80 GB are
+/// further apart.
+const MAX_PITCH: usize = i32::MAX as usize;
+
+/// All rows by one call, or each by its own.
+fn by_rows(
+    rows: Pitched,
+    mut one: impl FnMut(usize) -> sys::CUresult,
+    all: impl FnOnce() -> sys::CUresult,
+) -> sys::CUresult {
+    if rows.rows > 1 && rows.pitch <= MAX_PITCH {
+        return all();
+    }
+    (0..rows.rows)
+        .map(&mut one)
+        .find(|result| *result != sys::CUresult::CUDA_SUCCESS)
+        .unwrap_or(sys::CUresult::CUDA_SUCCESS)
+}
+
+/// Rows that follow each other on the host, to rows that need not on the device.
+fn host_to_device(from: *const u8, to: Pitched) -> sys::CUDA_MEMCPY2D {
+    sys::CUDA_MEMCPY2D {
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: from.cast(),
+        srcPitch: to.width,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstDevice: to.address,
+        dstPitch: to.pitch,
+        ..no_copy(to)
+    }
+}
+
+/// The other way.
+fn device_to_host(from: Pitched, to: *mut u8) -> sys::CUDA_MEMCPY2D {
+    sys::CUDA_MEMCPY2D {
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        srcDevice: from.address,
+        srcPitch: from.pitch,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        dstHost: to.cast(),
+        dstPitch: from.width,
+        ..no_copy(from)
+    }
+}
+
+/// The extent, and nothing else.
+fn no_copy(extent: Pitched) -> sys::CUDA_MEMCPY2D {
+    sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: std::ptr::null(),
+        srcDevice: 0,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: 0,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: 0,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: 0,
+        WidthInBytes: extent.width,
+        Height: extent.rows,
     }
 }

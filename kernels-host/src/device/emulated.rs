@@ -115,6 +115,11 @@ impl Emulated {
         Error::Emulator { what: what.into(), target: self.target, fault: fault.to_string(), seed: self.seed }
     }
 
+    /// Parses an entry's PTX.
+    pub fn load(&self, entry: &'static str) -> Result<(), Error> {
+        self.module(entry).map(drop)
+    }
+
     fn module(&self, entry: &'static str) -> Result<Arc<Module>, Error> {
         let (target, text) = ptx::newest(self.target, entry)
             .ok_or_else(|| Error::NoEntry { entry: entry.into(), target: self.target.to_string() })?;
@@ -265,7 +270,7 @@ impl Queue {
     }
 
     /// Records what `work` queues.
-    pub fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+    pub fn capture<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         *self.recorded() = Some(Vec::new());
         let done = work();
         let calls = self.recorded().take().unwrap_or_default();

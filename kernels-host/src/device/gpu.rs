@@ -3,14 +3,41 @@
 use crate::{Error, Target, ptx};
 use cudarc::driver::sys;
 use kernels_gpu::prim::DevicePtr;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
-use std::sync::{Arc, Mutex};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// PTX 8.0 needs CUDA 12.0.
 const OLDEST_DRIVER: i32 = 12000;
 /// Bytes of dynamic shared memory that a kernel may use without asking.
 const DEFAULT_SHARED: u32 = 48 * 1024;
+
+/// Contexts that were released so far.
+static RELEASED: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// The context that [`Gpu::enter`] made current, and [`RELEASED`] then.
+    static CURRENT: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// Of addresses, which need no more than a good mixing of their bits.
+#[derive(Default)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_usize(usize::from(byte)));
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.0 = (self.0 ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 pub(crate) struct Gpu {
     context: sys::CUcontext,
@@ -19,7 +46,8 @@ pub(crate) struct Gpu {
     capability: (i32, i32),
     multiprocessors: usize,
     target: Target,
-    functions: Mutex<HashMap<&'static str, Function>>,
+    /// By the address and length of the entry's name: hashing the name itself takes as long as the rest of a launch.
+    functions: RwLock<HashMap<(usize, usize), Function, BuildHasherDefault<AddressHasher>>>,
     /// Answers of [`Gpu::clusters`].
     clusters: Mutex<HashMap<(&'static str, u32, u32), usize>>,
 }
@@ -138,7 +166,7 @@ impl Gpu {
             capability,
             multiprocessors,
             target,
-            functions: Mutex::default(),
+            functions: RwLock::default(),
             clusters: Mutex::default(),
         })
     }
@@ -158,8 +186,16 @@ impl Gpu {
 
     /// Makes the context current on this thread, as every driver call needs.
     pub fn enter(&self) -> Result<(), Error> {
+        // Nobody else in this process changes it, and asking the driver for every launch costs as much as the checks of
+        // its shapes.
+        let wanted = (self.context.addr(), RELEASED.load(Ordering::Relaxed));
+        if CURRENT.get() == wanted {
+            return Ok(());
+        }
         // SAFETY: the primary context is retained for the life of self.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "cuCtxSetCurrent")
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "cuCtxSetCurrent")?;
+        CURRENT.set(wanted);
+        Ok(())
     }
 
     pub fn memory(&self) -> Result<(usize, usize), Error> {
@@ -185,11 +221,23 @@ impl Gpu {
 
     /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory.
     pub fn function(&self, entry: &'static str, shared: u32) -> Result<Function, Error> {
-        let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let function = match functions.get(entry) {
-            Some(function) => *function,
+        let key = (entry.as_ptr().addr(), entry.len());
+        let known = self.functions.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(&key).copied();
+        match known {
+            Some(function) if shared <= function.shared => Ok(function),
+            known => self.prepare(entry, shared, known),
+        }
+    }
+
+    /// Loads the entry where it is not `known`, and allows the shared memory.
+    #[cold]
+    fn prepare(&self, entry: &'static str, shared: u32, known: Option<Function>) -> Result<Function, Error> {
+        // Outside of the lock: several threads load different entries.
+        let function = match known {
+            Some(function) => function,
             None => self.load(entry)?,
         };
+        self.enter()?;
         if shared > function.shared {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
             // SAFETY: the handle was made by `load` and lives as long as the context.
@@ -197,7 +245,8 @@ impl Gpu {
             check(result, &format!("cuFuncSetAttribute for {shared} bytes of shared memory of {entry}"))?;
         }
         let function = Function { shared: function.shared.max(shared), ..function };
-        functions.insert(entry, function);
+        let mut functions = self.functions.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        functions.insert((entry.as_ptr().addr(), entry.len()), function);
         Ok(function)
     }
 
@@ -262,12 +311,20 @@ impl Gpu {
         let call = format!("cuModuleGetFunction of {entry}");
         // SAFETY: the module was loaded just now and is never unloaded.
         check(unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) }, &call)?;
+        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS;
+        let mut registers = 0;
+        // The driver loads lazily: asking is what brings the code to the GPU now and not at the first launch, which may be
+        // part of a capture.
+        // SAFETY: writes one int; the handle is live.
+        check(unsafe { sys::cuFuncGetAttribute(&mut registers, REGISTERS, function) }, &call)?;
         Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED })
     }
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
+        // The driver may give a later context the same address.
+        RELEASED.fetch_add(1, Ordering::Relaxed);
         // SAFETY: balances the retain in `open`. Errors at exit have nowhere to go.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }

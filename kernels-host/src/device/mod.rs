@@ -1,20 +1,31 @@
 //! Devices, streams and launches.
 mod cuda;
 mod emulated;
+mod event;
 mod gpu;
+pub(crate) mod graph;
+mod pinned;
 mod program;
 mod stream;
 mod tensor_map;
+mod watch;
 
 pub use emulated::{Emulation, Launches};
+pub use event::Event;
+pub use graph::Graph;
+pub use pinned::Pinned;
 pub use program::{Program, TiledMap};
-pub use stream::{Event, Graph, Launch, Stream};
+pub use stream::{Launch, Stream};
 
 use crate::{DType, Error, Target};
 use emulated::Emulated;
 use gpu::Gpu;
 use kernels_gpu::prim::DevicePtr;
+use rayon::prelude::*;
 use std::sync::Arc;
+
+/// Where a launcher or a buffer of a GPU has come to a stream of the CPU, or the other way round.
+const MIXED: &str = "the CPU device has no GPU memory and launches nothing: launchers run references there";
 
 /// Where buffers live and kernels run. Cheap to clone.
 #[derive(Clone)]
@@ -130,6 +141,15 @@ impl Device {
             Backend::Emulated(device) => {
                 Some(DeviceMemory::Emulated(device.alloc(&format!("a buffer of {len} {dtype}"), bytes)?))
             }
+        })
+    }
+
+    /// Loads entries, with the dynamic shared memory that they are launched with, in parallel.
+    fn load(&self, entries: &[(&'static str, u32)]) -> Result<(), Error> {
+        entries.par_iter().try_for_each(|&(entry, shared)| match &self.0 {
+            Backend::Cpu => Ok(()),
+            Backend::Cuda(gpu) => gpu.function(entry, shared).map(drop),
+            Backend::Emulated(device) => device.load(entry),
         })
     }
 

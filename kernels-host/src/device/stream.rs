@@ -1,11 +1,13 @@
-//! Streams: launches, copies, events, graphs.
-use super::{Backend, cuda, emulated};
+//! Streams: launches and copies.
+use super::graph::keep;
+use super::pinned::Pitched;
+use super::watch::Watch;
+use super::{Backend, MIXED, cuda, emulated};
 use crate::buffer::{Mem, MemMut};
 use crate::{Device, Error, View, ViewMut};
 use bytemuck::Pod;
 use cudarc::driver::sys;
 use kernels_gpu::prim::{Entry, KernelArgs};
-use std::marker::PhantomData;
 
 /// A queue of work on a device. On the CPU and on an emulated device everything happens at once.
 pub struct Stream {
@@ -13,9 +15,10 @@ pub struct Stream {
     queue: Queue,
     /// Whether launches that ask for it may overlap their predecessor's end.
     overlap: bool,
+    watch: Watch,
 }
 
-enum Queue {
+pub(super) enum Queue {
     Cpu,
     Cuda(cuda::Queue),
     Emulated(emulated::Queue),
@@ -64,9 +67,6 @@ impl Launch {
     }
 }
 
-/// Where a launcher or a buffer of a GPU has come to a stream of the CPU, or the other way round.
-const MIXED: &str = "the CPU device has no GPU memory and launches nothing: launchers run references there";
-
 impl Stream {
     pub(super) fn new(device: Device) -> Result<Self, Error> {
         let queue = match device.backend() {
@@ -74,7 +74,7 @@ impl Stream {
             Backend::Cuda(gpu) => Queue::Cuda(cuda::Queue::new(gpu)?),
             Backend::Emulated(device) => Queue::Emulated(emulated::Queue::new(device)),
         };
-        Ok(Stream { device, queue, overlap: true })
+        Ok(Stream { device, queue, overlap: true, watch: Watch::default() })
     }
 
     /// Without programmatic dependent launch: every launch waits until its predecessor has ended. For measuring
@@ -89,6 +89,18 @@ impl Stream {
             Queue::Cuda(queue) => queue.handle(),
             _ => std::ptr::null_mut(),
         }
+    }
+
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    pub(super) fn is_preparing(&self) -> bool {
+        self.watch.is_preparing()
     }
 
     /// The device.
@@ -113,6 +125,10 @@ impl Stream {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        if self.is_preparing() {
+            self.watch.meet(entry.name, launch);
+            return Ok(());
+        }
         let threads = launch.threads.unwrap_or(entry.threads);
         let launch = Launch { dependent: launch.dependent && self.overlap, ..launch };
         // SAFETY: the parameter pointers match the entry's declaration (one macro makes both); the rest is the
@@ -123,7 +139,8 @@ impl Stream {
                 Queue::Cuda(queue) => queue.launch(entry.name, threads, launch, params),
                 Queue::Emulated(queue) => queue.launch(entry.name, threads, launch, params),
             }
-        })
+        })?;
+        if self.watch.is_profiling() { self.watch.time(entry.name, self) } else { Ok(()) }
     }
 
     /// How many clusters of `cluster` blocks of an entry run at once, each block with `shared` bytes of dynamic shared
@@ -182,16 +199,60 @@ impl Stream {
         assert!(from.is_contiguous() && into.is_contiguous());
         let bytes = from.rows() * from.cols() * from.dtype().size();
         assert_eq!(bytes, into.rows() * into.cols() * into.dtype().size(), "copy size");
+        if self.is_preparing() {
+            return Ok(());
+        }
         match (from.mem, into.reborrow().mem, &self.queue) {
             (Mem::Host(from), MemMut::Host(into), _) => {
                 into[..bytes].copy_from_slice(&from[..bytes]);
                 Ok(())
             }
-            (Mem::Device(from, _), MemMut::Device(into, _), Queue::Cuda(queue)) => queue.copy(from.0, into.0, bytes),
-            (Mem::Device(from, _), MemMut::Device(into, _), Queue::Emulated(queue)) => {
-                queue.copy(from.0, into.0, bytes)
+            (Mem::Device(from, source), MemMut::Device(into, sink), queue) => {
+                keep(source);
+                keep(sink);
+                match queue {
+                    Queue::Cuda(queue) => queue.copy(from.0, into.0, bytes),
+                    Queue::Emulated(queue) => queue.copy(from.0, into.0, bytes),
+                    Queue::Cpu => panic!("{MIXED}"),
+                }
             }
             _ => panic!("a copy between devices"),
+        }
+    }
+
+    /// Copies, in every row of a matrix, `count` columns from column `from` on to column `to` on.
+    ///
+    /// # Panics
+    /// If there are fewer columns, or the two ranges overlap.
+    pub fn copy_columns(&self, matrix: ViewMut<'_>, from: usize, to: usize, count: usize) -> Result<(), Error> {
+        assert!(
+            from.max(to) + count <= matrix.cols() && from.abs_diff(to) >= count,
+            "columns {from} and {to}, {count}"
+        );
+        let (rows, size) = (matrix.rows(), matrix.dtype().size());
+        let (width, pitch) = (count * size, matrix.stride() * size);
+        if self.is_preparing() || width == 0 {
+            return Ok(());
+        }
+        match matrix.mem {
+            MemMut::Host(host) => {
+                for row in 0..rows {
+                    let start = row * pitch + from * size;
+                    host.copy_within(start..start + width, row * pitch + to * size);
+                }
+                Ok(())
+            }
+            MemMut::Device(ptr, memory) => {
+                keep(memory);
+                let (from, to) = (ptr.0 + (from * size) as u64, ptr.0 + (to * size) as u64);
+                match &self.queue {
+                    Queue::Cpu => panic!("{MIXED}"),
+                    Queue::Cuda(queue) => queue.copy_rows(from, Pitched { address: to, rows, width, pitch }),
+                    Queue::Emulated(queue) => (0..rows as u64)
+                        .map(|row| row * pitch as u64)
+                        .try_for_each(|row| queue.copy(from + row, to + row, width)),
+                }
+            }
         }
     }
 
@@ -199,11 +260,19 @@ impl Stream {
     pub fn fill(&self, mut into: ViewMut<'_>, byte: u8) -> Result<(), Error> {
         assert!(into.is_contiguous());
         let len = into.rows() * into.cols() * into.dtype().size();
-        match (into.reborrow().mem, &self.queue) {
-            (MemMut::Host(host), _) => host[..len].fill(byte),
-            (MemMut::Device(..), Queue::Cpu) => panic!("{MIXED}"),
-            (MemMut::Device(ptr, _), Queue::Cuda(queue)) => queue.fill(ptr.0, byte, len)?,
-            (MemMut::Device(ptr, _), Queue::Emulated(queue)) => queue.fill(ptr.0, byte, len)?,
+        if self.is_preparing() {
+            return Ok(());
+        }
+        match into.reborrow().mem {
+            MemMut::Host(host) => host[..len].fill(byte),
+            MemMut::Device(ptr, memory) => {
+                keep(memory);
+                match &self.queue {
+                    Queue::Cpu => panic!("{MIXED}"),
+                    Queue::Cuda(queue) => queue.fill(ptr.0, byte, len)?,
+                    Queue::Emulated(queue) => queue.fill(ptr.0, byte, len)?,
+                }
+            }
         }
         Ok(())
     }
@@ -213,79 +282,6 @@ impl Stream {
         match &self.queue {
             Queue::Cpu | Queue::Emulated(_) => Ok(()),
             Queue::Cuda(queue) => queue.synchronize(),
-        }
-    }
-
-    /// Records what `work` launches and fills into a graph instead of running it. The buffers that `work` borrows stay
-    /// borrowed while the graph lives, because it runs on their addresses.
-    ///
-    /// # Panics
-    /// On the CPU device.
-    pub fn capture<'a>(&self, work: impl FnOnce(&Stream) -> Result<(), Error> + 'a) -> Result<Graph<'a>, Error> {
-        let recorded = match &self.queue {
-            Queue::Cpu => panic!("{MIXED}"),
-            Queue::Cuda(queue) => Recorded::Cuda(queue.capture(|| work(self))?),
-            Queue::Emulated(queue) => Recorded::Emulated(queue.capture(|| work(self))?),
-        };
-        Ok(Graph { recorded, buffers: PhantomData })
-    }
-}
-
-/// A recorded sequence of launches over buffers that live at least for `'a`.
-pub struct Graph<'a> {
-    recorded: Recorded,
-    buffers: PhantomData<&'a mut ()>,
-}
-
-enum Recorded {
-    Cuda(cuda::Graph),
-    Emulated(emulated::Graph),
-}
-
-impl Graph<'_> {
-    /// Queues the whole graph.
-    ///
-    /// # Panics
-    /// If the stream is of another kind of device.
-    pub fn launch(&self, stream: &Stream) -> Result<(), Error> {
-        match (&self.recorded, &stream.queue) {
-            (Recorded::Cuda(graph), Queue::Cuda(queue)) => queue.replay(graph),
-            (Recorded::Emulated(graph), Queue::Emulated(queue)) => queue.replay(graph),
-            _ => panic!("a graph runs on the kind of device that recorded it"),
-        }
-    }
-}
-
-/// A point in a stream, for timing.
-pub struct Event(Moment);
-
-enum Moment {
-    Cuda(cuda::Event),
-    Emulated(emulated::Event),
-}
-
-impl Event {
-    /// Records a new event. On an emulated device time is the host's.
-    ///
-    /// # Panics
-    /// On the CPU device.
-    pub fn record(stream: &Stream) -> Result<Self, Error> {
-        match &stream.queue {
-            Queue::Cpu => panic!("{MIXED}"),
-            Queue::Cuda(queue) => Ok(Event(Moment::Cuda(queue.record()?))),
-            Queue::Emulated(_) => Ok(Event(Moment::Emulated(emulated::Event::now()))),
-        }
-    }
-
-    /// Milliseconds from `earlier` to this event, once both have happened (waits for it).
-    ///
-    /// # Panics
-    /// If the two are of different kinds of device.
-    pub fn elapsed_ms(&self, earlier: &Event) -> Result<f32, Error> {
-        match (&self.0, &earlier.0) {
-            (Moment::Cuda(event), Moment::Cuda(earlier)) => event.elapsed_ms(earlier),
-            (Moment::Emulated(event), Moment::Emulated(earlier)) => Ok(event.elapsed_ms(earlier)),
-            _ => panic!("events of different kinds of device"),
         }
     }
 }

@@ -40,6 +40,24 @@ impl Stream {
         self.tensor_map_of(matrix, &dims, &[row_bytes(matrix), block_bytes], &[BLOCK as u32, box_rows, box_blocks])
     }
 
+    /// As [`Stream::tensor_map_3d`], of the matrix as \[rows / 8, cols / 64, 8, 64\], for copies of `box_groups` groups of
+    /// 8 rows, each `box_blocks` times 64 elements long: what a box holds of a row is read from memory at once. Rows must
+    /// be a multiple of 8; else it is \[1, cols / 64, rows, 64\], for boxes of 8 · `box_groups` rows and one block.
+    ///
+    /// # Panics
+    /// As [`Stream::tensor_map_3d`].
+    pub fn tensor_map_4d(&self, matrix: &View<'_>, box_groups: u32, box_blocks: u32) -> Result<TensorMap, Error> {
+        let (cols, rows) = (matrix.cols(), matrix.rows() as u64);
+        let (block, blocks) = if cols.is_multiple_of(BLOCK) { (BLOCK, cols / BLOCK) } else { (cols, 1) };
+        let grouped = rows.is_multiple_of(8);
+        assert!(box_blocks == 1 || (grouped && block == BLOCK), "blocks of a matrix of {rows} x {cols}");
+        let dims = [block as u64, if grouped { 8 } else { rows }, blocks as u64, if grouped { rows / 8 } else { 1 }];
+        let (row, block) = (row_bytes(matrix), (BLOCK * matrix.dtype().size()) as u64);
+        let box_dims =
+            if grouped { [BLOCK as u32, 8, box_blocks, box_groups] } else { [BLOCK as u32, 8 * box_groups, 1, 1] };
+        self.tensor_map_of(matrix, &dims, &[row, block, 8 * row], &box_dims)
+    }
+
     /// The map of `matrix` in as many dimensions as `dims` has, innermost first; `strides` in bytes, without the first.
     fn tensor_map_of(
         &self,
@@ -59,7 +77,7 @@ impl Stream {
             dims,
             strides,
             box_dims,
-            element_strides: &[1; 3][..dims.len()],
+            element_strides: &[1; 4][..dims.len()],
             swizzle: Swizzle::B128,
             fill: Fill::Zero,
         })

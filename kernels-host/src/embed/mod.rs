@@ -1,7 +1,7 @@
 //! Token embeddings.
 pub mod gather;
 
-pub use gather::EmbeddingGather;
+pub use gather::{EmbeddingGather, FROM_DRAFT, FROM_SLOT};
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
     vec![gather::kernel()]

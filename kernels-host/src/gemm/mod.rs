@@ -2,6 +2,7 @@
 pub(crate) mod cases;
 mod gemv;
 mod mma;
+mod narrow;
 mod reference;
 mod skinny;
 mod stream;
@@ -80,6 +81,8 @@ pub(crate) struct Shape {
 pub(crate) enum Path {
     /// Up to four rows, two weight rows a warp.
     Gemv,
+    /// Up to 16 rows, weights from memory to registers to `mma.sync`.
+    Narrow,
     /// Up to 128 rows on Hopper, weights streamed past `wgmma`, cut as stated or as fits.
     Stream(Option<stream::Cut>),
     /// Up to 64 rows, weights streamed past `mma.sync`.
@@ -94,6 +97,7 @@ impl Path {
     fn supports(self, shape: &Shape, target: Target) -> bool {
         match self {
             Path::Gemv => gemv::supports(shape),
+            Path::Narrow => narrow::supports(shape),
             Path::Stream(cut) => stream::supports(shape, cut, target),
             Path::Skinny => skinny::supports(shape),
             Path::Mma => mma::supports(shape),
@@ -104,6 +108,7 @@ impl Path {
     fn launch(self, gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<(), Error> {
         match self {
             Path::Gemv => gemv::launch(gemm, shape, stream),
+            Path::Narrow => narrow::launch(gemm, shape, stream),
             Path::Stream(cut) => stream::launch(gemm, shape, cut, stream),
             Path::Skinny => skinny::launch(gemm, shape, stream),
             Path::Mma => mma::launch(gemm, shape, stream),
@@ -118,8 +123,10 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
     if tuned.is_some() {
         return tuned;
     }
-    [Path::Gemv, Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma]
-        .into_iter()
+    // From three rows on the matrix instructions save more than the dot products' better order of reading gains.
+    let few = if shape.m <= 2 { [Path::Gemv, Path::Narrow] } else { [Path::Narrow, Path::Gemv] };
+    few.into_iter()
+        .chain([Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma])
         .find(|path| path.supports(shape, target))
 }
 
@@ -238,7 +245,7 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![picked(), gemv::kernel(), narrow::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
 }
 
 /// The cases through whatever kernel is picked.

@@ -110,7 +110,7 @@ impl Cut {
             && (8..=gpu::most_rows(4)).contains(&self.rows)
             && self.cluster() <= gpu::MAX_SPLIT
             && self.share <= self.depth
-            && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize))
+            && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize) && shape.n.is_multiple_of(8))
     }
 
     /// Whether the kernel can do it there: where K is split a cluster has one tile a block, and the sums of a block
@@ -195,8 +195,8 @@ impl Plan {
         let tokens = tokens(shape);
         let stage = gpu::stage_bytes(cut.rows, tokens, cut.depth);
         // What the last slab and the last token tile read behind the last stage.
-        let beyond =
-            (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens).max(columns(shape) - tokens);
+        let slab = (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens) * cut.depth;
+        let beyond = slab.max(columns(shape) - tokens);
         let slack = beyond * gpu::ROW_BYTES;
         let sums = gpu::sums_pitch(cut.rows) * tokens * 4;
         let persistent = cut.count(shape) > cut.clusters(room);
@@ -235,7 +235,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
     let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
         a: stream.tensor_map_3d(&gemm.a, tokens(shape), cut.depth / cut.share)?,
-        w: stream.tensor_map_3d(&gemm.w, cut.rows, cut.depth)?,
+        w: stream.tensor_map_4d(&gemm.w, cut.rows / 8, cut.depth)?,
         bias: gemm.bias.as_ref().map_or(DevicePtr::default(), |bias| bias.ptr()),
         out: gemm.out.ptr(),
         out_stride: gemm.out.stride() as u32,
@@ -253,6 +253,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         share: cut.share,
         depth: cut.depth,
         column_step: if shape.k.is_multiple_of(gpu::TILE_K as usize) { 0 } else { gpu::TILE_K },
+        grouped: u32::from(shape.n.is_multiple_of(8)),
     };
     let launch = Launch::grid(plan.blocks).shared(plan.shared).cluster(cut.cluster()).dependent();
     let entry = entry(columns(shape), plan.wide, entry_index(gemm) % 2);
@@ -349,7 +350,7 @@ mod tests {
                     let stage = gpu::stage_bytes(cut.rows, tokens(&shape), cut.depth);
                     let last = gpu::STAGES_AT + (plan.stages - 1) * stage;
                     let (blocks, row) = (cut.depth - 1, gpu::ROW_BYTES);
-                    let slab_rows = blocks * cut.rows + cut.rows.next_multiple_of(gpu::SLAB);
+                    let slab_rows = cut.depth * cut.rows.next_multiple_of(gpu::SLAB);
                     assert!(last + slab_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");
                     let token_rows = cut.depth * cut.rows + blocks * tokens(&shape) + columns(&shape);
                     assert!(last + token_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");

@@ -22,6 +22,7 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Path::Gemv => f.write_str("gemv"),
+            Path::Narrow => f.write_str("narrow"),
             Path::Skinny => f.write_str("skinny"),
             Path::Mma => f.write_str("mma"),
             Path::Stream(None) => f.write_str("stream"),
@@ -48,6 +49,7 @@ impl FromStr for Choice {
         };
         let path = match kernel {
             "gemv" => Path::Gemv,
+            "narrow" => Path::Narrow,
             "skinny" => Path::Skinny,
             "mma" => Path::Mma,
             "stream" if text.trim() == "stream" => Path::Stream(None),
@@ -75,7 +77,7 @@ impl Gemm<'_> {
     pub fn choices(m: usize, n: usize, k: usize, gated: bool, stream: &Stream) -> Result<Vec<Choice>, Error> {
         let shape = Shape { m, n, k };
         let Some(target) = stream.device().target() else { return Ok(Vec::new()) };
-        let mut paths = vec![Path::Gemv];
+        let mut paths = vec![Path::Gemv, Path::Narrow];
         if target == Target::Sm90a {
             if m <= stream::MAX_TOKENS {
                 paths.push(Path::Stream(None));

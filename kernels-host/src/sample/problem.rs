@@ -1,5 +1,6 @@
 //! Cases of the sampling kernel, checked against the definitions in f64.
-use super::token::{Sample, SamplingParams, sample_row};
+use super::token::{Sample, sample_row};
+use super::{SamplingParams, adjusted};
 use crate::case::{Case, Kernel, Mismatch, Output, Prepared, Rng, Work};
 use crate::{Buffer, DType, Error, Stream};
 use kernels_gpu::sample::{fixed, token as gpu};
@@ -20,9 +21,13 @@ pub(super) fn kernel() -> Kernel {
             use proptest::prelude::*;
             let logits = prop::sample::select(vec![Logits::Normal, Logits::Ties, Logits::Special, Logits::Peaked]);
             let vocab = prop_oneof![1usize..70, 70usize..5000, 5000usize..20_000];
-            (1usize..6, vocab, 0usize..3, logits, prop::sample::select(MODES.to_vec()), -3f32..2.5)
-                .prop_map(|(sequences, vocab, pad, logits, mode, spread)| {
-                    Box::new(Problem { sequences, vocab, pad, logits, mode, spread: spread.exp() }) as Box<dyn Case>
+            (1usize..10, vocab, 0usize..3, logits, prop::sample::select(MODES.to_vec()), -3f32..2.5, any::<bool>())
+                .prop_map(|(sequences, vocab, pad, logits, mode, spread, adjusted)| {
+                    if adjusted {
+                        let greedy = matches!(mode, Mode::Greedy);
+                        return Box::new(adjusted::Problem { rows: sequences, vocab, greedy, logits }) as Box<dyn Case>;
+                    }
+                    Box::new(Problem { sequences, vocab, pad, logits, mode, spread: spread.exp() })
                 })
                 .boxed()
         },
@@ -52,6 +57,7 @@ fn pinned() -> Vec<Box<dyn Case>> {
     add(12, 128_256, 0, Logits::Ties, Mode::Mixed, 1.0);
     add(3, 128_256, 0, Logits::Normal, Mode::Mixed, 1e-3);
     cases.push(Box::new(Frequencies { draws: 20_000, vocab: 37 }));
+    cases.extend(adjusted::pinned());
     cases
 }
 
@@ -75,7 +81,7 @@ enum Mode {
 
 /// What the logits look like.
 #[derive(Clone, Copy, Debug)]
-enum Logits {
+pub(super) enum Logits {
     /// Normal.
     Normal,
     /// Few distinct values.
@@ -133,10 +139,13 @@ impl Problem {
         }
         params
     }
+}
 
-    fn logit(&self, rng: &mut Rng) -> f32 {
-        let x = rng.normal() * self.spread;
-        match self.logits {
+impl Logits {
+    /// One logit of a row of `vocab`, about `spread` wide.
+    pub(super) fn draw(self, rng: &mut Rng, spread: f32, vocab: usize) -> f32 {
+        let x = rng.normal() * spread;
+        match self {
             Logits::Normal => x,
             Logits::Ties => (x * 2.0).round() * 0.5,
             Logits::Special => match rng.below(12) {
@@ -147,7 +156,7 @@ impl Problem {
                 4 if rng.below(2000) == 0 => f32::INFINITY,
                 _ => x,
             },
-            Logits::Peaked => x + if rng.below(self.vocab) == 0 { 40.0 } else { 0.0 },
+            Logits::Peaked => x + if rng.below(vocab) == 0 { 40.0 } else { 0.0 },
             Logits::Nothing => [f32::NAN, f32::NEG_INFINITY, -f32::NAN][rng.below(3)],
         }
     }
@@ -180,7 +189,7 @@ impl Case for Problem {
         // What lies between rows would win.
         let mut logits = vec![f32::MAX; self.sequences * stride];
         for row in logits.chunks_mut(stride) {
-            row[..self.vocab].fill_with(|| self.logit(&mut rng));
+            row[..self.vocab].fill_with(|| self.logits.draw(&mut rng, self.spread, self.vocab));
         }
         let mut params: Vec<_> = (0..self.sequences).map(|_| self.params(&mut rng)).collect();
         // The last row is the first again: the place in the batch must not matter.
@@ -232,6 +241,8 @@ impl Prepared for Data {
             logits: self.device_logits.matrix(sequences, stride).columns(0, self.vocab),
             params: self.device_params.matrix(sequences, SamplingParams::WORDS),
             out: self.out.matrix_mut(1, sequences),
+            last_tokens: None,
+            adjust: None,
         }
         .launch(stream)
     }

@@ -1,106 +1,126 @@
 //! Launcher and reference of `kernels-gpu/src/sample/token.rs`.
+use super::adjust::{Adjust, Tables};
+use super::params::SamplingParams;
 use crate::buffer::Mem;
 use crate::{Check, DType, Error, Launch, Stream, View, ViewMut};
+use kernels_gpu::prim::DevicePtr;
 use kernels_gpu::sample::fixed;
 use kernels_gpu::sample::token as gpu;
 use rayon::prelude::*;
 
-/// One row's parameters, as the device reads them. In this order: temperature, top-k, top-p over what
-/// top-k left, min-p.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct SamplingParams {
-    /// Divides the logits. 0 (or below, or NaN): greedy, the largest logit and of equal ones the first.
-    pub temperature: f32,
-    /// Keeps the fewest most probable tokens (of equal ones the first) that have this share of the mass,
-    /// at least one. 1 or above: off.
-    pub top_p: f32,
-    /// Keeps tokens with at least this share of the most probable one's probability. 0: off.
-    pub min_p: f32,
-    /// Keeps tokens whose logit is at least the k-th largest. 0: off; 1: greedy.
-    pub top_k: u32,
-    /// Seed of the sequence, low half.
-    pub seed_lo: u32,
-    /// Seed of the sequence, high half.
-    pub seed_hi: u32,
-    /// Index of the sampled token in its sequence: the counter of the random numbers.
-    pub position: u32,
-    /// Not used.
-    pub reserved: u32,
-}
-
-impl SamplingParams {
-    /// 32-bit words that one row's parameters take.
-    pub const WORDS: usize = gpu::PARAM_WORDS as usize;
-    /// The largest logit.
-    pub const GREEDY: Self = SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        min_p: 0.0,
-        top_k: 0,
-        seed_lo: 0,
-        seed_hi: 0,
-        position: 0,
-        reserved: 0,
-    };
-
-    /// Whether the token does not depend on the random number.
-    pub fn is_greedy(&self) -> bool {
-        gpu::is_greedy(self.temperature, self.top_k)
-    }
-}
-
-const _: () = assert!(size_of::<SamplingParams>() == 4 * SamplingParams::WORDS);
-
-/// Draws one token per row. The token depends on the row's logits and parameters only: neither on the other rows
-/// nor on the device. NaN and −∞ are never drawn; a row of nothing else gives token 0.
+/// Draws one token per row. The token depends on the row's logits, parameters and tables only: neither on the other rows
+/// nor on the device. NaN and −∞ are never drawn; a row of nothing else (also after biases and mask) gives token 0.
+///
+/// The logits stay as they are: adjusted rows are copied to `adjust.scratch`, so that `TopLogprobs` may run afterwards and
+/// see the raw logits of the drawn token.
 pub struct Sample<'a> {
     /// [sequences, vocab] f32; vocab at most 262144, row stride a multiple of 4, start 16-byte aligned.
     pub logits: View<'a>,
-    /// [sequences, 8] u32: [`SamplingParams`] as words; aligned as the logits.
+    /// [sequences, 20] u32: [`SamplingParams`] as words; aligned as the logits.
     pub params: View<'a>,
     /// [1, sequences] u32: token ids.
     pub out: ViewMut<'a>,
+    /// [1, slots] u32: gets the token at the row's `seq_slot`, if there is such a slot and the row is not
+    /// [`SamplingParams::DRAFTED`]. Rows of one launch must have different slots.
+    pub last_tokens: Option<ViewMut<'a>>,
+    /// What rows with a `scratch_row` use. Leave it out where no row has one: that kernel is the smaller one.
+    pub adjust: Option<Adjust<'a>>,
 }
 
 impl Sample<'_> {
     /// Queues the kernel.
     pub fn launch(self, stream: &Stream) -> Result<(), Error> {
-        let Sample { logits, params, mut out } = self;
+        let Sample { logits, params, mut out, mut last_tokens, mut adjust } = self;
         let mut check = Check::new("sample");
         check.typed("logits", &logits, DType::F32, ["sequences", "vocab"])?;
-        check.typed("params", &params, DType::U32, ["sequences", "8"])?;
+        check.typed("params", &params, DType::U32, ["sequences", "20"])?;
         check.typed("out", &out.as_view(), DType::U32, ["1", "sequences"])?;
         let (sequences, vocab) = (check.dim("sequences"), check.dim("vocab"));
         check.require((1..=gpu::MAX_VOCAB as usize).contains(&vocab), || {
             format!("vocab {vocab} must be 1 to {}", gpu::MAX_VOCAB)
         })?;
-        for (name, view) in [("logits", &logits), ("params", &params)] {
-            check.require(view.rows() <= 1 || view.stride().is_multiple_of(4), || {
-                format!("{name}'s row stride of {} must be a multiple of 4 elements", view.stride())
-            })?;
-            let aligned = !matches!(view.mem, Mem::Device(ptr, _) if !ptr.0.is_multiple_of(16));
-            check.require(aligned, || format!("{name} must start at a multiple of 16 bytes"))?;
+        vectors(&check, "logits", &logits)?;
+        vectors(&check, "params", &params)?;
+        if let Some(last_tokens) = &last_tokens {
+            check.typed("last_tokens", &last_tokens.as_view(), DType::U32, ["1", "slots"])?;
+        }
+        if let Some(adjust) = &adjust {
+            adjust.check(&mut check)?;
         }
         if stream.is_cpu() {
-            let tokens = out.host_mut::<u32>();
-            tokens.par_iter_mut().enumerate().for_each(|(sequence, token)| {
-                let words = params.row::<u32>(sequence);
-                *token = sample_row(logits.row(sequence), &bytemuck::pod_read_unaligned(bytemuck::cast_slice(words)));
-            });
+            let last_tokens = last_tokens.as_mut().map_or(&mut [][..], |view| view.row_mut::<u32>(0));
+            reference(logits, params, out.row_mut(0), last_tokens, adjust.as_mut());
             return Ok(());
         }
-        let args = gpu::Sample {
+        let mut args = gpu::Sample {
             logits: logits.ptr(),
             params: params.ptr(),
             out: out.ptr(),
+            last_tokens: last_tokens.as_ref().map_or(DevicePtr(0), |view| view.ptr()),
+            counts: DevicePtr(0),
+            biases: DevicePtr(0),
+            masks: DevicePtr(0),
+            drafts: DevicePtr(0),
+            scratch: DevicePtr(0),
             vocab: vocab as u32,
             logits_stride: logits.stride() as u32,
             params_stride: params.stride() as u32,
+            slots: last_tokens.as_ref().map_or(0, |view| view.cols() as u32),
+            count_slots: 0,
+            counts_stride: 0,
+            bias_count: 0,
+            mask_count: 0,
+            masks_stride: 0,
+            draft_count: 0,
+            scratch_rows: 0,
+            scratch_stride: 0,
         };
-        // SAFETY: one block per sequence; every access is below `vocab` of a row of logits, below 8 words of a row of
-        // parameters, or a sequence's element of `out`, all of which the views were checked to have.
-        unsafe { stream.launch(gpu::sample, Launch::grid(sequences).shared(gpu::SHARED_BYTES).dependent(), &args) }
+        let mut entry = gpu::sample;
+        if let Some(adjust) = &adjust {
+            adjust.arguments(&mut args);
+            entry = gpu::sample_adjusted;
+        }
+        // SAFETY: one block per sequence; every access is below `vocab` of a row of logits, below 20 words of a row of
+        // parameters, or a sequence's element of `out`, all of which the views were checked to have. Slots, rows and
+        // ranges that the parameters name are compared with the numbers of those that there are before they are used.
+        unsafe { stream.launch(entry, Launch::grid(sequences).shared(gpu::SHARED_BYTES).dependent(), &args) }
+    }
+}
+
+/// Whether rows can be accessed in 16-byte vectors.
+pub(super) fn vectors(check: &Check, name: &'static str, view: &View<'_>) -> Result<(), Error> {
+    check.require(view.rows() <= 1 || view.stride().is_multiple_of(4), || {
+        format!("{name}'s row stride of {} must be a multiple of 4 elements", view.stride())
+    })?;
+    let aligned = !matches!(view.mem, Mem::Device(ptr, _) if !ptr.0.is_multiple_of(16));
+    check.require(aligned, || format!("{name} must start at a multiple of 16 bytes"))
+}
+
+/// The CPU device's kernel: all rows see the counts from before the launch.
+fn reference(
+    logits: View<'_>,
+    params: View<'_>,
+    out: &mut [u32],
+    last_tokens: &mut [u32],
+    adjust: Option<&mut Adjust<'_>>,
+) {
+    let params: Vec<SamplingParams> = (0..out.len()).map(|row| SamplingParams::read(params, row)).collect();
+    let tables = adjust.as_deref().map(Tables::of);
+    out.par_iter_mut().enumerate().for_each(|(row, token)| {
+        let (logits, params) = (logits.row::<f32>(row), &params[row]);
+        *token = match &tables {
+            Some(tables) if tables.adjusts(params) => sample_row(&tables.adjusted(logits, params), params),
+            _ => sample_row(logits, params),
+        };
+    });
+    let mut adjust = adjust;
+    for (params, &token) in params.iter().zip(out.iter()).filter(|(params, _)| !params.is_drafted()) {
+        if let Some(last) = last_tokens.get_mut(params.seq_slot as usize) {
+            *last = token;
+        }
+        if let Some(adjust) = adjust.as_deref_mut() {
+            adjust.count(params, token);
+        }
     }
 }
 

@@ -117,7 +117,7 @@ impl Bench<'_> {
     }
 
     /// Alternates `ours` with a case of PyTorch's; `None`, and a line, where PyTorch cannot do it.
-    fn against_torch(&mut self, work: &str, case: &Value, ours: &Replay<'_>) -> Result<Option<(Time, Rival)>> {
+    fn against_torch(&mut self, work: &str, case: &Value, ours: &Replay) -> Result<Option<(Time, Rival)>> {
         let rounds = self.rounds();
         let Some(torch) = &mut self.torch else { return Ok(None) };
         let mut turns = || -> Result<[Samples; 2]> {

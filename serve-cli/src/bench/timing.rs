@@ -35,19 +35,19 @@ impl Samples {
 }
 
 /// A graph of `works` equal pieces of work.
-pub struct Replay<'a> {
-    graph: Graph<'a>,
+pub struct Replay {
+    graph: Graph,
     works: usize,
 }
 
-impl<'a> Replay<'a> {
+impl Replay {
     /// Records `works` calls of `work`, which gets its turn's number: it rotates its data by it.
     pub fn capture(
         stream: &Stream,
         works: usize,
-        mut work: impl FnMut(&Stream, usize) -> Result<(), Error> + 'a,
+        mut work: impl FnMut(&Stream, usize) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let graph = stream.capture(move |stream| (0..works).try_for_each(|turn| work(stream, turn)))?;
+        let graph = stream.capture(|stream| (0..works).try_for_each(|turn| work(stream, turn)))?;
         Ok(Replay { graph, works })
     }
 
@@ -68,13 +68,13 @@ pub fn graph_works(estimate_us: f64, copies: usize) -> usize {
 }
 
 /// Replays that make a sample last about `target_us`.
-pub fn repeats(replay: &Replay<'_>, stream: &Stream, target_us: f64) -> Result<usize, Error> {
+pub fn repeats(replay: &Replay, stream: &Stream, target_us: f64) -> Result<usize, Error> {
     let one = replay.sample(stream, 1)? * replay.works as f64;
     Ok((target_us / one.max(1.0)).ceil().clamp(1.0, 1000.0) as usize)
 }
 
 /// Times `sides` in turn, `rounds` times, each for about `target_us`: what the clocks do, they do to all.
-pub fn alternate(stream: &Stream, sides: &[&Replay<'_>], rounds: usize, target_us: f64) -> Result<Vec<Samples>, Error> {
+pub fn alternate(stream: &Stream, sides: &[&Replay], rounds: usize, target_us: f64) -> Result<Vec<Samples>, Error> {
     let repeats: Vec<usize> = sides.iter().map(|side| repeats(side, stream, target_us)).collect::<Result<_, _>>()?;
     let mut samples = vec![Vec::with_capacity(rounds); sides.len()];
     for _ in 0..rounds {

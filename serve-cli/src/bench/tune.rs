@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// Arguments of `wootz bench tune`.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: wootz bench tune --only \"4096 14336 \" --out tuned.txt\n\n\
-    The table that launches go by is kernels-host/src/gemm/tuned.txt.")]
+    The table that launches go by is kernels-host/src/gemm/tuned.txt; `cargo xtask tune` writes it.")]
 pub struct TuneArgs {
     /// Write the table to this file
     #[arg(long, value_name = "FILE")]
@@ -202,7 +202,7 @@ fn tune(product: Product, pools: &Pools, stream: &Stream, log: &mut String) -> R
     }
     times.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
     times.truncate(FINALISTS);
-    let replays: Vec<&Replay<'_>> = times.iter().map(|(.., replay)| replay).collect();
+    let replays: Vec<&Replay> = times.iter().map(|(.., replay)| replay).collect();
     let samples = alternate(stream, &replays, ROUNDS, TURN_US)?;
     let mut finals: Vec<_> =
         times.iter().zip(samples).map(|((_, choice, _), samples)| (*choice, samples.median())).collect();

@@ -28,12 +28,12 @@ pub fn run(bench: &mut Bench<'_>) -> Result<()> {
     let most = BATCHES.iter().map(|&(batch, _)| batch).max().unwrap_or(1);
     let limits = Limits { max_tokens: most, max_sequences: most, max_model_len: CONTEXT };
     let pages = most * CONTEXT / PAGE_TOKENS;
-    let mut kv = KvCache::new(stream.device(), &config, model.dtype(), pages)?;
+    let mut kv = KvCache::new(stream.device(), &config, model.dtype(), pages, 0)?;
     for i in 0..config.num_layers {
         let layer = kv.layer(i);
-        for (part, buffer) in [&mut layer.k, &mut layer.v].into_iter().enumerate() {
+        for (part, out) in [layer.k, layer.v].into_iter().enumerate() {
             let seed = (2 * i + part) as u64;
-            FillNormal { out: buffer.view_mut(), seed, scale: 1.0, offset: 0.0 }.launch(&stream)?;
+            FillNormal { out, seed, scale: 1.0, offset: 0.0 }.launch(&stream)?;
         }
     }
     let kv = RefCell::new(kv);
@@ -120,12 +120,17 @@ impl Step {
     fn input(&self) -> StepInput<'_> {
         StepInput {
             tokens: self.tokens.view(),
+            last_tokens: self.starts.view(),
+            drafts: None,
             positions: self.positions.view(),
             slots: self.slots.view(),
             block_tables: self.tables.matrix(self.batch, CONTEXT / PAGE_TOKENS),
             kv_lens: self.lens.view(),
             query_starts: self.starts.view(),
             decodes: self.batch,
+            decode_tokens: self.batch,
+            decode_starts: None,
+            max_decode_query: 1,
             max_query: 0,
             max_kv: CONTEXT,
         }

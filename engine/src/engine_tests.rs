@@ -1,0 +1,223 @@
+//! The same answers however a step is run: alone, batched, in chunks, kernel by kernel or by graphs, with the next step
+//! queued or not.
+use super::*;
+use crate::sampling::SamplingParams;
+use crate::scheduler::Speculation;
+use kernels_host::Target;
+
+/// Random weights; heads of 64 as real models have.
+const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"torch_dtype":"bfloat16",
+    "num_attention_heads":2,"num_hidden_layers":2,"num_key_value_heads":1,"head_dim":64,"vocab_size":160,
+    "max_position_embeddings":512,"rope_theta":10000.0,"rms_norm_eps":1e-5}"#;
+
+const EAGER: EngineConfig = EngineConfig {
+    max_model_len: Some(192),
+    max_num_seqs: 3,
+    max_num_batched_tokens: Some(100),
+    kv_cache_tokens: Some(1024),
+    kv_cache_memory_bytes: None,
+    gpu_memory_utilization: 0.9,
+    prefix_cache: true,
+    host_cache_bytes: 0,
+    policy: Policy::GuaranteedNoEvict,
+    max_drafts: 0,
+    synthetic_acceptance: None,
+    eager: true,
+    overlap: Some(false),
+};
+
+fn load(device: &Device, config: EngineConfig) -> Engine {
+    let model = ModelConfig::from_slice("config.json", CONFIG.as_bytes()).unwrap();
+    Engine::load(device, &model, WeightSource::Dummy { seed: 3 }, &config, &|_, _| ()).unwrap()
+}
+
+fn request(i: u32) -> SequenceRequest {
+    let len = [5, 70, 64, 1, 130][i as usize % 5];
+    let sampling = match i % 3 {
+        0 => SamplingParams::default(),
+        1 => SamplingParams { temperature: 0.8, seed: u64::from(i), top_k: 20, ..SamplingParams::default() },
+        _ => SamplingParams {
+            repetition_penalty: 1.3,
+            frequency_penalty: 0.2,
+            logit_bias: vec![(7, f32::NEG_INFINITY), (9, 0.01)],
+            ..SamplingParams::default()
+        },
+    };
+    SequenceRequest {
+        prompt: (0..len).map(|j| (j * 7 + i * 31) % 160).collect(),
+        max_tokens: 5,
+        sampling,
+        ..SequenceRequest::default()
+    }
+}
+
+fn run(engine: &mut Engine, requests: &[u32]) -> Vec<Vec<u32>> {
+    let ids: Vec<_> = requests.iter().map(|&i| engine.add(request(i)).unwrap()).collect();
+    let mut answers = vec![Vec::new(); ids.len()];
+    while engine.has_work() {
+        for progress in engine.step().unwrap() {
+            let at = ids.iter().position(|id| *id == progress.id).unwrap();
+            answers[at].extend(progress.token);
+        }
+    }
+    answers
+}
+
+const OVERLAPS: [bool; 2] = [false, true];
+const ALL: [u32; 5] = [0, 1, 2, 3, 4];
+
+/// Each by itself.
+fn alone(device: &Device) -> Vec<Vec<u32>> {
+    let mut engine = load(device, EAGER);
+    ALL.iter().map(|&i| run(&mut engine, &[i]).remove(0)).collect()
+}
+
+#[test]
+fn batched_chunked_and_overlapped_steps_answer_the_same_on_the_cpu() {
+    let device = Device::cpu();
+    let alone = alone(&device);
+    assert!(alone.iter().all(|tokens| tokens.len() == 5));
+    for (overlap, step) in OVERLAPS.into_iter().flat_map(|on| [(on, 100), (on, 17)]) {
+        let config = EngineConfig { overlap: Some(overlap), max_num_batched_tokens: Some(step), ..EAGER };
+        assert_eq!(run(&mut load(&device, config), &ALL), alone, "overlap {overlap}, steps of {step}");
+    }
+}
+
+#[test]
+fn graphs_answer_the_same_on_emulated_gpus() {
+    for target in [Target::Sm80, Target::Sm90a] {
+        let device = Device::emulated(target, 1);
+        let alone = alone(&device);
+        for overlap in OVERLAPS {
+            let config = EngineConfig { eager: false, overlap: Some(overlap), ..EAGER };
+            let mut engine = load(&device, config);
+            assert_eq!(engine.runner().graphs(), 3, "1, 2 and 3 sequences");
+            engine.start_trace();
+            assert_eq!(run(&mut engine, &ALL), alone, "{target}, overlap {overlap}");
+            let steps = engine.take_trace().unwrap().unwrap();
+            assert!(steps.iter().any(|step| step.graph == Some(3)), "{steps:?}");
+            assert!(steps.iter().all(|step| step.graph.is_none_or(|size| size >= step.sequences)));
+        }
+    }
+}
+
+#[test]
+fn nothing_is_allocated_by_a_step() {
+    let device = Device::emulated(Target::Sm80, 1);
+    let mut engine = load(&device, EngineConfig { eager: false, ..EAGER });
+    let free = device.memory().unwrap();
+    run(&mut engine, &[0, 2]);
+    assert_eq!(device.memory().unwrap(), free);
+}
+
+#[test]
+fn the_budget_is_what_the_device_gave() {
+    let device = Device::emulated(Target::Sm80, 1);
+    let engine = load(&device, EngineConfig { eager: false, ..EAGER });
+    let (counted, used) = (engine.runner().memory().total(), engine.load_times().used.unwrap());
+    // What nobody counts: rotary frequencies, and the rounding of small buffers.
+    assert!(counted.abs_diff(used) < 64 << 10, "{counted} counted, {used} used: {:?}", engine.runner().memory());
+}
+
+#[test]
+fn a_cancelled_step_in_flight_is_dropped() {
+    let mut engine = load(&Device::cpu(), EngineConfig { overlap: Some(true), ..EAGER });
+    let expected = run(&mut engine, &[1]);
+    let id = engine.add(request(0)).unwrap();
+    engine.step().unwrap();
+    engine.cancel(id);
+    assert_eq!(run(&mut engine, &[1]), expected);
+}
+
+/// Everything that an engine reports for one request.
+fn reports(engine: &mut Engine, request: SequenceRequest) -> Vec<Progress> {
+    engine.add(request).unwrap();
+    let mut all = Vec::new();
+    while engine.has_work() {
+        all.extend(engine.step().unwrap());
+    }
+    all
+}
+
+fn devices() -> [Device; 2] {
+    [Device::cpu(), Device::emulated(Target::Sm90a, 1)]
+}
+
+#[test]
+fn log_probabilities_come_with_the_tokens() {
+    for device in devices() {
+        let sampling = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
+        let request = SequenceRequest { sampling, ..request(1) };
+        let reports = reports(&mut load(&device, EngineConfig { eager: false, overlap: Some(true), ..EAGER }), request);
+        assert_eq!(reports.len(), 5);
+        for report in reports {
+            let logprobs = report.logprobs.unwrap();
+            assert_eq!((logprobs.rank, logprobs.top.len()), (1, 3), "greedy");
+            assert_eq!(logprobs.top[0], (report.token.unwrap(), logprobs.logprob));
+            assert!(logprobs.top.windows(2).all(|pair| pair[0].1 >= pair[1].1) && logprobs.logprob < 0.0);
+        }
+    }
+}
+
+#[test]
+fn answers_that_fork_are_those_of_single_requests() {
+    for device in devices() {
+        let mut engine = load(&device, EngineConfig { eager: false, overlap: Some(true), ..EAGER });
+        let sampling = SamplingParams { temperature: 1.0, seed: 40, ..SamplingParams::default() };
+        // 70 tokens: the forks share a page and copy a partly filled one.
+        let both = SequenceRequest { sampling: sampling.clone(), n: 2, ..request(1) };
+        let forked = reports(&mut engine, both);
+        for index in 0..2 {
+            let one = SamplingParams { seed: 40 + u64::from(index), ..sampling.clone() };
+            let alone = reports(&mut engine, SequenceRequest { sampling: one, ..request(1) });
+            let of = |reports: &[Progress], index| -> Vec<_> {
+                reports.iter().filter(|report| report.index == index).map(|report| report.token).collect()
+            };
+            assert_eq!(of(&forked, index), of(&alone, 0), "answer {index} on {device:?}");
+        }
+    }
+}
+
+#[test]
+fn verified_drafts_give_the_plain_answers() {
+    for device in devices() {
+        let plain = run(&mut load(&device, EAGER), &ALL);
+        for eager in [true, false] {
+            let config = EngineConfig { eager, max_drafts: 3, overlap: Some(true), ..EAGER };
+            let mut engine = load(&device, config);
+            let ids: Vec<_> = ALL
+                .iter()
+                .map(|&i| {
+                    // Anything that has been there is tried: most drafts are wrong.
+                    let speculation = Speculation::Ngram { drafts: 3, max_n: 2, min_n: 1 };
+                    engine.add(SequenceRequest { speculation, ..request(i) }).unwrap()
+                })
+                .collect();
+            let mut answers = vec![Vec::new(); ids.len()];
+            while engine.has_work() {
+                for progress in engine.step().unwrap() {
+                    answers[ids.iter().position(|id| *id == progress.id).unwrap()].extend(progress.token);
+                }
+            }
+            assert_eq!(answers, plain, "eager {eager} on {device:?}");
+            assert!(engine.metrics().drafted[0] > 0, "no drafts were checked");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_went_to_the_host_come_back() {
+    for device in devices() {
+        // Four pages: the second prompt pushes the first one's blocks out.
+        let config =
+            EngineConfig { kv_cache_tokens: Some(256), host_cache_bytes: 1 << 20, overlap: Some(true), ..EAGER };
+        let mut engine = load(&device, config);
+        let first = run(&mut engine, &[4]);
+        let _ = run(&mut engine, &[1]);
+        let other = SequenceRequest { prompt: (0..150).map(|j| (j * 11 + 5) % 160).collect(), ..request(1) };
+        let _ = reports(&mut engine, other);
+        assert!(engine.metrics().swapped_out > 0);
+        assert_eq!(run(&mut engine, &[4]), first, "{device:?}");
+        assert!(engine.metrics().swapped_in > 0, "{:?}", engine.metrics());
+    }
+}

@@ -1,0 +1,242 @@
+//! A step's small inputs as one run of words: written to pinned memory at once, copied at once, read as views.
+use crate::model::StepInput;
+use crate::scheduler::StepPlan;
+use kernels_host::{Buffer, View};
+use std::ops::Range;
+
+/// Sections start at multiples of 16 bytes.
+const ALIGN: usize = 4;
+
+/// What the kernels of a step are launched with: everything that is not data. A graph holds for one shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StepShape {
+    pub tokens: usize,
+    pub sequences: usize,
+    /// Leading sequences with few queries.
+    pub decodes: usize,
+    /// Their tokens.
+    pub decode_tokens: usize,
+    /// Longest query among them.
+    pub max_decode_query: usize,
+    /// An upper bound of their lengths.
+    pub max_kv: usize,
+    /// Longest query of the others.
+    pub max_query: usize,
+    /// Rows that the head sees.
+    pub head_rows: usize,
+}
+
+impl StepShape {
+    /// Of a plan.
+    pub fn of(plan: &StepPlan) -> Self {
+        let decodes = &plan.sequences[..plan.decodes];
+        StepShape {
+            tokens: plan.tokens.len(),
+            sequences: plan.sequences.len(),
+            decodes: plan.decodes,
+            decode_tokens: decodes.iter().map(|sequence| sequence.queries as usize).sum(),
+            max_decode_query: decodes.iter().map(|sequence| sequence.queries as usize).max().unwrap_or(0),
+            max_kv: plan.max_kv(),
+            max_query: plan.max_query(),
+            head_rows: plan.samples.iter().map(|sample| 1 + sample.drafts as usize).sum(),
+        }
+    }
+
+    /// `sequences` of any length up to `max_kv` that decode `queries` tokens each: one, or drafts are verified.
+    pub fn decode(sequences: usize, queries: usize, max_kv: usize) -> Self {
+        let tokens = sequences * queries;
+        StepShape {
+            tokens,
+            sequences,
+            decodes: sequences,
+            decode_tokens: tokens,
+            max_decode_query: queries,
+            max_kv,
+            max_query: 0,
+            head_rows: tokens,
+        }
+    }
+
+    /// One prompt of `tokens` tokens.
+    pub fn prefill(tokens: usize) -> Self {
+        StepShape { tokens, sequences: 1, max_query: tokens, head_rows: 1, ..StepShape::default() }
+    }
+
+    /// Queries of every sequence, if they all decode equally many and all sample: what graphs are captured for.
+    pub fn uniform(&self) -> Option<usize> {
+        let queries = self.max_decode_query;
+        let uniform = self.sequences > 0 && *self == StepShape::decode(self.sequences, queries, self.max_kv);
+        uniform.then_some(queries)
+    }
+}
+
+/// Where what is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    tokens: Range<usize>,
+    positions: Range<usize>,
+    slots: Range<usize>,
+    kv_lens: Range<usize>,
+    /// Empty where every decode has one query.
+    decode_starts: Range<usize>,
+    query_starts: Range<usize>,
+    rows: Range<usize>,
+    /// Words in all.
+    pub words: usize,
+}
+
+impl Layout {
+    pub fn of(shape: &StepShape) -> Self {
+        let mut words = 0usize;
+        let mut section = |len: usize| {
+            let start = words;
+            words = (start + len).next_multiple_of(ALIGN);
+            start..start + len
+        };
+        Layout {
+            tokens: section(shape.tokens),
+            positions: section(shape.tokens),
+            slots: section(shape.tokens),
+            kv_lens: section(shape.sequences),
+            decode_starts: section(if shape.max_decode_query > 1 { shape.decodes + 1 } else { 0 }),
+            query_starts: section(shape.sequences - shape.decodes + 1),
+            rows: section(shape.head_rows),
+            words,
+        }
+    }
+
+    /// Most words of a step within the bounds.
+    pub fn most(tokens: usize, sequences: usize, head_rows: usize) -> usize {
+        3 * (tokens + ALIGN) + 2 * (sequences + ALIGN) + sequences + 1 + ALIGN + head_rows + ALIGN
+    }
+
+    /// Writes a plan's inputs. Where the layout is of more sequences than the plan has (both of decodes with `queries`
+    /// queries each), padding follows: tokens 0 at position 0, of which nothing is kept, seeing as many tokens of whatever
+    /// page is in their table.
+    pub fn write(&self, plan: &StepPlan, queries: usize, words: &mut [u32]) {
+        fill(&mut words[self.tokens.clone()], plan.tokens.iter().copied(), 0);
+        fill(&mut words[self.positions.clone()], plan.positions.iter().copied(), 0);
+        fill(&mut words[self.slots.clone()], plan.slots.iter().copied(), u32::MAX);
+        fill(&mut words[self.kv_lens.clone()], plan.sequences.iter().map(|sequence| sequence.kv_len), queries as u32);
+        let (decodes, prefills) = plan.sequences.split_at(plan.decodes);
+        if !self.decode_starts.is_empty() {
+            let lengths = decodes.iter().map(|sequence| sequence.queries);
+            starts(&mut words[self.decode_starts.clone()], lengths, queries as u32);
+        }
+        starts(&mut words[self.query_starts.clone()], prefills.iter().map(|sequence| sequence.queries), 0);
+        let rows = plan.samples.iter().flat_map(|sample| sample.row..=sample.row + sample.drafts);
+        fill(&mut words[self.rows.clone()], rows, 0);
+    }
+
+    /// The inputs as the model wants them.
+    pub fn input<'a>(&self, shape: &StepShape, packed: &'a Buffer, fixed: Fixed<'a>) -> StepInput<'a> {
+        let section = |range: &Range<usize>| packed.view().columns(range.start, range.len());
+        StepInput {
+            tokens: section(&self.tokens),
+            last_tokens: fixed.last_tokens,
+            drafts: fixed.drafts,
+            positions: section(&self.positions),
+            slots: section(&self.slots),
+            block_tables: fixed.block_tables.row_range(0, shape.sequences),
+            kv_lens: section(&self.kv_lens),
+            decodes: shape.decodes,
+            decode_tokens: shape.decode_tokens,
+            decode_starts: (!self.decode_starts.is_empty()).then(|| section(&self.decode_starts)),
+            max_decode_query: shape.max_decode_query,
+            max_kv: shape.max_kv,
+            query_starts: section(&self.query_starts),
+            max_query: shape.max_query,
+        }
+    }
+
+    /// Tokens of the step: u32 [1, tokens].
+    pub fn tokens<'a>(&self, packed: &'a Buffer) -> View<'a> {
+        packed.view().columns(self.tokens.start, self.tokens.len())
+    }
+
+    /// Rows that the head sees: u32 [1, head rows].
+    pub fn rows<'a>(&self, packed: &'a Buffer) -> View<'a> {
+        packed.view().columns(self.rows.start, self.rows.len())
+    }
+}
+
+/// What is at the same place in every step.
+#[derive(Clone, Copy)]
+pub(super) struct Fixed<'a> {
+    pub block_tables: View<'a>,
+    pub last_tokens: View<'a>,
+    pub drafts: Option<View<'a>>,
+}
+
+/// Writes values, then `padding`.
+fn fill(into: &mut [u32], values: impl Iterator<Item = u32>, padding: u32) {
+    let mut rest = into.iter_mut();
+    for value in values {
+        let Some(word) = rest.next() else { break };
+        *word = value;
+    }
+    rest.for_each(|word| *word = padding);
+}
+
+/// Writes where runs of these lengths start, and the end; then of runs of `padding`.
+fn starts(into: &mut [u32], lengths: impl Iterator<Item = u32>, padding: u32) {
+    let mut at = 0;
+    for (word, length) in into.iter_mut().zip(std::iter::once(0).chain(lengths).chain(std::iter::repeat(padding))) {
+        at += length;
+        *word = at;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_do_not_overlap_and_fit() {
+        for (decodes, prefills, drafts) in [(3usize, 2usize, 0usize), (0, 1, 0), (8, 0, 3), (256, 0, 0)] {
+            let shape = StepShape {
+                tokens: decodes * (1 + drafts) + 70 * prefills,
+                sequences: decodes + prefills,
+                decodes,
+                decode_tokens: decodes * (1 + drafts),
+                max_decode_query: if decodes > 0 { 1 + drafts } else { 0 },
+                max_kv: 100,
+                max_query: if prefills > 0 { 70 } else { 0 },
+                head_rows: decodes * (1 + drafts) + prefills,
+            };
+            let layout = Layout::of(&shape);
+            let sections = [
+                &layout.tokens,
+                &layout.positions,
+                &layout.slots,
+                &layout.kv_lens,
+                &layout.decode_starts,
+                &layout.query_starts,
+                &layout.rows,
+            ];
+            assert!(sections.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            assert!(sections.iter().all(|section| section.start.is_multiple_of(ALIGN) && section.end <= layout.words));
+            assert_eq!(layout.decode_starts.is_empty(), drafts == 0);
+            assert!(layout.words <= Layout::most(shape.tokens, shape.sequences, shape.head_rows));
+            assert_eq!(shape.uniform(), (prefills == 0).then_some(1 + drafts));
+        }
+    }
+
+    #[test]
+    fn padding_follows_the_plan() {
+        let mut plan = StepPlan::default();
+        plan.tokens = vec![5, 6, 7];
+        plan.positions = vec![1, 2, 3];
+        plan.slots = vec![65, 130, 195];
+        let layout = Layout::of(&StepShape::decode(4, 1, 100));
+        let mut words = vec![99; layout.words];
+        layout.write(&plan, 1, &mut words);
+        assert_eq!(words[layout.tokens.clone()], [5, 6, 7, 0]);
+        assert_eq!(words[layout.slots.clone()], [65, 130, 195, u32::MAX]);
+        assert_eq!(words[layout.kv_lens.clone()], [1; 4]);
+        let layout = Layout::of(&StepShape::decode(3, 2, 100));
+        let mut words = vec![99; layout.words];
+        layout.write(&plan, 2, &mut words);
+        assert_eq!((&words[layout.decode_starts.clone()], &words[layout.kv_lens]), (&[0, 2, 4, 6][..], &[2; 3][..]));
+    }
+}

@@ -1,0 +1,436 @@
+//! Runs steps: uploads a plan, calls the model, samples. Owns all device memory; allocates nothing after
+//! it was made.
+//!
+//! [`Runner::submit`] queues a step and returns, [`Runner::collect`] waits for its tokens. Two steps may be in flight:
+//! the second one's inputs and launches are queued while the first one runs.
+mod budget;
+mod graphs;
+mod layout;
+mod sampler;
+mod tables;
+
+pub use budget::{MemoryBudget, MemoryUse};
+pub use sampler::MAX_BIASES;
+
+use crate::error::Result;
+use crate::kv::{KvCache, PAGE_TOKENS};
+use crate::model::{Activations, Model};
+use crate::scheduler::{Limits, StepOutput, StepPlan};
+use graphs::Graphs;
+use kernels_host::{Buffer, DType, Device, Event, Graph, Pinned, Stream};
+use layout::{Fixed, Layout, StepShape};
+use sampler::{SampleStaging, Sampler, Sizes, Wanted};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use tables::BlockTables;
+
+/// Steps that may be in flight.
+const IN_FLIGHT: usize = 2;
+
+/// What a runner is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct RunnerConfig {
+    /// Bounds of a step.
+    pub limits: Limits,
+    /// Pages of host memory for what is moved out.
+    pub host_pages: usize,
+    /// Most drafts of a sequence in a step.
+    pub drafts: usize,
+    /// Accept each draft with this probability, whatever is sampled: for benchmarks with random weights.
+    pub synthetic_acceptance: Option<f32>,
+    /// Launch every kernel by itself instead of capturing graphs.
+    pub eager: bool,
+}
+
+impl RunnerConfig {
+    /// Rows of logits that a step may have.
+    fn head_rows(&self) -> usize {
+        (self.limits.max_sequences * (1 + self.drafts)).min(self.limits.max_tokens.max(self.limits.max_sequences))
+    }
+
+    fn sizes(&self, vocab: usize) -> Sizes {
+        let Limits { max_sequences: sequences, max_model_len: max_len, .. } = self.limits;
+        Sizes { vocab, rows: self.head_rows(), sequences, max_len }
+    }
+}
+
+/// A model ready to run.
+pub struct Runner {
+    /// Dropped first: the graphs run on everything below.
+    graphs: Graphs,
+    stream: Stream,
+    body: Body,
+    staging: [Staging; IN_FLIGHT],
+    /// Steps submitted and collected so far.
+    submitted: usize,
+    collected: usize,
+    config: RunnerConfig,
+    /// Whether steps are timed on the device.
+    timing: bool,
+    /// Whether the next step is run kernel by kernel, each timed.
+    profile: bool,
+    memory: MemoryUse,
+}
+
+/// What steps run on.
+struct Body {
+    model: Model,
+    kv: KvCache,
+    work: Activations,
+    /// A step's small inputs, as [`Layout`] packs them.
+    packed: Buffer,
+    tables: BlockTables,
+    sampler: Sampler,
+}
+
+/// Pinned memory of one step in flight.
+struct Staging {
+    inputs: Pinned,
+    tables: Pinned,
+    sampling: SampleStaging,
+}
+
+/// A step that was queued. Steps are collected in the order in which they were submitted.
+#[must_use]
+pub struct InFlight {
+    number: usize,
+    wanted: Wanted,
+    /// What the host did.
+    pub(crate) times: SubmitTimes,
+}
+
+/// Host time of queueing a step.
+#[derive(Default)]
+pub(crate) struct SubmitTimes {
+    /// The scheduler's plan.
+    pub plan: Duration,
+    /// Packing the inputs and queueing their copies.
+    pub upload: Duration,
+    /// Queueing the kernels.
+    pub launch: Duration,
+    /// Sequences of the graph that ran; `None`: kernel by kernel.
+    pub graph: Option<usize>,
+    /// On the device: before the copies, before the kernels, after them.
+    pub events: Option<[Event; 3]>,
+    /// Milliseconds of every kernel, if they were asked for.
+    pub kernels: Option<Vec<(&'static str, f32)>>,
+}
+
+impl Runner {
+    /// Allocates everything for steps within the bounds, loads the kernels that they need and captures the graphs.
+    /// `pages` says how many pages the KV cache gets, once all the rest is there: it is told how many bytes the graphs
+    /// will take at most.
+    pub fn new(
+        stream: Stream,
+        model: Model,
+        config: RunnerConfig,
+        pages: impl FnOnce(usize) -> Result<usize>,
+    ) -> Result<Self> {
+        let limits = config.limits;
+        let device = stream.device().clone();
+        let shape = model.config();
+        // Kernels are loaded and a graph is measured over a cache of one page.
+        let kv = KvCache::new(&device, shape, model.dtype(), 1, 0)?;
+        let work = Activations::new(&stream, shape, model.dtype(), &limits)?;
+        let table_pages = limits.max_model_len.div_ceil(PAGE_TOKENS);
+        let tables = BlockTables::new(&stream, limits.max_sequences, table_pages)?;
+        let sampler = Sampler::new(&stream, config.sizes(shape.vocab_size))?;
+        let words = budget::packed_words(&config.limits, &config.sizes(shape.vocab_size));
+        let staging = || -> Result<Staging> {
+            Ok(Staging {
+                inputs: Pinned::new(&device, words * size_of::<u32>())?,
+                tables: tables.staging(&device)?,
+                sampling: sampler.staging(&device)?,
+            })
+        };
+        let mut runner = Runner {
+            graphs: Graphs::default(),
+            staging: [staging()?, staging()?],
+            stream,
+            body: Body { packed: Buffer::new(&device, DType::U32, words)?, model, kv, work, tables, sampler },
+            submitted: 0,
+            collected: 0,
+            config,
+            timing: false,
+            profile: false,
+            memory: MemoryUse::default(),
+        };
+        runner.body.sampler.synthetic_acceptance = config.synthetic_acceptance;
+        runner.reserve(pages)?;
+        Ok(runner)
+    }
+
+    /// What comes after the buffers of fixed size: kernels, KV cache, graphs.
+    fn reserve(&mut self, pages: impl FnOnce(usize) -> Result<usize>) -> Result<()> {
+        let RunnerConfig { limits, host_pages, eager, .. } = self.config;
+        let device = self.device().clone();
+        let before = free(&device)?;
+        self.prepare()?;
+        let kernels = before.saturating_sub(free(&device)?);
+        let sizes = if eager || device.is_cpu() { Vec::new() } else { self.graph_sizes() };
+        let mut one = 0;
+        if let Some(&(queries, sequences)) = sizes.last() {
+            let before = free(&device)?;
+            let graph = self.capture(queries, sequences)?;
+            one = before.saturating_sub(free(&device)?);
+            drop(graph);
+        }
+        let pages = pages(one * sizes.len())?;
+        self.body.kv = KvCache::new(&device, self.body.model.config(), self.body.model.dtype(), pages, host_pages)?;
+        self.body.kv.clear(&self.stream)?;
+        self.body.tables.clear(&self.stream, self.body.kv.null_page())?;
+        let before = free(&device)?;
+        for (queries, sequences) in sizes {
+            let graph = self.capture(queries, sequences)?;
+            self.graphs.insert(queries, sequences, graph);
+        }
+        self.stream.synchronize()?;
+        let sizes = self.config.sizes(self.body.model.config().vocab_size);
+        let (logits, sampling) = sizes.bytes();
+        self.memory = MemoryUse {
+            weights: crate::weights::parameter_count(self.body.model.config()) as usize
+                * self.body.model.dtype().size(),
+            kv_cache: self.body.kv.device_bytes(),
+            activations: self.body.work.bytes(),
+            logits,
+            sampling,
+            inputs: budget::input_bytes(&limits, &sizes),
+            kernels,
+            graphs: before.saturating_sub(free(&device)?),
+            pinned: self.body.kv.host_bytes() + self.staging.iter().map(Staging::bytes).sum::<usize>(),
+        };
+        Ok(())
+    }
+
+    /// What its memory is used for.
+    pub fn memory(&self) -> &MemoryUse {
+        &self.memory
+    }
+
+    /// What it was made for.
+    pub fn config(&self) -> &RunnerConfig {
+        &self.config
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        self.stream.device()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.body.model
+    }
+
+    /// Batch sizes that graphs were captured for.
+    pub fn graphs(&self) -> usize {
+        self.graphs.len()
+    }
+
+    /// Whether steps are timed on the device from now on. The CPU device has no timers.
+    pub fn set_timing(&mut self, on: bool) {
+        self.timing = on && !self.device().is_cpu();
+    }
+
+    /// Runs the next step kernel by kernel and times each. An emulated device's times are the host's.
+    ///
+    /// # Panics
+    /// On the CPU device.
+    pub fn profile_next(&mut self) {
+        assert!(!self.device().is_cpu(), "the CPU device launches nothing");
+        self.profile = true;
+    }
+
+    /// Runs one step, alone.
+    pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput> {
+        let step = self.submit(plan)?;
+        self.collect(step)
+    }
+
+    /// Queues one step.
+    ///
+    /// # Panics
+    /// If two are in flight, or the plan is beyond the bounds.
+    pub fn submit(&mut self, plan: &StepPlan) -> Result<InFlight> {
+        assert!(self.submitted - self.collected < IN_FLIGHT, "a third step in flight");
+        let start = Instant::now();
+        let number = self.submitted;
+        self.submitted += 1;
+        let mut events = Vec::new();
+        let mut mark = |stream: &Stream, on: bool| -> Result<()> {
+            if on {
+                events.push(Event::record(stream)?);
+            }
+            Ok(())
+        };
+        mark(&self.stream, self.timing)?;
+        self.move_pages(plan)?;
+        let (shape, layout, params) = self.upload(plan, number % IN_FLIGHT)?;
+        mark(&self.stream, self.timing)?;
+        let upload = start.elapsed();
+        let (mut graph, mut kernels) = (None, None);
+        if std::mem::take(&mut self.profile) {
+            kernels = Some(self.stream.profile(|stream| self.body.forward(stream, &shape, &layout))?);
+        } else if let Some((sequences, captured)) =
+            shape.uniform().and_then(|queries| self.graphs.find(queries, plan.sequences.len()))
+        {
+            captured.launch(&self.stream)?;
+            graph = Some(sequences);
+        } else {
+            self.body.forward(&self.stream, &shape, &layout)?;
+        }
+        let Body { sampler, packed, .. } = &mut self.body;
+        let staging = &mut self.staging[number % IN_FLIGHT].sampling;
+        sampler.sample(&self.stream, packed, layout.tokens(packed), params, staging)?;
+        mark(&self.stream, self.timing)?;
+        let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
+        let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events, kernels };
+        Ok(InFlight { number, wanted: Wanted::of(plan, params), times })
+    }
+
+    /// Waits for a step's tokens.
+    ///
+    /// # Panics
+    /// If an earlier one was not collected.
+    pub fn collect(&mut self, step: InFlight) -> Result<StepOutput> {
+        assert_eq!(step.number, self.collected, "steps are collected in their order");
+        self.collected += 1;
+        let staging = &mut self.staging[step.number % IN_FLIGHT].sampling;
+        Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, staging)? })
+    }
+
+    /// Runs one step without sampling and calls `each` with every token's row and its logits, `vocab_size` of them.
+    pub fn logits(&mut self, plan: &StepPlan, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        assert_eq!(self.submitted, self.collected, "logits beside a step in flight");
+        self.move_pages(plan)?;
+        let (shape, layout, _) = self.upload(plan, 0)?;
+        // Up to the hidden states: the head sees all rows, in parts.
+        self.body.forward(&self.stream, &StepShape { head_rows: 0, ..shape }, &layout)?;
+        let Body { model, work, packed, sampler, .. } = &mut self.body;
+        let vocab = model.config().vocab_size;
+        let rows: Vec<u32> = (0..plan.tokens.len() as u32).collect();
+        let mut host = Vec::new();
+        for rows in rows.chunks(sampler.max_rows()) {
+            self.stream.upload(rows, packed.view_mut().columns(0, rows.len()))?;
+            let logits = sampler.logits_mut(rows.len());
+            model.head(&self.stream, packed.view().columns(0, rows.len()), work, logits)?;
+            sampler.download_logits(&self.stream, rows.len(), &mut host)?;
+            for (row, logits) in rows.iter().zip(host.chunks(vocab)) {
+                each(*row as usize, logits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves and copies pages, as a plan says, in its order.
+    fn move_pages(&mut self, plan: &StepPlan) -> Result<()> {
+        for &(page, host) in &plan.swap_out {
+            self.body.kv.swap_out(&self.stream, page, host)?;
+        }
+        for &(host, page) in &plan.swap_in {
+            self.body.kv.swap_in(&self.stream, host, page)?;
+        }
+        for &(from, to) in &plan.copies {
+            self.body.kv.copy_page(&self.stream, from, to)?;
+        }
+        Ok(())
+    }
+
+    /// Queues the copies of a plan's inputs. The shape is the graph's where there is one for the step.
+    fn upload(&mut self, plan: &StepPlan, slot: usize) -> Result<(StepShape, Layout, sampler::Params)> {
+        let mut shape = StepShape::of(plan);
+        if let Some(queries) = shape.uniform()
+            && let Some((sequences, _)) = self.graphs.find(queries, shape.sequences)
+        {
+            shape = StepShape::decode(sequences, queries, self.config.limits.max_model_len);
+        }
+        let layout = Layout::of(&shape);
+        let Staging { inputs, tables, sampling } = &mut self.staging[slot];
+        self.body.sampler.enter(&self.stream, plan, sampling)?;
+        self.body.tables.update(&self.stream, plan, tables)?;
+        let words = inputs.host::<u32>()?;
+        layout.write(plan, shape.max_decode_query, words);
+        let params = self.body.sampler.write(plan, layout.words, words);
+        self.stream.upload_pinned(inputs, 0, self.body.packed.view_mut().columns(0, params.end()))?;
+        Ok((shape, layout, params))
+    }
+
+    /// Loads every kernel that steps within the bounds may launch. On an emulated device they are read when they run.
+    fn prepare(&mut self) -> Result<usize> {
+        if self.device().is_cpu() || self.device().emulation().is_some() {
+            return Ok(0);
+        }
+        let limits = self.config.limits;
+        let mut shapes: Vec<StepShape> =
+            (1..=limits.max_sequences).map(|sequences| StepShape::decode(sequences, 1, limits.max_model_len)).collect();
+        // Kernels change with every token at first, later with every tile.
+        let prefills = (1..=limits.max_tokens).filter(|tokens| *tokens <= 256 || tokens.is_multiple_of(64));
+        shapes.extend(prefills.chain([limits.max_tokens]).map(StepShape::prefill));
+        if self.config.drafts > 0 {
+            let drafts = 2..=1 + self.config.drafts;
+            shapes.extend(drafts.flat_map(|queries| {
+                let fits = 1..=limits.max_sequences.min(limits.max_tokens / queries);
+                fits.map(move |sequences| StepShape::decode(sequences, queries, limits.max_model_len))
+            }));
+        }
+        let layers = 0..self.body.model.config().num_layers.min(2);
+        let (body, staging) = (&mut self.body, &mut self.staging[0].sampling);
+        self.stream.prepare(|stream| {
+            for shape in &shapes {
+                body.layers(stream, shape, &Layout::of(shape), layers.clone())?;
+            }
+            body.sampler.prepare(stream, &body.packed, staging)
+        })
+    }
+
+    /// Queries and sequences of the graphs: single tokens, and as many drafts as there may be.
+    fn graph_sizes(&self) -> Vec<(usize, usize)> {
+        let RunnerConfig { limits, drafts, .. } = self.config;
+        let mut sizes: Vec<_> = graphs::ladder(limits.max_sequences).into_iter().map(|size| (1, size)).collect();
+        if drafts > 0 {
+            let queries = 1 + drafts;
+            let most = (limits.max_tokens.min(self.config.head_rows()) / queries).clamp(1, limits.max_sequences);
+            sizes.extend(graphs::ladder(most).into_iter().map(|size| (queries, size)));
+        }
+        sizes
+    }
+
+    /// Captures a step in which so many sequences decode so many tokens each.
+    fn capture(&mut self, queries: usize, sequences: usize) -> Result<Graph> {
+        let shape = StepShape::decode(sequences, queries, self.config.limits.max_model_len);
+        let layout = Layout::of(&shape);
+        self.stream.capture(|stream| self.body.forward(stream, &shape, &layout))
+    }
+}
+
+impl Body {
+    /// Queues the kernels of a step up to its logits, one by one.
+    fn forward(&mut self, stream: &Stream, shape: &StepShape, layout: &Layout) -> Result<()> {
+        self.layers(stream, shape, layout, 0..self.model.config().num_layers)
+    }
+
+    /// As [`Body::forward`], with some of the layers.
+    fn layers(&mut self, stream: &Stream, shape: &StepShape, layout: &Layout, layers: Range<usize>) -> Result<()> {
+        let Body { model, kv, work, packed, tables, sampler } = self;
+        let (last_tokens, drafts) = (sampler.last_tokens(), Some(sampler.drafts()));
+        let step = layout.input(shape, packed, Fixed { block_tables: tables.view(), last_tokens, drafts });
+        model.embed(stream, &step, work)?;
+        model.layers(stream, layers, &step, kv, work)?;
+        if shape.head_rows == 0 {
+            return Ok(());
+        }
+        let logits = sampler.logits_mut(shape.head_rows);
+        model.head(stream, layout.rows(packed), work, logits)
+    }
+}
+
+impl Staging {
+    fn bytes(&self) -> usize {
+        self.inputs.len() + self.tables.len() + self.sampling.bytes()
+    }
+}
+
+/// Free bytes of device memory; 0 on the CPU.
+fn free(device: &Device) -> Result<usize> {
+    Ok(device.memory()?.map_or(0, |(free, _)| free))
+}

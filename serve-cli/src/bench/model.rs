@@ -1,0 +1,113 @@
+//! The engine of a bench.
+use crate::device::DeviceArgs;
+use crate::model::{self, LimitArgs, ModelArgs};
+use crate::terminal::{Progress, Terminal};
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+use engine::checkpoint::Checkpoint;
+use engine::config::ModelConfig;
+use engine::engine::{Engine, EngineConfig};
+use engine::model::WeightSource;
+use serde_json::{Value, json};
+
+/// What `latency` and `throughput` share.
+#[derive(Args, Debug)]
+pub struct BenchModelArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Read the checkpoint, or make random weights from config.json alone
+    #[arg(long, value_enum, default_value = "auto")]
+    pub load_format: LoadFormat,
+    /// Seed of the prompts and of random weights
+    #[arg(long, default_value = "0")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// The model's safetensors.
+    Auto,
+    /// Random weights.
+    Dummy,
+}
+
+/// Sequences that a bench makes.
+pub struct Workload {
+    /// Tokens of a prompt, in all.
+    pub input: usize,
+    /// Tokens of an answer.
+    pub output: usize,
+    /// Sequences at once, unless a flag says otherwise.
+    pub sequences: usize,
+}
+
+impl BenchModelArgs {
+    /// Name and config.
+    pub fn config(&self) -> Result<(String, ModelConfig)> {
+        self.model.config()
+    }
+
+    /// Whether the weights are random.
+    pub fn is_dummy(&self) -> bool {
+        self.load_format == LoadFormat::Dummy
+    }
+
+    /// An engine for a workload. Says on stdout what its memory is used for.
+    pub fn load(&self, name: &str, config: &ModelConfig, workload: &Workload, terminal: &Terminal) -> Result<Engine> {
+        let Workload { input, output, sequences } = *workload;
+        let (len, most) = (input + output, config.max_position_embeddings);
+        let lens = format!("--input-len {input} and --output-len {output}");
+        ensure!(len <= most, "{lens} do not fit in the model's context of {most}");
+        let mut limits = self.limits.clone();
+        // Memory for this workload and no more, unless flags say so.
+        limits.max_model_len.get_or_insert(len.max(2));
+        limits.max_num_seqs.get_or_insert(sequences);
+        let device = self.device.open()?;
+        let mut engine_config = limits.engine_config(config)?;
+        if device.is_cpu() && engine_config.kv_cache_memory_bytes.is_none() {
+            let cache = len.next_multiple_of(engine::kv::PAGE_TOKENS) * sequences;
+            engine_config =
+                EngineConfig { kv_cache_tokens: engine_config.kv_cache_tokens.or(Some(cache)), ..engine_config };
+        }
+        model::check_host_memory(&device, config, &engine_config)?;
+        let checkpoint = if self.is_dummy() { None } else { Some(self.checkpoint()?) };
+        let source = checkpoint.as_ref().map_or(WeightSource::Dummy { seed: self.seed }, WeightSource::Checkpoint);
+        let progress = Progress::new(terminal, &format!("loading {name}"));
+        let engine = Engine::load(&device, config, source, &engine_config, &|done, total| progress.set(done, total))?;
+        drop(progress);
+        let fits = engine.max_len();
+        ensure!(len <= fits, "{lens} do not fit in the {fits} tokens that the KV cache leaves for a sequence");
+        print!("{}", model::memory_table(&engine));
+        Ok(engine)
+    }
+
+    /// The checkpoint, beside the config.json if that is what MODEL names.
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        match &self.model.model {
+            Some(path) if path.is_file() => Ok(Checkpoint::open(path.parent().unwrap_or(path))?),
+            _ => Ok(self.model.source()?.checkpoint()?),
+        }
+    }
+
+    /// What ran, into a JSON object.
+    pub fn describe(&self, engine: &Engine, name: &str, device: &str, value: &mut Value) {
+        let (memory, load) = (engine.runner().memory(), engine.load_times());
+        value["model"] = json!(name);
+        value["device"] = json!(device);
+        value["version"] = json!(env!("CARGO_PKG_VERSION"));
+        value["load_format"] = json!(if self.is_dummy() { "dummy" } else { "auto" });
+        value["load_time_s"] = json!((load.weights + load.ready).as_secs_f64());
+        value["load_weights_s"] = json!(load.weights.as_secs_f64());
+        value["load_ready_s"] = json!(load.ready.as_secs_f64());
+        value["max_num_seqs"] = json!(engine.limits().max_sequences);
+        value["max_num_batched_tokens"] = json!(engine.limits().max_tokens);
+        value["kv_cache_tokens"] = json!(engine.kv_tokens());
+        value["memory_bytes"] = memory.lines().iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes))).collect();
+        value["memory_driver_bytes"] = json!(load.used);
+    }
+}
