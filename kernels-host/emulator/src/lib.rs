@@ -67,6 +67,10 @@
 //! and operations of the tensor cores.
 //!
 //! # Limits
+//! Which instructions are known is in [INSTRUCTIONS.md], made from the decoder; [`instructions::lists`] says it of one.
+//!
+//! [INSTRUCTIONS.md]: https://github.com/
+//!
 //! Functions (`.func`), local memory and textures are not known. Every access takes effect
 //! at once, so a missing fence shows as a race and not as a stale value. Of the reads of a sector of global memory the
 //! latest of two clusters are kept: a write that races with none but others is missed under that seed. A register holds
@@ -82,6 +86,7 @@ mod exec;
 mod fault;
 pub mod formats;
 mod instruction;
+pub mod instructions;
 mod memory;
 mod module;
 mod residency;

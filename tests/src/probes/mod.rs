@@ -65,6 +65,11 @@ enum Layout {
 }
 
 impl Probe {
+    /// Its module.
+    pub fn ptx(&self) -> &str {
+        &self.ptx
+    }
+
     /// The part of the name before the slash.
     fn group(&self) -> &str {
         self.name.split('/').next().unwrap_or_default()
@@ -147,7 +152,8 @@ pub fn trials() -> Vec<Trial> {
             }
         })
     };
-    groups.into_iter().map(trial).collect()
+    let versions = Trial::test("probes::recordings_of_other_versions", || Ok(golden::versions_are_checked()?));
+    groups.into_iter().map(trial).chain([versions]).collect()
 }
 
 /// That the emulator refuses what the GPU refused, agrees with it elsewhere, and differs where it is said to.
