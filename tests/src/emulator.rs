@@ -38,7 +38,7 @@ fn faults_name_rust_lines() -> Result<(), Failed> {
         let launched = Device::new(1).launch(&module, entry, Grid::linear(1, 32), &params, 0);
         let Err(fault) = launched else { return Err("nothing was reported".into()) };
         let message = fault.to_string();
-        let named = message.contains(", at kernels-gpu/src/") && message.contains("kernels-gpu/src/act/silu_mul.rs:");
+        let named = message.contains(", at kernels-gpu/src/prim/memory.rs:");
         let built = text.contains("\n\t.loc\t");
         if built != named || !message.contains("no allocation is near") {
             return Err(format!("with lines: {built}; {message}").into());

@@ -42,6 +42,13 @@ pub(super) const NAMES: &[(&str, &str)] = &[
     ("L2", ",.L2::64B,.L2::128B,.L2::256B"),
     ("FLOATS", ".eq,.ne,.lt,.le,.gt,.ge,.equ,.neu,.ltu,.leu,.gtu,.geu,.num,.nan"),
     (
+        "QUARTERS",
+        ".m64n8k8,.m64n16k8,.m64n24k8,.m64n32k8,.m64n40k8,.m64n48k8,.m64n56k8,.m64n64k8,.m64n72k8,.m64n80k8\
+         ,.m64n88k8,.m64n96k8,.m64n104k8,.m64n112k8,.m64n120k8,.m64n128k8,.m64n136k8,.m64n144k8,.m64n152k8\
+         ,.m64n160k8,.m64n168k8,.m64n176k8,.m64n184k8,.m64n192k8,.m64n200k8,.m64n208k8,.m64n216k8,.m64n224k8\
+         ,.m64n232k8,.m64n240k8,.m64n248k8,.m64n256k8",
+    ),
+    (
         "INTEGERS",
         ".m64n8k32,.m64n16k32,.m64n24k32,.m64n32k32,.m64n48k32,.m64n64k32,.m64n80k32,.m64n96k32,.m64n112k32,.m64n128k32,\
          .m64n144k32,.m64n160k32,.m64n176k32,.m64n192k32,.m64n208k32,.m64n224k32,.m64n240k32,.m64n256k32",
