@@ -20,11 +20,13 @@ fn run() -> Result<(), String> {
     let root = manifest.parent().ok_or("kernels-host lies in the workspace")?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     // OUT_DIR is <target>/<profile>/build/<package>/out, whatever the profile and target.
-    let target_dir = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()).unwrap_or(Path::new("target"));
+    // A directory that cargo did not make itself has no tag; the path must be absolute, cargo runs this elsewhere.
+    let tagged = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    let target_dir = tagged.map_or_else(|| root.join("target"), Path::to_path_buf);
     std::fs::create_dir_all(target_dir.join("ptx")).map_err(|e| e.to_string())?;
     let modules = ptx_build::build(
         root,
-        target_dir,
+        &target_dir,
         kernels_gpu_families(root)?.as_slice().iter().map(String::as_str).collect::<Vec<_>>().as_slice(),
     )?;
 

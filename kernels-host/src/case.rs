@@ -42,6 +42,11 @@ pub trait Case: fmt::Debug + Send + Sync {
         let work = self.work();
         work.bytes <= EMULATED_WORK.bytes && work.flops <= EMULATED_WORK.flops
     }
+    /// By how much two devices' results may differ in absolute terms, beside what is relative to them, where their
+    /// approximate functions do: of a result that is the small difference of large numbers.
+    fn absolute_error(&self) -> f64 {
+        0.0
+    }
     /// Makes seeded inputs on the stream's device.
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error>;
 }

@@ -14,22 +14,25 @@ use libtest_mimic::Trial;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use report::Report;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 const USAGE: &str =
-    "usage: wootz-differential [FILTER] [--cases N] [--seed S] [--threads N] [--out DIR] [--against emulated]
+    "usage: wootz-differential [FILTER] [--case TEXT] [--cases N] [--seed S] [--threads N] [--out DIR] [--against emulated]
 Compares GPU 0 with the emulator on the small pinned cases of every kernel and N random ones (8) each.
+  --case TEXT          of these, only the cases whose description has TEXT
   --out DIR            also write differential.txt and differential.json there
   --against emulated   instead of a GPU, an emulated one that is scheduled differently";
 
 /// What the command line asks for.
 struct Options {
     filter: String,
+    case: String,
     cases: usize,
     seed: u64,
     threads: usize,
@@ -54,6 +57,8 @@ struct Outcome {
     /// Opcodes that the instruction set does not define to the bit.
     inexact: BTreeSet<String>,
     result: Result<Vec<Difference>, String>,
+    /// How long both took.
+    time: Duration,
 }
 
 /// The tests.
@@ -83,11 +88,20 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn parse(args: &[String]) -> Result<Options> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut options = Options { filter: String::new(), cases: 8, seed: 1, threads, out: None, against_emulated: false };
+    let mut options = Options {
+        filter: String::new(),
+        case: String::new(),
+        cases: 8,
+        seed: 1,
+        threads,
+        out: None,
+        against_emulated: false,
+    };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
+            "--case" => options.case = value()?.clone(),
             "--cases" => options.cases = value()?.parse().context("--cases takes a number")?,
             "--seed" => options.seed = value()?.parse().context("--seed takes a number")?,
             "--threads" => options.threads = value()?.parse().context("--threads takes a number")?,
@@ -115,7 +129,7 @@ fn run(options: &Options) -> Result<bool> {
             bail!("{} does not run {target} modules: the comparison needs a Hopper GPU", device.name());
         }
     }
-    let tasks = tasks(options, &devices);
+    let Tasks { tasks, left_out } = Tasks::new(options, &devices);
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -137,7 +151,7 @@ fn run(options: &Options) -> Result<bool> {
     });
     let outcomes = outcomes.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let driver = if options.against_emulated { String::new() } else { Device::driver_version()? };
-    let report = Report::new(devices[0].1.name(), &driver, options, &outcomes);
+    let report = Report::new(devices[0].1.name(), &driver, options, &outcomes, &left_out);
     println!("{report}");
     if let Some(dir) = &options.out {
         report.write(dir)?;
@@ -145,31 +159,45 @@ fn run(options: &Options) -> Result<bool> {
     Ok(report.failures.is_empty())
 }
 
-/// The small pinned cases and so many random ones of every kernel, for both modules.
-fn tasks(options: &Options, devices: &[(Target, Device)]) -> Vec<Task> {
-    let mut tasks = Vec::new();
-    for kernel in kernels_host::kernels().iter().filter(|kernel| kernel.name.contains(&options.filter)) {
-        for (target, _) in devices.iter().filter(|(_, device)| kernel.runs_on(device)) {
-            let mut cases: Vec<_> = (kernel.pinned)().into_iter().filter(|case| case.checked_on_emulator()).collect();
-            let mut seed = [0; 32];
-            seed[..8].copy_from_slice(&options.seed.to_le_bytes());
-            let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-            let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-            let strategy = (kernel.random)();
-            // Of larger ones than the emulator does in about a second, others take their place.
-            let drawn = (0..20 * options.cases).filter_map(|_| Some(strategy.new_tree(&mut runner).ok()?.current()));
-            cases.extend(drawn.filter(|case| case.checked_on_emulator()).take(options.cases));
-            tasks.extend(cases.into_iter().enumerate().map(|(number, case)| {
-                let seed = options.seed.wrapping_add(number as u64);
-                Task { kernel: kernel.name, target: *target, case, seed }
-            }));
+/// What is run.
+struct Tasks {
+    tasks: Vec<Task>,
+    /// Pinned cases too large for the emulator, by kernel and module.
+    left_out: BTreeMap<(&'static str, Target), usize>,
+}
+
+impl Tasks {
+    /// The small pinned cases and so many random ones of every kernel, for both modules.
+    fn new(options: &Options, devices: &[(Target, Device)]) -> Tasks {
+        let (mut tasks, mut left_out) = (Vec::new(), BTreeMap::new());
+        for kernel in kernels_host::kernels().iter().filter(|kernel| kernel.name.contains(&options.filter)) {
+            for (target, _) in devices.iter().filter(|(_, device)| kernel.runs_on(device)) {
+                let (mut cases, large): (Vec<_>, Vec<_>) =
+                    (kernel.pinned)().into_iter().partition(|case| case.checked_on_emulator());
+                left_out.insert((kernel.name, *target), large.len());
+                let mut seed = [0; 32];
+                seed[..8].copy_from_slice(&options.seed.to_le_bytes());
+                let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+                let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+                let strategy = (kernel.random)();
+                // Of larger ones than the emulator does in about a second, others take their place.
+                let drawn =
+                    (0..20 * options.cases).filter_map(|_| Some(strategy.new_tree(&mut runner).ok()?.current()));
+                cases.extend(drawn.filter(|case| case.checked_on_emulator()).take(options.cases));
+                let numbered = cases.into_iter().enumerate().filter(|(_, case)| case.id().contains(&options.case));
+                tasks.extend(numbered.map(|(number, case)| {
+                    let seed = options.seed.wrapping_add(number as u64);
+                    Task { kernel: kernel.name, target: *target, case, seed }
+                }));
+            }
         }
+        Tasks { tasks, left_out }
     }
-    tasks
 }
 
 impl Task {
     fn run(&self, device: &Device) -> Outcome {
+        let start = Instant::now();
         let emulated = Device::emulated(self.target, self.seed);
         let outputs = |device: &Device| -> Result<Vec<Output>, kernels_host::Error> {
             let stream = device.stream()?;
@@ -180,13 +208,13 @@ impl Task {
         let launches = emulated.emulation().unwrap_or_default().launches.into_values();
         let opcodes = launches.flat_map(|launches| launches.last.instructions.into_keys());
         let inexact: BTreeSet<String> = opcodes.filter(|opcode| !defined(opcode)).collect();
-        let bound = if inexact.is_empty() { Bound::Exact } else { Bound::Approximate };
+        let bound = if inexact.is_empty() { Bound::Exact } else { Bound::Approximate(self.case.absolute_error()) };
         let result = found.and_then(|found| {
             let pairs = found.iter().zip(expected?);
             Ok(pairs.map(|(found, expected)| Difference::new(found, &expected, bound)).collect())
         });
         let (kernel, target, seed, case) = (self.kernel, self.target, self.seed, self.case.id());
-        Outcome { kernel, target, case, seed, inexact, result }
+        Outcome { kernel, target, case, seed, inexact, result, time: start.elapsed() }
     }
 }
 

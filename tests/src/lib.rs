@@ -11,6 +11,7 @@ mod cli;
 pub mod counters;
 mod devices;
 pub mod differential;
+mod emulator;
 mod engine;
 pub mod goldens;
 mod kernels;
@@ -31,6 +32,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(goldens::trials());
     trials.extend(probes::trials());
     trials.extend(differential::trials());
+    trials.extend(emulator::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
     trials.extend(counters::trials());

@@ -41,7 +41,9 @@
 //! Bounds and alignment of every access; reads of memory that nothing has written, byte by byte; data races in
 //! shared memory by happens-before, lanes of one warp included; `cp.async` destinations touched before their wait;
 //! `.aligned` instructions, shuffles and votes whose lanes are not all there; misuse of named barriers and of a
-//! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where.
+//! cluster's; shared memory of a block of the cluster that may not be there yet, or any longer; deadlock, with who waits where, also of
+//! threads that poll: once all that run are in states that they have been in before, and nothing changed in between, they
+//! go round for ever.
 //!
 //! Data races in global memory, across blocks and clusters too, as the PTX memory model has it: what orders are barriers,
 //! and releases that acquires have seen, fences with strong accesses among them, if their scopes hold the other thread.
@@ -65,10 +67,32 @@
 //! and operations of the tensor cores.
 //!
 //! # Limits
-//! Functions (`.func`), local memory and textures are not known. Every access takes effect
-//! at once, so a missing fence shows as a race and not as a stale value. Of the reads of a sector of global memory the
-//! latest of two clusters are kept: a write that races with none but others is missed under that seed. A register holds
-//! zero until it is written.
+//! `INSTRUCTIONS.md` lists the instructions that are known, made from the decoder; [`instructions::lists`] answers for one.
+//! Functions (`.func`), local memory and textures are not.
+//!
+//! What is more lenient than hardware:
+//! - Every access takes effect at once, so a missing fence shows as a race and not as a stale value.
+//! - Of the reads of a sector of global memory the latest of two clusters are kept: a write that races with none but
+//!   others is missed under that seed.
+//! - A register holds zero until it is written. Reads of registers that nothing wrote are not reported.
+//! - Unless [`Device::set_resident_blocks`] says otherwise, as many blocks are resident as an H200's threads, shared memory
+//!   and the entry's `.minnctapersm` allow. How many registers the assembler gives a thread is not known: blocks that wait
+//!   for each other may fit here and hang on a GPU that holds fewer.
+//! - A seed is one order of warps, copies and blocks. It replays that order with the same text and inputs only, and a
+//!   fault that it does not show may show under another.
+//! - `mbarrier.try_wait` sleeps until a phase ends, or nobody else can run: its time limit is not a time.
+//!
+//! What is stricter:
+//! - Loads and stores of shared memory count as plain ones whatever order they name: a flag there that is no mbarrier and no
+//!   atomic operation is reported as a race.
+//! - The lanes of a warp at the smallest position go first. Lanes that poll `test_wait`, a strong load or an atomic operation
+//!   let the others go first; those that poll in another way for a lane of their own warp are reported as a deadlock.
+//! - A loop that changes a register each time, such as one that counts its polls or looks at the clock, is not known for
+//!   endless before 2^28 instructions without a change to memory.
+//!
+//! What it costs: a launch is single-threaded, at some ten million warp instructions a second. Shared memory takes 15 bytes
+//! of the host's for each of its own, and 5 for each warp that reads it, for all blocks that have started: where thousands
+//! are resident at once, their number times that. Global memory takes up to 3.4 bytes for each that is touched.
 
 #![forbid(unsafe_code)]
 
@@ -80,6 +104,7 @@ mod exec;
 mod fault;
 pub mod formats;
 mod instruction;
+pub mod instructions;
 mod memory;
 mod module;
 mod residency;

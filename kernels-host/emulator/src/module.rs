@@ -87,6 +87,11 @@ impl Module {
         self.entries.iter().map(|entry| entry.name.as_str())
     }
 
+    /// The opcodes of all entries with their modifiers, as in the text: `ld.global.v4.b32`.
+    pub fn opcodes(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().flat_map(|entry| &entry.kinds).map(String::as_str)
+    }
+
     /// Bytes of each parameter of entry `name`, in the order of its declaration; none if there is no such entry.
     pub fn parameter_bytes(&self, name: &str) -> Vec<usize> {
         self.entry(name).into_iter().flat_map(|entry| &entry.params).map(|param| param.bytes).collect()

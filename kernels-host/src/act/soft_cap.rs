@@ -88,6 +88,14 @@ impl Case for Problem {
         self.width == 256_000
     }
 
+    /// 1 − 2 / (E + 1), E = e^2|y| ≥ 1, in units of the cap. The manual's ex2.approx is off by 2^-22·E, which makes
+    /// 2E / (E + 1)^2 · 2^-22 ≤ 2^-23 here; its rcp.approx by 2^-23 of at most 1. Against functions rounded correctly
+    /// (2^-24 at most), that is 2^-22 + 2^-24; and the roundings of E + 1, of the product and of the difference, 2^-24
+    /// each on either device, may go different ways: 2^-22 + 2^-24 + 6·2^-24 < 3·2^-22.
+    fn absolute_error(&self) -> f64 {
+        3.0 * f64::from(self.cap) * (-22f64).exp2()
+    }
+
     fn prepare(&self, stream: &Stream, seed: u64) -> Result<Box<dyn Prepared>, Error> {
         let mut rng = Rng::new(seed);
         let values: Vec<f32> = (0..self.rows * (self.width + self.gap)).map(|_| rng.normal() * self.scale).collect();

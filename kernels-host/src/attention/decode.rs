@@ -268,6 +268,8 @@ fn pinned() -> Vec<Box<dyn Case>> {
             cases.push(decode(&Problem::new(dtype, heads, kv_heads, 64), &[300, 90]));
         }
         cases.push(decode(&Problem::new(dtype, 14, 2, 128), &[900, 20]));
+        // Whose lanes 1 to 31 poll for the next page, on sm_80, at a place before that where lane 0 gives the last one back.
+        cases.push(Problem { softcap: Some(46.6), ..Problem::new(dtype, 22, 2, 128) }.sequences(&[(8, 648), (2, 0)]));
     }
     cases.into_iter().map(|problem| Box::new(Decode(problem)) as Box<dyn Case>).collect()
 }

@@ -19,7 +19,7 @@ pub(super) struct Golden {
     pub driver: String,
     /// By the probe's name.
     pub probes: BTreeMap<String, Condensed>,
-    /// Probes that the GPU refused, though ptxas assembled them.
+    /// Probes that faulted on the GPU, as they were made to: their boxes begin where none may.
     pub refused: BTreeSet<String>,
 }
 
@@ -68,11 +68,26 @@ impl Golden {
         Ok(packed.len())
     }
 
+    /// That the GPU refused a probe, as it was meant to, and that the emulator does.
+    pub(super) fn check_refused(&self, probe: &Probe) -> Result<(), String> {
+        let name = &probe.name;
+        match (probe.compare, self.refused.contains(name), run::on_emulator(probe, SEED)) {
+            (Compare::Refused, true, Err(_)) => Ok(()),
+            (Compare::Refused, true, Ok(_)) => {
+                Err(format!("{name}: the emulator takes what the {} refuses", self.device))
+            }
+            (Compare::Refused, false, _) => {
+                Err(format!("{name}: the {} did not refuse it, or it is not recorded", self.device))
+            }
+            _ => Err(format!("{name}: the {} refused it, so nothing is compared: mend the probe", self.device)),
+        }
+    }
+
     /// Runs a probe on the emulator and compares.
     pub(super) fn check(&self, probe: &Probe) -> Result<(), String> {
         let name = &probe.name;
         let known = self.probes.get(name).ok_or_else(|| format!("{name}: not recorded; record the probes again"))?;
-        if known.of != format!("{:08x}", probe.fingerprint() as u32) {
+        if known.of != short(probe) {
             return Err(format!("{name}: another version of it is recorded; record the probes again"));
         }
         let found = run::on_emulator(probe, SEED).map_err(|e| format!("{name}: {e}"))?;
@@ -95,9 +110,7 @@ impl Golden {
                 let recorded = offsets.iter().enumerate().map(|(i, &offset)| near(function, &inputs(probe, i), offset));
                 compare_approximate(probe, function, &found, recorded.collect::<Vec<_>>().as_slice())
             }
-            (Output::Offsets(_), Compare::Exact) => {
-                Err(format!("{name}: recorded as approximate; record the probes again"))
-            }
+            (Output::Offsets(_), _) => Err(format!("{name}: recorded as approximate; record the probes again")),
         }
     }
 }
@@ -105,9 +118,9 @@ impl Golden {
 impl Condensed {
     /// Of a recorded output.
     pub(super) fn new(probe: &Probe, output: &[u8]) -> Condensed {
-        let of = format!("{:08x}", probe.fingerprint() as u32);
+        let of = short(probe);
         let output = match probe.compare {
-            Compare::Exact => Output::Slices(slices(output)),
+            Compare::Exact | Compare::Refused => Output::Slices(slices(output)),
             Compare::Approximate(function) => Output::Offsets(
                 floats(output).enumerate().map(|(i, found)| offset(function, &inputs(probe, i), found)).collect(),
             ),
@@ -189,17 +202,68 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
     hash
 }
 
-/// Condenses a recording.
-pub(super) fn condense(device: String, driver: String, outputs: &BTreeMap<String, Option<Vec<u8>>>) -> Result<Golden> {
+/// A probe's entry of a recording.
+pub(super) struct Recorded {
+    pub fingerprint: u64,
+    /// None if the GPU refused it.
+    pub output: Option<Vec<u8>>,
+}
+
+/// Half of a probe's fingerprint.
+fn short(probe: &Probe) -> String {
+    format!("{:08x}", probe.fingerprint() as u32)
+}
+
+/// Condenses a recording. Of probes that it does not hold, `before` keeps what it had, where the GPU is the same.
+pub(super) fn condense(
+    device: String,
+    driver: String,
+    outputs: &BTreeMap<String, Recorded>,
+    before: Option<Golden>,
+) -> Result<Golden> {
+    let mut before = before.filter(|before| before.device == device && before.driver == driver);
     let (mut probes, mut refused) = (BTreeMap::new(), BTreeSet::new());
     for probe in super::all() {
-        let output = outputs.get(&probe.name).with_context(|| format!("{} is not in the recording", probe.name))?;
-        let Some(output) = output else {
-            refused.insert(probe.name.clone());
+        let name = probe.name.clone();
+        let Some(Recorded { fingerprint, output }) = outputs.get(&name) else {
+            let kept = before.as_mut().and_then(|before| before.probes.remove(&name));
+            let kept = kept.with_context(|| format!("{name} is not in the recording"))?;
+            ensure!(kept.of == short(&probe), "{name}: what is kept is of another version; record it again");
+            probes.insert(name, kept);
             continue;
         };
-        ensure!(output.len() == probe.buffers[probe.output].len(), "{} has another length", probe.name);
-        probes.insert(probe.name.clone(), Condensed::new(&probe, output));
+        ensure!(*fingerprint == probe.fingerprint(), "{name}: the recording is of another version; record it again");
+        match output {
+            Some(output) => {
+                ensure!(output.len() == probe.buffers[probe.output].len(), "{name} has another length");
+                probes.insert(name, Condensed::new(&probe, output));
+            }
+            None => {
+                refused.insert(name);
+            }
+        }
     }
     Ok(Golden { device, driver, probes, refused })
+}
+
+/// A recording of another version of a probe is not taken for one of this.
+pub(super) fn versions_are_checked() -> Result<(), String> {
+    let probe = super::all().into_iter().next().ok_or("no probes")?;
+    let refusal = |fingerprint, before| {
+        let recorded = Recorded { fingerprint, output: Some(vec![0; probe.buffers[probe.output].len()]) };
+        let outputs = match before {
+            true => BTreeMap::new(),
+            false => BTreeMap::from([(probe.name.clone(), recorded)]),
+        };
+        let kept = Condensed { of: "00000000".into(), output: Output::Slices(String::new()) };
+        let probes = BTreeMap::from([(probe.name.clone(), kept)]);
+        let before = Golden { device: String::new(), driver: String::new(), probes, refused: BTreeSet::new() };
+        condense(String::new(), String::new(), &outputs, Some(before)).err().map(|error| error.to_string())
+    };
+    let own = format!("{}: ", probe.name);
+    // The first probe passes; others are missing from this recording.
+    let passes = refusal(probe.fingerprint(), false).is_some_and(|error| !error.starts_with(&own));
+    let other = refusal(probe.fingerprint() ^ 1, false).is_some_and(|error| error.starts_with(&own));
+    let kept = refusal(0, true).is_some_and(|error| error.starts_with(&own) && error.contains("what is kept"));
+    if passes && other && kept { Ok(()) } else { Err(format!("{passes} {other} {kept}")) }
 }

@@ -52,6 +52,8 @@ enum Compare {
     Exact,
     /// An approximate function of f32: both must be within the manual's bound of the true value.
     Approximate(approximate::Function),
+    /// There is no result: the GPU must fault, and so must the emulator.
+    Refused,
 }
 
 /// How messages about the output's bytes are worded.
@@ -63,6 +65,11 @@ enum Layout {
 }
 
 impl Probe {
+    /// Its module.
+    pub fn ptx(&self) -> &str {
+        &self.ptx
+    }
+
     /// The part of the name before the slash.
     fn group(&self) -> &str {
         self.name.split('/').next().unwrap_or_default()
@@ -135,18 +142,25 @@ pub fn trials() -> Vec<Trial> {
     let trial = |(group, probes): (String, Vec<Probe>)| {
         Trial::test(format!("probes::{group}"), move || {
             let golden = Golden::load()?;
-            let recorded = probes.iter().filter(|probe| !golden.refused.contains(&probe.name));
-            let wrong: Vec<String> = recorded.filter_map(|probe| check(&golden, probe).err()).collect();
+            let wrong: Vec<String> = probes.iter().filter_map(|probe| check(&golden, probe).err()).collect();
             match wrong.first() {
+                None if probes.iter().all(|probe| golden.refused.contains(&probe.name)) => {
+                    Err("the GPU refused all of them: nothing was compared".into())
+                }
                 None => Ok(()),
                 Some(first) => Err(Failed::from(format!("{} of {} probes: {first}", wrong.len(), probes.len()))),
             }
         })
     };
-    groups.into_iter().map(trial).collect()
+    let versions = Trial::test("probes::recordings_of_other_versions", || Ok(golden::versions_are_checked()?));
+    groups.into_iter().map(trial).chain([versions]).collect()
 }
 
+/// That the emulator refuses what the GPU refused, agrees with it elsewhere, and differs where it is said to.
 fn check(golden: &Golden, probe: &Probe) -> Result<(), String> {
+    if matches!(probe.compare, Compare::Refused) || golden.refused.contains(&probe.name) {
+        return golden.check_refused(probe);
+    }
     let known = different::DIFFERENT.iter().find(|(name, _)| *name == probe.name);
     match (golden.check(probe), known) {
         (Ok(()), Some(_)) => Err(format!("{} agrees now: take it off the list of differences", probe.name)),

@@ -243,10 +243,10 @@ fn compare_one(probe: &Probe, entry: Option<&Entry>) -> Result<String, String> {
 fn condense(file: &Path) -> Result<bool> {
     let (device, driver, entries) = load(file)?;
     let mut outputs = BTreeMap::new();
-    for Entry { name, outcome, .. } in entries {
-        outputs.insert(name, outcome.ok());
+    for Entry { name, fingerprint, outcome } in entries {
+        outputs.insert(name, golden::Recorded { fingerprint, output: outcome.ok() });
     }
-    let golden = golden::condense(device, driver, &outputs)?;
+    let golden = golden::condense(device, driver, &outputs, golden::Golden::load().ok())?;
     let path = golden::Golden::path();
     let size = golden.store(&path)?;
     println!("{}: {} probes, {size} bytes", path.display(), outputs.len());

@@ -20,6 +20,8 @@ const TYPES: [(u32, &str, u64); 10] = [
 ];
 
 const THREADS: u32 = 128;
+/// Boxes of a probe.
+const POSITIONS: usize = 16;
 const REGISTERS: &str = ".reg .pred %p<4>; .reg .b32 %r<10>, %c<5>; .reg .b64 %l<10>;";
 
 /// A tensor and its box, without the type.
@@ -59,8 +61,26 @@ pub(super) fn probes() -> Vec<Probe> {
             probes.push(store("reduce", data_type, &PLAIN, Some(op)));
         }
     }
+    refused(&mut probes);
     bulk(&mut probes);
     probes
+}
+
+/// Boxes that begin within 16 bytes of a row, and stores that begin before the tensor.
+fn refused(probes: &mut Vec<Probe>) {
+    let at = |probe: Probe, x: i32, y: i32| Probe {
+        name: format!("{}.at{x},{y}", probe.name),
+        buffers: [vec![coordinate_bytes(&[[x, y, 0, 0, 0]; POSITIONS])], probe.buffers[1..].to_vec()].concat(),
+        compare: Compare::Refused,
+        ..probe
+    };
+    for (data_type, x) in [(0, 1), (0, 8), (1, 1), (9, 2), (9, 4), (7, 1), (7, 2), (8, 1), (9, -1), (9, 41)] {
+        probes.push(at(load("refused", data_type, &PLAIN), x, 0));
+        probes.push(at(store("refused", data_type, &PLAIN, None), x, 0));
+    }
+    for [x, y] in [[-8, 0], [0, -1], [-16, 0], [0, -8], [-(1 << 20), 0], [0, -(1 << 20)]] {
+        probes.push(at(store("refused", 9, &PLAIN, None), x, y));
+    }
 }
 
 /// Operations of tensor reductions, and the types that have them.
@@ -156,20 +176,38 @@ impl Shape {
         (row * rows, (pitch * rows).next_multiple_of(1024))
     }
 
-    /// Positions of boxes: the first element, all corners' neighbourhoods, far outside.
-    fn coordinates(&self, rng: &mut Rng, count: usize) -> Vec<[i32; 5]> {
-        (0..count)
-            .map(|i| {
-                let mut at = [0; 5];
-                for (at, (&dim, &extent)) in at.iter_mut().zip(self.dims.iter().zip(self.box_dims)) {
-                    let (dim, extent) = (dim as i32, extent as i32);
-                    let edges = [0, 1, -1, 1 - extent, -extent, dim - 1, dim, dim - extent, dim - extent + 1, dim / 2];
-                    let choices = [&edges[..], &[1 << 20, -(1 << 20)]].concat();
-                    *at = if i == 0 { 0 } else { choices[rng.below(if i < 8 { 10 } else { 12 })] };
-                }
-                at
-            })
-            .collect()
+    /// Positions of boxes: the first element, then for each dimension what `choose` makes of its length, the box's, the
+    /// step between positions and the number of the box. In dimension 0 boxes begin at multiples of 16 bytes of a row.
+    fn positions(&self, data_type: u32, mut choose: impl FnMut([i32; 3], usize) -> i32) -> [[i32; 5]; POSITIONS] {
+        std::array::from_fn(|i| {
+            let mut at = [0; 5];
+            for (axis, (&dim, &extent)) in self.dims.iter().zip(self.box_dims).enumerate() {
+                let unit = if axis == 0 { 16 / TYPES[data_type as usize].2 as i32 } else { 1 };
+                let choice = choose([dim as i32, extent as i32, unit], i);
+                at[axis] = if i == 0 { 0 } else { choice.div_euclid(unit) * unit };
+            }
+            at
+        })
+    }
+
+    /// Of loads: all corners' neighbourhoods, far outside.
+    fn load_positions(&self, rng: &mut Rng, data_type: u32) -> [[i32; 5]; POSITIONS] {
+        self.positions(data_type, |[dim, extent, unit], i| {
+            let last = dim - extent;
+            let edges = [0, unit, -unit, unit - extent, -extent, dim - 1, dim, last, last + unit, dim / 2];
+            let choices = [&edges[..], &[1 << 20, -(1 << 20)]].concat();
+            choices[rng.below(if i < 8 { 10 } else { 12 })]
+        })
+    }
+
+    /// Of stores, which may not begin before the tensor.
+    fn store_positions(&self, rng: &mut Rng, data_type: u32) -> [[i32; 5]; POSITIONS] {
+        self.positions(data_type, |[dim, extent, unit], _| {
+            let last = (dim - extent).max(0);
+            let inside = [0, unit, dim - 1, last, last + unit.min(extent - 1), dim / 2];
+            let choices = [&inside[..], &[dim + unit - 1, 1 << 20]].concat();
+            choices[rng.below(choices.len())]
+        })
     }
 
     fn name(&self, kind: &str, what: &str, data_type: u32) -> String {
@@ -213,7 +251,7 @@ fn load(what: &str, data_type: u32, shape: &Shape) -> Probe {
     let mut rng = rng(&name);
     let map = shape.map(1, data_type);
     let tensor: Vec<u8> = (0..shape.tensor_bytes(&map)).map(|_| rng.bits() as u8).collect();
-    let positions = shape.coordinates(&mut rng, 16);
+    let positions = shape.load_positions(&mut rng, data_type);
     let (bytes, region) = shape.box_bytes(data_type);
     let rank = shape.dims.len();
     let fill = over_words("fill", region, "st.shared.b32 [%r1], 0x5a5a5a5a;");
@@ -261,7 +299,7 @@ fn store(what: &str, data_type: u32, shape: &Shape, reduction: Option<&str>) -> 
     let name = shape.name(&kind, what, data_type);
     let mut rng = rng(&name);
     let map = shape.map(2, data_type);
-    let positions = shape.coordinates(&mut rng, 16);
+    let positions = shape.store_positions(&mut rng, data_type);
     let (_, region) = shape.box_bytes(data_type);
     let rank = shape.dims.len();
     let tensor_bytes = shape.tensor_bytes(&map).next_multiple_of(16);

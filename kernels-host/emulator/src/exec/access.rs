@@ -13,6 +13,9 @@ use crate::{Access, FaultKind};
 
 /// The widest vector access.
 const MOST_ELEMENTS: usize = 4;
+/// Strong reads in a row, by lanes that have left others of their warp, before those others go first. Few loops that do
+/// not wait read so often without going elsewhere; most that wait are answered before.
+const POLLS: u32 = 16;
 
 impl Executor<'_> {
     /// Executes `op` for the lanes in `mask`; false if it is not an operation of this module.
@@ -35,6 +38,7 @@ impl Executor<'_> {
             }
             Op::CopyCommit => warp.copies.commit(mask),
             Op::CopyWait { pending } => {
+                self.progress.changes += 1;
                 for copy in warp.copies.take(mask, *pending) {
                     self.finish_copy(warp, cluster.own(warp), copy)?;
                 }
@@ -97,6 +101,7 @@ impl Executor<'_> {
             }
         }
         if order.strong {
+            warp.look(POLLS);
             for lane in lanes(mask) {
                 self.acquire(warp, order, lane, resolve(address.space, addresses[lane]));
             }
@@ -114,6 +119,7 @@ impl Executor<'_> {
     ) -> Result<(), LaneFault> {
         let element = ty.bytes();
         let bytes = element * src.len();
+        self.progress.changes += 1;
         let addresses = self.addresses(warp, address);
         self.count_access(Access::Write, address.space, &addresses, mask, bytes);
         let mut values = [[0_u64; 32]; MOST_ELEMENTS];
@@ -182,6 +188,7 @@ impl Executor<'_> {
             .map_err(fault)?;
             old[lane] = number(data, ty);
             let new = modified(op, ty, old[lane], b[lane], c[lane]).to_le_bytes();
+            self.progress.changes += u64::from(new[..bytes] != old[lane].to_le_bytes()[..bytes]);
             match shared {
                 Some(shared) => shared.store(at, &new[..bytes]),
                 None => self.memory.write(at, &new[..bytes]).map_err(fault)?,
@@ -195,6 +202,7 @@ impl Executor<'_> {
             warp.advance();
         }
         if let Some(dst) = dst {
+            warp.look(POLLS);
             set(warp, ty, dst, mask, &old);
         }
         Ok(())
@@ -211,6 +219,7 @@ impl Executor<'_> {
     ) -> Result<(), LaneFault> {
         let (to, from) = (self.addresses(warp, to), self.addresses(warp, from));
         let bytes = shape.bytes;
+        self.progress.changes += 1;
         let from_bytes = shape.from_bytes.map_or([bytes; 32], |n| warp.get32(n, &self.env));
         let reading = lanes(mask).filter(|lane| from_bytes[*lane] > 0).fold(0, |all, lane| all | 1 << lane);
         self.count_access(Access::Read, Space::Global, &from, reading, bytes as usize);
@@ -246,6 +255,7 @@ impl Executor<'_> {
         let fault = |kind| LaneFault { pc: Some(copy.pc), ..LaneFault::at(copy.lane as usize, kind) };
         let data = self.copied(copy).map_err(fault)?;
         crew.shared.store(copy.to, &data[..copy.bytes as usize]);
+        self.progress.changes += 1;
         copy.landed = true;
         Ok(())
     }

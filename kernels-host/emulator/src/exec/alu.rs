@@ -82,6 +82,18 @@ fn join(op: BoolOp, a: u32, b: u32) -> u32 {
     }
 }
 
+/// `.ftz` of `a · b + c`, which was rounded to `bits`: Hopper flushes what is subnormal before it is rounded, so also
+/// what rounds up to the least normal number.
+fn flush_product(a: f32, b: f32, c: f32, bits: u32) -> u32 {
+    const LEAST: u32 = 0x0080_0000;
+    if bits & 0x7fff_ffff != LEAST {
+        return bits;
+    }
+    // Rounded to f64: as much as Hopper sees of a far smaller product.
+    let below = (f64::from(a) * f64::from(b) + f64::from(c)).abs() < f64::from(f32::MIN_POSITIVE);
+    if below { bits & 0x8000_0000 } else { bits }
+}
+
 /// Applies `.ftz` and `.sat` around a single-precision result.
 fn finish(bits: u32, flags: FloatFlags) -> u32 {
     let bits = if flags.ftz { flush(bits) } else { bits };
@@ -103,9 +115,9 @@ fn one(warp: &mut Warp, env: &Env<'_>, form: Form<Unary>, dst: Reg, a: Operand, 
     let (op, ty, flags) = form;
     if ty == Type::F32 {
         let values = match op {
-            // Signs change without looking at the number; a NaN keeps its payload.
-            Unary::Abs => map(&warp.get32(a, env), |v| finish(v & 0x7fff_ffff, flags)),
-            Unary::Neg => map(&warp.get32(a, env), |v| finish(v ^ 0x8000_0000, flags)),
+            // The manual leaves the payload of a NaN open; Hopper makes it canonical, its sign as well.
+            Unary::Abs => map(&warp.get32(a, env), |v| finish(canonical(f32::from_bits(v & 0x7fff_ffff)), flags)),
+            Unary::Neg => map(&warp.get32(a, env), |v| finish(canonical(f32::from_bits(v ^ 0x8000_0000)), flags)),
             _ => {
                 let a = floats(warp, env, a, flags.ftz);
                 let mut out = [0; 32];
@@ -158,7 +170,10 @@ fn two(warp: &mut Warp, env: &Env<'_>, form: Form<Binary>, dst: Reg, args: [Oper
     let [a, b] = args;
     if ty == Type::F32 {
         let (a, b) = (floats(warp, env, a, flags.ftz), floats(warp, env, b, flags.ftz));
-        let values = float_binary(op, &a, &b);
+        let values = match op {
+            Binary::Mul if flags.ftz => map2(&a, &b, |a, b| flush_product(a, b, 0.0, canonical(a * b))),
+            _ => float_binary(op, &a, &b),
+        };
         warp.set32(dst, mask, &map(&values, |bits| finish(bits, flags)));
         return;
     }
@@ -290,7 +305,11 @@ fn three(warp: &mut Warp, env: &Env<'_>, form: Form<Ternary>, dst: Reg, args: [O
     let [a, b, c] = args;
     if ty == Type::F32 {
         let [a, b, c] = args.map(|operand| floats(warp, env, operand, flags.ftz));
-        let values = map3(&a, &b, &c, |a, b, c| finish(canonical(fma(a, b, c)), flags));
+        let sums = map3(&a, &b, &c, |a, b, c| canonical(fma(a, b, c)));
+        let values = match flags.ftz {
+            true => std::array::from_fn(|i| finish(flush_product(a[i], b[i], c[i], sums[i]), flags)),
+            false => map(&sums, |bits| finish(bits, flags)),
+        };
         warp.set32(dst, mask, &values);
         return;
     }
@@ -368,9 +387,14 @@ fn truth(table: u8, a: u32, b: u32, c: u32) -> u32 {
     })
 }
 
+/// Position and length of a bit field: of 32-bit ones eight bits count, of 64-bit ones all do.
+fn field(start: u32, length: u32, bits: u32) -> (u32, u32) {
+    if bits == 64 { (start.min(255), length.min(255)) } else { (start & 0xff, length & 0xff) }
+}
+
 fn extract(ty: Type, a: u64, start: u32, length: u32) -> u64 {
-    let (start, length) = (start & 0xff, length & 0xff);
     let bits = ty.bits();
+    let (start, length) = field(start, length, bits);
     let a = if bits == 32 && ty.is_signed() { a as u32 as i32 as i64 as u64 } else { a };
     if length == 0 {
         return 0;
@@ -386,7 +410,7 @@ fn extract(ty: Type, a: u64, start: u32, length: u32) -> u64 {
 }
 
 fn insert(a: u64, b: u64, start: u32, length: u32, bits: u32) -> u64 {
-    let (start, length) = (start & 0xff, length & 0xff);
+    let (start, length) = field(start, length, bits);
     if length == 0 || start >= bits {
         return b;
     }

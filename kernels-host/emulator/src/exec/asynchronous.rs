@@ -12,7 +12,7 @@ use crate::memory::shadow::IN_FLIGHT;
 use crate::{Access, FaultKind};
 
 use crate::tensor::tensor_map::{DataType, MAP_BYTES, TensorMap};
-use crate::tensor::tma::{Piece, check_bulk, copy_plan};
+use crate::tensor::tma::{Piece, check_bulk, copy_plan, store_plan};
 
 /// A plain copy is cut into pieces of this size, so that it lands in parts.
 const PIECE: u32 = 512;
@@ -40,7 +40,7 @@ impl Executor<'_> {
             Route::Prefetch => {
                 for lane in lanes(mask) {
                     // The addresses of what is fetched need not exist.
-                    self.plan(warp, lane, 0, &transfer.far).map_err(|kind| LaneFault::at(lane, kind))?;
+                    self.plan(warp, lane, 0, &transfer.far, false).map_err(|kind| LaneFault::at(lane, kind))?;
                 }
                 Ok(())
             }
@@ -70,7 +70,7 @@ impl Executor<'_> {
             let who = self.who(warp, lane);
             let (rank, to) = home(destinations[lane], who);
             let (counter, barrier) = home(barriers[lane], who);
-            let plan = self.plan(warp, lane, to, &transfer.far).map_err(fault)?;
+            let plan = self.plan(warp, lane, to, &transfer.far, false).map_err(fault)?;
             if blocks.is_none() && rank != counter {
                 let what = "the mbarrier is in another block than the destination".to_owned();
                 return Err(fault(FaultKind::Copy { what }));
@@ -173,7 +173,7 @@ impl Executor<'_> {
             let fault = |kind| LaneFault::at(lane, kind);
             let who = self.who(warp, lane);
             let source = home(sources[lane], who).1;
-            let Plan { mut pieces, map } = self.plan(warp, lane, source, &transfer.far).map_err(fault)?;
+            let Plan { mut pieces, map } = self.plan(warp, lane, source, &transfer.far, true).map_err(fault)?;
             // Nothing outside of the tensor is stored.
             pieces.retain(|piece| piece.global.is_some());
             let (mut first, mut end) = (u64::MAX, 0);
@@ -223,8 +223,8 @@ impl Executor<'_> {
         Ok(instant)
     }
 
-    /// The pieces of a lane's copy between global memory and `shared`.
-    fn plan(&self, warp: &Warp, lane: usize, shared: u64, far: &Far) -> Result<Plan, FaultKind> {
+    /// The pieces of a lane's copy between global memory and `shared`, from there if it `stores`.
+    fn plan(&self, warp: &Warp, lane: usize, shared: u64, far: &Far, stores: bool) -> Result<Plan, FaultKind> {
         let refused = |what: String| FaultKind::Copy { what };
         let shared = u32::try_from(shared).map_err(|_| refused(format!("{shared:#x} is no shared address")))?;
         match far {
@@ -242,7 +242,8 @@ impl Executor<'_> {
             Far::Box { map, coordinates } => {
                 let map = self.tensor_map(map.space, self.addresses(warp, *map)[lane])?;
                 let at: Vec<i32> = coordinates.iter().map(|c| warp.get32(*c, &self.env)[lane] as i32).collect();
-                let plan = copy_plan(&map, &at, shared).map_err(|error| refused(error.to_string()))?;
+                let plan = if stores { store_plan(&map, &at, shared) } else { copy_plan(&map, &at, shared) };
+                let plan = plan.map_err(|error| refused(error.to_string()))?;
                 Ok(Plan { pieces: plan.collect(), map: Some(map) })
             }
             Far::Length { .. } => Err(refused("a copy between blocks has no global address".into())),

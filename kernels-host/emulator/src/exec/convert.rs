@@ -69,6 +69,16 @@ fn convert(cvt: &Cvt, bits: u64) -> u64 {
         let (high, low) = format.unpack2(bits as u32);
         return u64::from(F16.pack2(high, low, narrowing(cvt)));
     }
+    if let (Type::F16x2, Some(format)) = (cvt.from, packed(cvt.to)) {
+        let (high, low) = F16.unpack2(bits as u32);
+        return u64::from(format.pack2(high, low, narrowing(cvt)));
+    }
+    // A widening of the pattern: NaNs keep their payload.
+    if let (Type::BF16, Type::F32, None) = (cvt.from, cvt.to, cvt.rounding)
+        && !(cvt.ftz || cvt.sat)
+    {
+        return bits << 16;
+    }
     let float = match cvt.from {
         Type::F32 => f64::from(f32::from_bits(bits as u32)),
         Type::F64 => f64::from_bits(bits),

@@ -150,6 +150,7 @@ impl Executor<'_> {
     }
 
     fn land_part(&mut self, cluster: &mut Cluster, item: usize, part: Range<usize>) -> Result<(), FaultKind> {
+        self.progress.changes += 1;
         let Cluster { crews, flight, .. } = cluster;
         let Item { job, line, home, .. } = &mut flight.items[item];
         if let Job::Peer { to, from, bytes, barrier, source: (source, hold) } = *job {

@@ -56,11 +56,24 @@ pub(crate) fn unary(op: Unary, a: f32) -> f32 {
         Unary::Rsqrt => (1.0 / wide.sqrt()) as f32,
         Unary::Ex2 => wide.exp2() as f32,
         Unary::Lg2 => wide.log2() as f32,
-        Unary::Sin => wide.sin() as f32,
-        Unary::Cos => wide.cos() as f32,
+        Unary::Sin => sine(turns(a)),
+        Unary::Cos => sine(turns(a) + 0.25),
         Unary::Tanh => wide.tanh() as f32,
         _ => a,
     }
+}
+
+/// `a` radians as Hopper's `sin.approx` and `cos.approx` see them: a number of turns, rounded to f32. So the f32 nearest
+/// to pi is half a turn, and its sine is 0.
+fn turns(a: f32) -> f64 {
+    // Fixed point, of at most 25 bits: the sine of 1.1e-7 is 0.
+    let turns = f64::from(a * (0.5 * std::f32::consts::FRAC_1_PI));
+    (turns * 2f64.powi(25)).trunc() / 2f64.powi(25)
+}
+
+/// The sine of so many turns; of whole and half ones exactly 0.
+fn sine(turns: f64) -> f32 {
+    if turns != 0.0 && (2.0 * turns).fract() == 0.0 { 0.0 } else { (turns * std::f64::consts::TAU).sin() as f32 }
 }
 
 /// As [`unary`], in double precision.

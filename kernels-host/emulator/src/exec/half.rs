@@ -35,10 +35,16 @@ fn compute(format: Format, half: &Half, args: [u32; 3]) -> u32 {
         HalfOp::Mul => fused(format, a, b, sign),
         HalfOp::Fma => fused(format, a, b, c),
         HalfOp::Min | HalfOp::Max | HalfOp::MinNan | HalfOp::MaxNan => min_max(format, half.op, a, b),
+        HalfOp::Neg | HalfOp::Abs if format.to_f32(a).is_nan() => format.nan(),
         HalfOp::Neg => a ^ sign,
         HalfOp::Abs => a & !sign,
     };
     let result = if half.ftz { flush(format, result) } else { result };
+    // As of f32, what is subnormal before it is rounded is flushed; that of a sum is exact.
+    let least = 1 << format.fraction_bits();
+    let product = f64::from(format.to_f32(a)) * f64::from(format.to_f32(b));
+    let flushed = half.ftz && half.op == HalfOp::Mul && result & (sign - 1) == least;
+    let result = if flushed && product.abs() < f64::from(format.to_f32(least)) { result & sign } else { result };
     let nan = format.to_f32(result).is_nan();
     match half {
         Half { sat: true, .. } if nan || result & sign != 0 => 0,

@@ -1,8 +1,9 @@
 //! A launch: clusters of blocks, and which warp runs next.
 
 use super::cluster::Cluster;
+use super::progress::Progress;
 use super::schedule::{Random, Schedule};
-use super::step::Executor;
+use super::step::{Executor, LaneFault};
 use super::warp::{Env, Identity, State, Warp};
 use crate::device::{Grid, Report};
 use crate::memory::{Actors, Geometry, Memory};
@@ -57,6 +58,7 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
         counters: Counters::default(),
         limit: setup.limit,
         expiries: 0,
+        progress: Progress::default(),
     };
     let warps = setup.grid.threads.iter().product::<u32>().div_ceil(32);
     let geometry = Geometry { blocks: setup.grid.blocks, warps };
@@ -82,7 +84,14 @@ pub(crate) fn run(setup: &Setup<'_>, memory: &mut Memory) -> Result<Report, Faul
                 if !schedule.refocus(|resident| resident.ready().next().is_some())
                     && !idle(&mut executor, schedule.started_mut(), &mut random)?
                 {
-                    return Err(deadlock(&executor, schedule.started()));
+                    return Err(deadlock(&mut executor, schedule.started_mut()));
+                }
+            }
+            Turn::Quiet => {
+                let circles = |resident: &Resident| resident.warps.iter().all(|warp| executor.goes_round(warp));
+                let stuck = schedule.full() && schedule.started().iter().all(circles);
+                if executor.too_quiet() || stuck && !idle(&mut executor, schedule.started_mut(), &mut random)? {
+                    return Err(deadlock(&mut executor, schedule.started_mut()));
                 }
             }
         }
@@ -100,6 +109,8 @@ enum Turn {
     Finished(usize),
     /// No warp could run.
     Stuck,
+    /// Nothing has changed for a while.
+    Quiet,
 }
 
 /// Draws a warp that can run, lets some of its copies land, and runs it for a while.
@@ -119,11 +130,12 @@ fn turn(executor: &mut Executor<'_>, focus: &mut [Resident], random: &mut Random
         land_some(executor, &mut warps[warp], cluster, random)?;
         let budget = 1 + random.below(LONGEST_TURN) as u32;
         executor.run(&mut warps[warp], cluster, budget)?;
+        let quiet = executor.quiet(&mut warps[warp]);
         if resident.wake() {
             executor.expiries = 0;
         }
         if !resident.done() {
-            return Ok(Turn::Ran);
+            return Ok(if quiet { Turn::Quiet } else { Turn::Ran });
         }
         executor.expiries = 0;
         executor.retire(&resident.warps, &mut resident.cluster, random)?;
@@ -153,7 +165,7 @@ fn idle(executor: &mut Executor<'_>, residents: &mut [Resident], random: &mut Ra
         airborne[pick].wake();
         return Ok(true);
     }
-    let asleep = |warp: &Warp| warp.state == State::Asleep;
+    let asleep = |warp: &Warp| warp.groups.iter().any(|group| group.watch.is_some());
     let sleepers = residents.iter().any(|resident| resident.warps.iter().any(asleep));
     if !sleepers || executor.expiries == MOST_EXPIRIES {
         return Ok(false);
@@ -187,31 +199,43 @@ fn land_some(
     Ok(())
 }
 
-fn deadlock(executor: &Executor<'_>, residents: &[Resident]) -> Fault {
-    let mut waits = Vec::new();
-    let mut first = None;
-    for resident in residents {
-        let waiting = |warp: &&Warp| !matches!(warp.state, State::Ready | State::Done);
-        for warp in resident.warps.iter().filter(waiting) {
-            first.get_or_insert(warp);
-            waits.push(format!("block {:?}: {}", warp.identity.block, executor.waits(warp)));
+fn deadlock(executor: &mut Executor<'_>, residents: &mut [Resident]) -> Fault {
+    let (mut waits, mut circles) = (Vec::new(), Vec::new());
+    let mut first: Option<(usize, usize, Option<u32>)> = None;
+    for (at, resident) in residents.iter_mut().enumerate() {
+        let Resident { warps, cluster } = resident;
+        for (slot, warp) in warps.iter_mut().enumerate().filter(|(_, warp)| warp.state != State::Done) {
+            let (what, pc) = match warp.state {
+                State::Ready if circles.len() >= MOST_NAMED => (String::new(), None),
+                State::Ready => executor.polls(warp, cluster),
+                _ => (executor.waits(warp), None),
+            };
+            // A warp that polls, if there is one: what it looks at tells more than who waits for it.
+            if first.is_none_or(|(.., known)| known.is_none() && pc.is_some()) {
+                first = Some((at, slot, pc));
+            }
+            let into = if warp.state == State::Ready { &mut circles } else { &mut waits };
+            into.push(format!("block {:?}: {what}", warp.identity.block));
         }
-        waits.extend(resident.cluster.crews.iter().flat_map(|crew| crew.barriers.open()));
-        waits.extend(resident.cluster.crews.iter().flat_map(|crew| crew.shared.mbarriers.open()));
-        waits.extend(resident.cluster.barrier.state());
+        waits.extend(cluster.crews.iter().flat_map(|crew| crew.barriers.open()));
+        waits.extend(cluster.crews.iter().flat_map(|crew| crew.shared.mbarriers.open()));
+        waits.extend(cluster.barrier.state());
         let for_registers = |warp: &&Warp| matches!(warp.state, State::ForRegisters(_));
-        if let Some(warp) = resident.warps.iter().find(for_registers) {
-            waits.push(resident.cluster.crews[warp.identity.rank as usize].warpgroups.pool());
+        if let Some(warp) = warps.iter().find(for_registers) {
+            waits.push(cluster.crews[warp.identity.rank as usize].warpgroups.pool());
         }
     }
-    let more = waits.len().saturating_sub(MOST_NAMED);
+    let more = (waits.len() + circles.len()).saturating_sub(MOST_NAMED);
+    // Half of the names at least are those of warps that wait, if there are as many.
+    circles.truncate(MOST_NAMED - waits.len().min(MOST_NAMED / 2));
+    circles.append(&mut waits);
+    circles.truncate(MOST_NAMED);
     if more > 0 {
-        waits.truncate(MOST_NAMED);
-        waits.push(format!("{more} more like these"));
+        circles.push(format!("and {more} more"));
     }
-    let kind = FaultKind::Deadlock { waits: waits.join("; ") };
+    let kind = FaultKind::Deadlock { waits: circles.join("; ") };
     match first {
-        Some(warp) => executor.fault(warp, kind.into()),
+        Some((at, slot, pc)) => executor.fault(&residents[at].warps[slot], LaneFault { kind, lane: None, pc }),
         None => kind.into(),
     }
 }

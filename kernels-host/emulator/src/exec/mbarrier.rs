@@ -177,7 +177,11 @@ impl Executor<'_> {
                 // Where it goes on, it is counted.
                 self.uncount(warp.pc);
             }
-            _ => warp.expired = false,
+            Some(_) => {
+                warp.expired = false;
+                warp.look(1);
+            }
+            None => warp.expired = false,
         }
         warp.pc += 1;
         Ok(())

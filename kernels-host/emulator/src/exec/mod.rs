@@ -16,6 +16,7 @@ mod matrix;
 mod mbarrier;
 mod order;
 mod partial;
+mod progress;
 mod schedule;
 mod step;
 mod traffic;

@@ -59,6 +59,11 @@ impl<T> Schedule<T> {
         self.started.is_empty() && self.next == self.total
     }
 
+    /// Whether no cluster can start before another finishes.
+    pub fn full(&self) -> bool {
+        self.startable() == 0
+    }
+
     /// Clusters that have started.
     pub fn started(&self) -> &[T] {
         &self.started

@@ -1,8 +1,10 @@
 //! One instruction of one warp.
 
 use super::cluster::Cluster;
+use super::progress::Progress;
 use super::warp::{Env, State, Warp, Watch};
 use super::{alu, collective, convert, lanes, partial};
+use crate::asynchronous::Async;
 use crate::instruction::{Collective, Instruction, Op, Operand};
 use crate::memory::Memory;
 use crate::module::Entry;
@@ -20,6 +22,7 @@ pub(super) struct Executor<'a> {
     pub limit: u64,
     /// How often in a row all sleepers were told that their time is up.
     pub expiries: u32,
+    pub progress: Progress,
 }
 
 /// A fault before its site is known.
@@ -114,6 +117,9 @@ impl<'a> Executor<'a> {
         instruction: &Instruction,
         mask: u32,
     ) -> Result<(), LaneFault> {
+        if others_see(&instruction.op) {
+            self.progress.changes += 1;
+        }
         match &instruction.op {
             Op::Cvt(cvt) => convert::execute(warp, &self.env, cvt, mask),
             Op::Branch { target } => {
@@ -175,6 +181,7 @@ impl<'a> Executor<'a> {
     }
 
     fn exit(&mut self, warp: &mut Warp, cluster: &mut Cluster, mask: u32) -> Result<(), LaneFault> {
+        self.progress.changes += 1;
         self.check_exit(warp, mask)?;
         warp.live &= !mask;
         warp.active &= !mask;
@@ -304,9 +311,19 @@ impl<'a> Executor<'a> {
     }
 
     /// The source lines that the module's text names for an instruction.
-    fn source(&self, instruction: Option<&Instruction>) -> Vec<SourceLine> {
+    pub fn source(&self, instruction: Option<&Instruction>) -> Vec<SourceLine> {
         let at = instruction.and_then(|instruction| instruction.source);
         at.and_then(|at| self.entry.sources.get(at as usize)).cloned().unwrap_or_default()
+    }
+}
+
+/// Whether other threads could see that the instruction, none of `access`, was executed; if unsure, yes.
+fn others_see(op: &Op) -> bool {
+    match op {
+        Op::Cvt(_) | Op::Branch { .. } | Op::ActiveMask { .. } | Op::Collective { .. } => false,
+        Op::Fence { .. } | Op::Nothing | Op::LoadMatrix { .. } | Op::Mma(_) => false,
+        Op::Async(op) => !matches!(**op, Async::Wait(_) | Async::FenceProxy { .. } | Async::PendingCount { .. }),
+        _ => true,
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 
 use super::copy::Copies;
 use super::order::Recent;
+use super::progress::Spin;
 use super::warpgroup::TensorState;
 use super::{ALL, Lanes};
 use crate::instruction::{Class, Guard, Operand, Reg, Special, Type};
@@ -60,6 +61,10 @@ impl Group {
         Self::waiting(pc, mask, 0)
     }
 
+    pub fn can_run(&self) -> bool {
+        self.waits_for == 0 && self.watch.is_none()
+    }
+
     /// Lanes that wait for others.
     pub fn waiting(pc: u32, mask: u32, waits_for: u32) -> Self {
         Self { pc, mask, waits_for, at_barrier: false, aligned: false, at_cluster: false, watch: None }
@@ -111,6 +116,11 @@ pub(crate) struct Warp {
     /// The first epoch since the lanes last met.
     pub since: u32,
     pub recent: Recent,
+    pub spin: Spin,
+    /// Lanes that poll and let the warp's others go first.
+    pub behind: u32,
+    /// Position and lanes that looked last at what others may change, and how often in a row.
+    pub looks: (u32, u32, u32),
 }
 
 /// What special registers are made of.
@@ -171,6 +181,9 @@ impl Warp {
             identity,
             since: 1,
             recent: Recent::default(),
+            spin: Spin::default(),
+            behind: 0,
+            looks: (0, 0, 0),
         }
     }
 
@@ -262,6 +275,18 @@ impl Warp {
         }
     }
 
+    /// The running lanes have looked at what other threads may change. If they come back to look, others of the warp go
+    /// first: what they wait for may be one of those, whose position is behind theirs.
+    pub fn look(&mut self, patience: u32) {
+        let (pc, active, times) = self.looks;
+        let again = (pc, active) == (self.pc, self.active);
+        self.looks = (self.pc, self.active, if again { times + 1 } else { 1 });
+        if self.looks.2 >= patience && self.groups.iter().any(Group::can_run) {
+            self.behind |= self.active;
+            self.next_stop = 0;
+        }
+    }
+
     /// Merges lanes that have met and picks those at the smallest position that can run. False if
     /// all wait.
     pub fn regroup(&mut self) -> bool {
@@ -283,7 +308,11 @@ impl Warp {
             met
         });
         self.next_stop = u32::MAX;
-        let Some(at) = self.groups.iter().position(|group| group.waits_for == 0 && group.watch.is_none()) else {
+        let ahead = self.groups.iter().position(|group| group.can_run() && group.mask & !self.behind != 0);
+        let Some(at) = ahead.or_else(|| {
+            self.behind = 0;
+            self.groups.iter().position(Group::can_run)
+        }) else {
             return false;
         };
         let group = self.groups.remove(at);

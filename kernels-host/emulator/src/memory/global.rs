@@ -144,6 +144,11 @@ impl Memory {
         }
     }
 
+    /// What lies at `address`: "offset 16 of `flags`, which has 64 bytes".
+    pub fn place(&self, address: u64) -> String {
+        self.describe(address, self.allocations.partition_point(|found| found.base <= address))
+    }
+
     /// The bytes at `address`, all written.
     pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
         let (at, offset) = self.locate(Access::Read, address, bytes)?;

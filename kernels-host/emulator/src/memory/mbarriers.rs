@@ -233,15 +233,18 @@ impl Mbarriers {
         }
     }
 
+    /// "phase 3, 1 of 2 arrivals and 128 bytes to come" of the barrier at `address`.
+    pub fn state(&self, address: u64) -> Option<String> {
+        let slot = self.slots.get(&u32::try_from(address).ok()?)?;
+        let state = slot.barrier.state().ok()?;
+        let (phase, pending, expected, tx) = (state.phase, state.pending, state.expected, state.tx);
+        Some(format!("phase {phase}, {pending} of {expected} arrivals and {tx} bytes to come"))
+    }
+
     /// "mbarrier at byte 16: phase 3, 1 of 2 arrivals and 128 bytes to come" for each that is in mid-phase.
     pub fn open(&self) -> impl Iterator<Item = String> {
-        self.slots.iter().filter_map(|(address, slot)| {
-            let state = slot.barrier.state().ok()?;
-            Some(format!(
-                "mbarrier at byte {address}: phase {}, {} of {} arrivals and {} bytes to come",
-                state.phase, state.pending, state.expected, state.tx
-            ))
-        })
+        let states = self.slots.keys().map(|address| (address, self.state(u64::from(*address))));
+        states.filter_map(|(address, state)| Some(format!("mbarrier at byte {address}: {}", state?)))
     }
 
     /// What must not be left behind by a block that exits: announced bytes that did not come, and copies that

@@ -7,6 +7,7 @@
 //! [`Accumulate::of_wgmma`]. The default, [`Accumulate::Rounded`], is what all of these approximate.
 use super::element::{Element, Matrix};
 use super::fused::{self, Columns, Cut, canonical};
+use crate::formats::{F16, Narrowing};
 
 /// How c and the products of one instruction become d. For integers, where the sum is exact, it does not matter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,11 @@ pub enum Accumulate {
         /// Fraction bits of the result: 23, or 13 where it is an f32 with fewer.
         result_bits: u32,
     },
+    /// What ptxas makes of `mma.sync` with 8-bit floats for compute capability 9.0, whose tensor cores have them in
+    /// `wgmma` only: the elements become f16, those of the lower and then of the upper halves of a's and b's registers
+    /// (of each four of k the first two, then the others) are multiplied and added up as f16 is, from zero, and the sum
+    /// is added to c, rounded to nearest.
+    Unpacked,
 }
 
 impl Accumulate {
@@ -36,6 +42,7 @@ impl Accumulate {
         let group = if sm < 90 { 16 / a.bytes() } else { usize::MAX };
         match (sm, a.is_fp8()) {
             (89, true) => Accumulate::Truncated { group, kept_bits: 13, result_bits: 13 },
+            (90, true) => Accumulate::Unpacked,
             (..90, _) => Accumulate::Truncated { group, kept_bits: 24, result_bits: 23 },
             _ => Accumulate::Truncated { group, kept_bits: 25, result_bits: 23 },
         }
@@ -68,7 +75,7 @@ pub struct Prepared {
 impl Prepared {
     /// `b` for products that add up as `how` says.
     pub fn new(b: Matrix, how: Accumulate) -> Prepared {
-        let fused = !b.element.is_integer() && how != Accumulate::Rounded;
+        let fused = !b.element.is_integer() && matches!(how, Accumulate::Truncated { .. });
         let columns = fused.then(|| Columns::new(&b));
         Prepared { matrix: b, how, columns }
     }
@@ -90,8 +97,27 @@ pub fn multiply_prepared(d: &mut [u32], a: &Matrix, b: &Prepared, saturate: bool
             fused::multiply_add(d, a, columns, matrix.rows(), Cut { group, kept_bits, result_bits });
         }
         _ if a.element.is_integer() => integers(d, a, matrix, saturate),
+        (Accumulate::Unpacked, _) => unpacked(d, a, matrix),
         _ => rounded(d, a, matrix),
     }
+}
+
+fn unpacked(d: &mut [u32], a: &Matrix, b: &Matrix) {
+    let mut sums = vec![0; d.len()];
+    for half in 0..2 {
+        let (a, b) = (widened_half(a, half), widened_half(b, half));
+        multiply_add(&mut sums, &a, &b, Accumulate::of_mma(90, Element::F16), false);
+    }
+    for (c, sum) in d.iter_mut().zip(sums) {
+        *c = canonical(f32::from_bits(*c) + f32::from_bits(sum));
+    }
+}
+
+/// The first or the last two of each four elements of a row, as f16: which all of 8 bits are.
+fn widened_half(m: &Matrix, half: usize) -> Matrix {
+    let fours = m.codes.chunks(4).map(|four| &four[2 * half..2 * half + 2]);
+    let f16 = |code: &u32| F16.from_f32(m.element.value(*code), Narrowing::RN);
+    Matrix { element: Element::F16, k: m.k / 2, codes: fours.flatten().map(f16).collect() }
 }
 
 fn integers(d: &mut [u32], a: &Matrix, b: &Matrix, saturate: bool) {
@@ -137,7 +163,6 @@ fn rounded(d: &mut [u32], a: &Matrix, b: &Matrix) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::Narrowing;
     use proptest::prelude::*;
 
     fn row(element: Element, values: &[f32]) -> Matrix {

@@ -76,7 +76,7 @@ pub enum Fill {
     #[default]
     Zero = 0,
     /// `CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA`: NaN, of floating-point types only. Which one is not
-    /// documented; here all bits but the sign.
+    /// documented: an H200 writes 0x7ff7 to every 16 bits.
     Nan = 1,
 }
 

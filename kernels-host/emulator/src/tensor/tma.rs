@@ -27,6 +27,28 @@ pub enum CopyError {
     /// A shared address of a box off its alignment.
     #[error("shared address {0:#x} of the box is not a multiple of 128")]
     Misaligned(u32),
+    /// A box that begins within 16 bytes of a row.
+    #[error(
+        "coordinate {coordinate} of dimension 0, in elements of {bytes} bytes: the box must begin at a multiple of 16 \
+         bytes of its row (an illegal instruction on Hopper)"
+    )]
+    Unaligned {
+        /// The coordinate.
+        coordinate: i32,
+        /// Bytes of an element.
+        bytes: u32,
+    },
+    /// A store or a reduction that begins before the tensor.
+    #[error(
+        "coordinate {coordinate} of dimension {axis}: a store may reach over the tensor's end, but not begin before it \
+         (an illegal instruction on Hopper)"
+    )]
+    Negative {
+        /// The coordinate.
+        coordinate: i32,
+        /// Its dimension.
+        axis: usize,
+    },
     /// A plain bulk copy off its alignment.
     #[error(
         "bulk copy of {bytes} bytes between shared address {shared:#x} and {other:#x}: all must be multiples of 16"
@@ -82,6 +104,10 @@ pub fn copy_plan(map: &TensorMap, coordinates: &[i32], shared: u32) -> Result<Co
     if !shared.is_multiple_of(SHARED_ALIGNMENT) {
         return Err(CopyError::Misaligned(shared));
     }
+    let bytes = map.data_type.bytes();
+    if (coordinates[0] as i64 * bytes as i64) % i64::from(CHUNK) != 0 {
+        return Err(CopyError::Unaligned { coordinate: coordinates[0], bytes });
+    }
     let rows = (1..map.rank).map(|axis| map.box_elements(axis) as u64).product::<u64>();
     let pitch = if map.swizzle == Swizzle::None { map.row_bytes() } else { map.swizzle.width() };
     if shared as u64 + rows * pitch as u64 > SHARED_END {
@@ -93,6 +119,18 @@ pub fn copy_plan(map: &TensorMap, coordinates: &[i32], shared: u32) -> Result<Co
     let mut plan = CopyPlan { map: *map, first, shared, pitch, rows, row: 0, byte: 0, start: None };
     plan.start = plan.row_start();
     Ok(plan)
+}
+
+/// As [`copy_plan`], of a store or a reduction: it cannot begin before the tensor, and ends at a multiple of 16 bytes of a
+/// row. Where the tensor's row ends within 16 bytes, what follows there is overwritten: so an H200 does it.
+pub fn store_plan(map: &TensorMap, coordinates: &[i32], shared: u32) -> Result<CopyPlan, CopyError> {
+    if let Some(axis) = coordinates.iter().position(|&coordinate| coordinate < 0) {
+        return Err(CopyError::Negative { coordinate: coordinates[axis], axis });
+    }
+    let per_chunk = u64::from(CHUNK / map.data_type.bytes());
+    let mut map = *map;
+    map.dims[0] = map.dims[0].next_multiple_of(per_chunk);
+    copy_plan(&map, coordinates, shared)
 }
 
 /// See [`copy_plan`].
@@ -159,11 +197,10 @@ impl Iterator for CopyPlan {
 impl TensorMap {
     /// What a load writes to a piece outside of the tensor: as many bytes as `bytes` has, whole elements.
     pub fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(if self.fill == Fill::Nan { 0xff } else { 0 });
+        bytes.fill(0);
         if self.fill == Fill::Nan {
-            // Little-endian: an element's last byte has the sign.
-            let size = self.data_type.bytes() as usize;
-            bytes.iter_mut().skip(size - 1).step_by(size).for_each(|byte| *byte = 0x7f);
+            // 0x7ff7 in every 16 bits, whatever the type: a NaN of each, as an H200 has it.
+            bytes.chunks_mut(2).for_each(|half| half.copy_from_slice(&0x7ff7u16.to_le_bytes()[..half.len()]));
         }
     }
 }
@@ -220,6 +257,17 @@ mod tests {
     }
 
     #[test]
+    fn stores_end_at_multiples_of_16_bytes_and_begin_inside() {
+        // 18 elements of a row: its third chunk has two.
+        let map = matrix(8, 18, 48, [24, 8], Swizzle::None);
+        let written: u32 = store_plan(&map, &[0, 7], 0).unwrap().filter(|p| p.global.is_some()).map(|p| p.bytes).sum();
+        assert_eq!(written, 48);
+        let read: u32 = copy_plan(&map, &[0, 7], 0).unwrap().filter(|p| p.global.is_some()).map(|p| p.bytes).sum();
+        assert_eq!(read, 36);
+        assert_eq!(store_plan(&map, &[0, -1], 0).unwrap_err(), CopyError::Negative { coordinate: -1, axis: 1 });
+    }
+
+    #[test]
     fn copies_that_cannot_be_are_errors() {
         let map = matrix(8, 16, 32, [16, 8], Swizzle::None);
         assert_eq!(copy_plan(&map, &[0], 0).unwrap_err(), CopyError::Coordinates { found: 1, rank: 2 });
@@ -248,8 +296,8 @@ mod tests {
         assert_eq!(bytes, [0; 8]);
         let map = TensorMap { fill: Fill::Nan, ..matrix(8, 16, 32, [16, 8], Swizzle::None) };
         map.fill(&mut bytes);
-        assert_eq!(bytes, [0xff, 0x7f, 0xff, 0x7f, 0xff, 0x7f, 0xff, 0x7f]);
-        assert!(crate::formats::BF16.to_f32(0x7fff).is_nan());
+        assert_eq!(bytes, [0xf7, 0x7f, 0xf7, 0x7f, 0xf7, 0x7f, 0xf7, 0x7f]);
+        assert!(crate::formats::BF16.to_f32(0x7ff7).is_nan());
     }
 
     fn any_type() -> impl Strategy<Value = DataType> {
@@ -282,6 +330,12 @@ mod tests {
                 box_dims: &box_dims, element_strides: &steps[..rank], swizzle, fill: Fill::Zero,
             }).unwrap();
             let mut elements = Vec::new();
+            // Boxes begin at multiples of 16 bytes of a row.
+            let unit = (16 / size) as i32;
+            let mut at = at;
+            at[0] = at[0].div_euclid(unit) * unit;
+            let error = CopyError::Unaligned { coordinate: at[0] + 1, bytes: size };
+            prop_assert_eq!(copy_plan(&map, &[&[at[0] + 1], &at[1..rank]].concat(), 1024).err(), Some(error));
             for piece in copy_plan(&map, &at[..rank], 1024).unwrap() {
                 prop_assert!(piece.bytes > 0 && piece.bytes % size == 0 && piece.shared % 16 + piece.bytes <= 16);
                 for byte in (0..piece.bytes).step_by(size as usize) {

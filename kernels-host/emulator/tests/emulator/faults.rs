@@ -101,7 +101,9 @@ fn barriers_are_used_as_ptx_defines() {
 fn traps_and_limits() {
     assert_eq!(fault(0, "setp.eq.u32 %p1, %r1, 3; @%p1 trap;", 32).kind, FaultKind::Trap);
     let endless = fault(0, "again: bra again;", 32);
-    assert!(matches!(endless.kind, FaultKind::Limit { .. }), "{endless}");
+    assert!(endless.to_string().contains("warp 0 runs in circles"), "{endless}");
+    let counts = fault(0, "again: add.u32 %r2, %r2, 1; bra again;", 32);
+    assert!(matches!(counts.kind, FaultKind::Limit { .. }), "{counts}");
 }
 
 #[test]
@@ -139,4 +141,88 @@ fn faults_name_source_lines() {
     assert!(fault.to_string().ends_with("at src/prim/memory.rs:12, from src/norm/row.rs:121"), "{fault}");
     let race = Device::new(0).launch(&module, "k", Grid::linear(1, 32), &[], 16).unwrap_err().to_string();
     assert!(race.contains("(src/prim/memory.rs:12, from src/norm/row.rs:121)"), "{race}");
+}
+
+/// Thread 0 polls until `LOOK` says so; warp 1 does `TELL` after some work of its own.
+const SPIN: &str = "mov.u32 %r2, smem; setp.eq.u32 %p1, %r1, 0; setp.eq.u32 %p2, %r1, 32;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2], 1; @%p1 st.shared.b32 [%r2+64], 0; bar.sync 0;
+    @%p2 bra tell; @!%p1 bra all;
+    again: LOOK
+    @!%p3 bra again;
+    bra.uni all;
+    tell: mov.u32 %r4, 0;
+    work: add.u32 %r4, %r4, 1; setp.lt.u32 %p4, %r4, WORK; @%p4 bra work;
+    TELL
+    all: st.global.b32 [%rd1], %r1;";
+
+fn spin(look: &str, tell: &str, work: u32) -> String {
+    SPIN.replace("LOOK", look).replace("TELL", tell).replace("WORK", &work.to_string())
+}
+
+/// The message of the deadlock that `body` ends in.
+fn circles(body: &str) -> String {
+    for seed in 0..5 {
+        let fault = fault(seed, body, 64);
+        assert!(matches!(fault.kind, FaultKind::Deadlock { .. }), "seed {seed}: {fault}");
+        assert_eq!(fault.site.as_ref().map(|site| site.line), Some(12), "seed {seed}: {fault}");
+    }
+    fault(5, body, 64).to_string()
+}
+
+const TEST_WAIT: &str = "mbarrier.test_wait.parity.shared::cta.b64 %p3, [%r2], PARITY;";
+const ARRIVE: &str = "mbarrier.arrive.shared::cta.b64 _, [%r2];";
+const FLAG: &str = "ld.acquire.gpu.global.b32 %r3, [%rd2+4]; setp.ne.u32 %p3, %r3, 1;";
+
+#[test]
+fn polling_a_phase_that_never_ends_is_a_deadlock() {
+    let message = circles(&spin(&TEST_WAIT.replace("PARITY", "0"), "", 10));
+    let what = "block [0, 0, 0]: warp 0 runs in circles: lanes 0x00000001 at line 12 \
+                (mbarrier.test_wait.parity.shared::cta.b64) look at parity 0 of the mbarrier at byte 0 (phase 0, 1 of 1 \
+                arrivals and 0 bytes to come)";
+    assert!(message.contains(what), "{message}");
+    // Phase 0 ends; the parity of phase 1 is the wrong one to go on with.
+    let (first, wrong) = (TEST_WAIT.replace("PARITY", "0"), TEST_WAIT.replace("PARITY", "1"));
+    let message = circles(&spin(&format!("{first} @%p3 {wrong}"), ARRIVE, 10));
+    assert!(message.contains("look at parity 1 of the mbarrier at byte 0 (phase 1, 1 of 1 arrivals"), "{message}");
+}
+
+#[test]
+fn polling_a_flag_that_nobody_sets_is_a_deadlock() {
+    let message = circles(&spin(FLAG, "", 10));
+    assert!(message.contains("(ld.acquire.gpu.global.b32) look at offset 4 of `in`, which has 256 bytes"), "{message}");
+    // Reading with an atomic operation that leaves the flag as it is changes nothing.
+    let atomic = FLAG.replace("ld.acquire.gpu.global.b32 %r3, [%rd2+4]", "atom.global.or.b32 %r3, [%rd2+4], 0");
+    assert!(circles(&spin(&atomic, "", 10)).contains("(atom.global.or.b32) look at offset 4"));
+}
+
+#[test]
+fn polling_ends_however_long_it_takes() {
+    // 100 thousand rounds of work are 300 thousand instructions, more than the patience of 65 thousand.
+    let set = "st.release.gpu.global.b32 [%rd2-124], 5;";
+    for seed in 0..5 {
+        run(seed, &spin(&TEST_WAIT.replace("PARITY", "0"), ARRIVE, 100_000), 64, &[1; 64]).unwrap();
+        run(seed, &spin(FLAG, set, 100_000), 64, &[1; 64]).unwrap();
+    }
+}
+
+#[test]
+fn lanes_that_poll_let_the_lanes_that_they_wait_for_go_first() {
+    // What thread 0 does lies behind the loop of the others, so that smallest-position-first would never get there.
+    let body = |look: &str, tell: &str| {
+        format!(
+            "mov.u32 %r2, smem; setp.eq.u32 %p1, %r1, 0;
+            @%p1 mbarrier.init.shared::cta.b64 [%r2], 1; bar.sync 0; ld.param.b64 %rd5, [in];
+            @%p1 bra tell;
+            again: {look} @!%p3 bra again;
+            bra.uni all;
+            tell: {tell}
+            all: st.global.b32 [%rd1], %r1;"
+        )
+    };
+    let flag = "ld.acquire.gpu.global.b32 %r3, [%rd5]; setp.ne.u32 %p3, %r3, 1;";
+    for seed in 0..5 {
+        run(seed, &body(&TEST_WAIT.replace("PARITY", "0"), ARRIVE), 64, &[1; 64]).unwrap();
+        run(seed, &body(flag, "st.release.gpu.global.b32 [%rd2], 5;"), 64, &[1; 64]).unwrap();
+        circles(&body(flag, "st.release.gpu.global.b32 [%rd2+4], 5;"));
+    }
 }
