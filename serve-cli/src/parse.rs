@@ -73,6 +73,12 @@ pub fn count_in(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, 
     }
 }
 
+/// `TOKEN=BIAS`.
+pub fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let parts = text.split_once('=').and_then(|(token, bias)| Some((token.parse().ok()?, bias.parse().ok()?)));
+    parts.ok_or_else(|| "expected a token's id and a number, such as 42=-1.5 or 42=-inf".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

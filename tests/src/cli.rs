@@ -30,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
     add("chat_base_model", chat_base_model);
     add("generate", generate);
     add("generate_json", generate_json);
+    add("generate_answers", generate_answers);
     add("inspect", inspect);
     add("inspect_config_alone", inspect_config_alone);
     add("doctor", doctor);
@@ -294,6 +295,35 @@ fn generate_json() -> Result<()> {
         ensure!(result["ttft_ms"].as_f64() > Some(0.0) && result["text"].is_string(), "{value}");
     }
     Ok(())
+}
+
+/// Several answers, beams, log-probabilities.
+fn generate_answers() -> Result<()> {
+    let results = |flags: &[&str]| -> Result<Vec<Value>> {
+        let args = ["generate", "--device", "cpu", "--json", "-p", "Hello", "--max-tokens", "6"];
+        let ran = wootz(&[&args, flags].concat())?.succeeded()?;
+        let value: Value = serde_json::from_str(&ran.stdout).with_context(|| format!("{ran:?}"))?;
+        Ok(value["results"].as_array().context("results")?.clone())
+    };
+    let sampled = results(&["--n", "3", "--temperature", "2", "--seed", "5", "--ignore-eos"])?;
+    ensure!(sampled.len() == 3 && sampled.iter().all(|result| result["completion_tokens"] == 6), "{sampled:?}");
+    ensure!(sampled[0]["text"] != sampled[1]["text"] && sampled[2]["index"] == 2, "{sampled:?}");
+    let beams = results(&["--num-beams", "4", "--n", "2"])?;
+    let score = |at: usize| beams[at]["score"].as_f64().context("a score");
+    ensure!(beams.len() == 2 && score(0)? >= score(1)? && beams[0]["text"] != beams[1]["text"], "{beams:?}");
+    let told = results(&["--logprobs", "2"])?;
+    let tokens = told[0]["logprobs"].as_array().context("logprobs")?;
+    ensure!(!tokens.is_empty() && tokens.len() <= 6, "{told:?}");
+    for token in tokens {
+        ensure!(token["rank"] == 1 && token["top_logprobs"][0]["token_id"] == token["token_id"], "greedy: {token}");
+    }
+    // Banned, the first token is another.
+    let ban = format!("{}=-inf", tokens[0]["token_id"]);
+    let other = results(&["--logprobs", "0", "--logit-bias", &ban])?;
+    ensure!(other[0]["logprobs"][0]["token_id"] != tokens[0]["token_id"], "{other:?}");
+    wootz(&["generate", "-p", "x", "--logprobs", "3"])?.refused("--json")?;
+    wootz(&["generate", "-p", "x", "--num-beams", "2", "--temperature", "1", "--device", "cpu"])?
+        .failed(&["beam search"])
 }
 
 fn inspect() -> Result<()> {
