@@ -13,16 +13,18 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+type Test = fn() -> Result<()>;
+
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn() -> Result<()>); 5] = [
+    let tests: [(&str, Test); 5] = [
         ("streams_side_by_side_answer_as_if_alone", side_by_side),
         ("streams_dropped_at_random_leave_nothing", random_drops),
         ("a_slow_reader_stops_nobody", slow_reader),
         ("a_failed_step_reaches_every_stream", fault),
         ("stop_strings_end_one_answer_of_several", stop_strings),
     ];
-    let trial = |(name, run): (&str, fn() -> Result<()>)| {
+    let trial = |(name, run): (&str, Test)| {
         Trial::test(format!("async_llm::{name}::cpu"), move || {
             run().map_err(|error| Failed::from(format!("{error:#}")))
         })

@@ -382,7 +382,10 @@ fn bench_latency() -> Result<()> {
         let mut args = vec!["bench", "latency", model, "--num-iters-warmup", "0", "--load-format", extra];
         args.extend(sizes);
         args.extend(["--json", out.to_str().context("path")?]);
+        let timeline = dir.path().join("timeline.svg");
+        args.extend(["--prefix-len", "64", "--timeline", timeline.to_str().context("path")?]);
         let ran = wootz(&args)?.succeeded()?;
+        ensure!(fs::read_to_string(&timeline)?.contains("decode steps of 3 sequences"), "no timeline");
         ensure!(ran.stdout.contains("TTFT (ms)") && ran.stdout.contains("TPOT (ms)"), "{ran:?}");
         let value: Value = serde_json::from_slice(&fs::read(&out)?)?;
         let number = |key: &str| value[key].as_f64().with_context(|| format!("{key} in {value}"));
@@ -413,7 +416,14 @@ fn bench_throughput() -> Result<()> {
     ensure!(value["prefix_cache_hits"].as_u64().is_some_and(|hits| hits >= 64), "{value}");
     let both = value["breakdown"]["decode"]["steps"].as_u64().zip(value["breakdown"]["prefill"]["steps"].as_u64());
     ensure!(both.is_some_and(|(decode, prefill)| decode > 0 && prefill > 0), "{value}");
-    Ok(())
+    let mut args = vec!["bench", "throughput", path(&dir)?, "--random-range-ratio", "0.5", "--num-prefixes", "2"];
+    args.extend(sizes);
+    args.extend(["--prefix-len", "70", "--output-json", out.to_str().context("path")?]);
+    wootz(&args)?.succeeded()?;
+    let value: Value = serde_json::from_slice(&fs::read(&out)?)?;
+    let tokens = value["total_output_tokens"].as_u64().context("tokens")?;
+    ensure!((10..=20).contains(&tokens) && value["num_prefixes"] == 2, "5 answers of 2 to 4 tokens: {value}");
+    wootz(&["bench", "throughput", "--random-range-ratio", "1"])?.refused("below 1")
 }
 
 fn bench_kernels() -> Result<()> {

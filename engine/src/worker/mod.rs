@@ -86,7 +86,7 @@ pub struct EngineHandle {
 enum Message {
     Add {
         ticket: u64,
-        request: SequenceRequest,
+        request: Box<SequenceRequest>,
         writer: Writer,
     },
     Cancel {
@@ -188,7 +188,7 @@ impl EngineHandle {
         let writer = Writer::new(self.shared.clone(), request.n as u32, request.max_tokens.clamp(1, most));
         let stream = writer.reader(self.inbox.clone(), ticket);
         // If the thread is gone the message comes back and is dropped here: the stream tells why.
-        let _ = self.inbox.send(Message::Add { ticket, request, writer });
+        let _ = self.inbox.send(Message::Add { ticket, request: Box::new(request), writer });
         Ok(stream)
     }
 

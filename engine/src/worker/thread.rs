@@ -82,7 +82,7 @@ impl<E: EngineCore> Worker<'_, E> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Add { ticket, request, mut writer } => match self.core.add(request) {
+            Message::Add { ticket, request, mut writer } => match self.core.add(*request) {
                 Ok(id) => {
                     self.open.insert(ticket, (id, writer));
                     self.ids.insert(id, ticket);
