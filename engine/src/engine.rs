@@ -6,7 +6,7 @@ use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{InFlight, MAX_BIASES, MemoryBudget, Runner, RunnerConfig};
 use crate::scheduler::{
-    Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics,
+    self, Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics,
     SequenceRequest, StepOutput, StepPlan,
 };
 use crate::trace::{LoadTimes, StepTimes, Trace};
@@ -88,6 +88,56 @@ impl EngineConfig {
             max_sequences,
             max_model_len: self.max_model_len.unwrap_or(usize::MAX).min(model.max_position_embeddings).max(2),
         }
+    }
+}
+
+/// Bounds of an engine that never change: which requests it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// Lengths, numbers and pages.
+    pub scheduler: scheduler::Admission,
+    /// Tokens that there are.
+    pub vocab: usize,
+    /// Most draft tokens of a request in a step.
+    pub drafts: usize,
+}
+
+impl Admission {
+    /// Refuses what can never run.
+    ///
+    /// # Errors
+    /// [`Error::Request`] and [`Error::PromptTooLong`].
+    pub fn check(&self, request: &SequenceRequest) -> Result<()> {
+        self.check_tokens(request)?;
+        self.scheduler.check(request)
+    }
+
+    /// What the scheduler cannot know.
+    fn check_tokens(&self, request: &SequenceRequest) -> Result<()> {
+        let vocab = self.vocab;
+        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
+            return Err(Error::Request {
+                problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
+            });
+        }
+        let (drafts, most) = (request.speculation.drafts(), self.drafts);
+        if drafts > most {
+            return Err(Error::Request {
+                problem: format!("{drafts} draft tokens a step were asked for, the engine was made for at most {most}"),
+            });
+        }
+        let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);
+        if biases > most {
+            return Err(Error::Request {
+                problem: format!("logit_bias names {biases} tokens, at most {most} are allowed"),
+            });
+        }
+        if let Some((token, _)) = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
+            return Err(Error::Request {
+                problem: format!("logit_bias names token {token}, the vocabulary has {vocab}"),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -202,30 +252,27 @@ impl Engine {
 
     /// Queues a sequence.
     pub fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
-        let vocab = self.runner.model().config().vocab_size;
-        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
-            return Err(Error::Request {
-                problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
-            });
-        }
-        let (drafts, most) = (request.speculation.drafts(), self.runner.config().drafts);
-        if drafts > most {
-            return Err(Error::Request {
-                problem: format!("{drafts} draft tokens a step were asked for, the engine was made for at most {most}"),
-            });
-        }
-        let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);
-        if biases > most {
-            return Err(Error::Request {
-                problem: format!("logit_bias names {biases} tokens, at most {most} are allowed"),
-            });
-        }
+        self.admission().check_tokens(&request)?;
         self.scheduler.add(request)
+    }
+
+    /// What [`Engine::add`] takes, to check requests on any thread.
+    pub fn admission(&self) -> Admission {
+        Admission {
+            scheduler: self.scheduler.admission(),
+            vocab: self.runner.model().config().vocab_size,
+            drafts: self.runner.config().drafts,
+        }
     }
 
     /// Drops a sequence.
     pub fn cancel(&mut self, id: RequestId) {
         let _ = self.scheduler.cancel(id);
+    }
+
+    /// Drops one of a request's `n` answers: the others go on.
+    pub fn cancel_answer(&mut self, id: RequestId, index: u32) {
+        let _ = self.scheduler.cancel_answer(id, index);
     }
 
     /// Whether [`Engine::step`] would do anything.

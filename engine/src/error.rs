@@ -189,6 +189,21 @@ pub enum Error {
         /// Longest sequence, prompt and answer together.
         max: usize,
     },
+    /// As many requests are open as the engine's thread takes.
+    #[error("{open} requests are open, no more are taken: try again later")]
+    Overloaded {
+        /// Requests that wait or run.
+        open: usize,
+    },
+    /// The engine's thread was told to end.
+    #[error("the engine is shutting down and takes no more requests")]
+    ShuttingDown,
+    /// A step failed, or the engine panicked: nothing can be computed any more.
+    #[error("the engine has failed and must be restarted: {problem}")]
+    EngineFault {
+        /// The first failure.
+        problem: String,
+    },
     /// The GPU cannot hold the model.
     #[error(
         "too little GPU memory: weights {}, activations {}, KV cache at least {}, but {} of {} may be used; free the GPU, raise --gpu-memory-utilization, lower --max-model-len or use --device cpu",

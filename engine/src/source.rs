@@ -1,6 +1,6 @@
 //! Where a model comes from: a directory, or the binary itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::chat_template::ChatTemplate;
 use crate::checkpoint::Checkpoint;
@@ -23,6 +23,45 @@ impl Default for ModelSource {
     /// tiny-chat.
     fn default() -> Self {
         ModelSource::Embedded(&crate::embedded::TINY_CHAT)
+    }
+}
+
+impl From<&str> for ModelSource {
+    /// A directory; or an embedded model by its name (`./tiny-chat` is a directory).
+    fn from(text: &str) -> Self {
+        let embedded = [&crate::embedded::TINY_CHAT, &crate::embedded::TINY_DRAFT];
+        let found = embedded.into_iter().find(|model| model.name() == text);
+        found.map_or_else(|| ModelSource::Dir(text.into()), ModelSource::Embedded)
+    }
+}
+
+impl From<String> for ModelSource {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<&Path> for ModelSource {
+    fn from(dir: &Path) -> Self {
+        ModelSource::Dir(dir.to_owned())
+    }
+}
+
+impl From<PathBuf> for ModelSource {
+    fn from(dir: PathBuf) -> Self {
+        ModelSource::Dir(dir)
+    }
+}
+
+impl From<&'static EmbeddedModel> for ModelSource {
+    fn from(model: &'static EmbeddedModel) -> Self {
+        ModelSource::Embedded(model)
+    }
+}
+
+impl From<&ModelSource> for ModelSource {
+    fn from(source: &ModelSource) -> Self {
+        source.clone()
     }
 }
 

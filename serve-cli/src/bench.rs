@@ -5,6 +5,7 @@ mod latency;
 mod model;
 mod peers;
 mod throughput;
+mod timeline;
 mod timing;
 mod tune;
 mod workload;
@@ -12,6 +13,7 @@ mod workload;
 use crate::terminal::Terminal;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use engine::trace::StepTimes;
 use model::BenchModelArgs;
 use serde_json::Value;
 use std::path::Path;
@@ -59,6 +61,12 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<ExitCode> {
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     std::fs::write(path, format!("{value:#}\n")).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Draws decode steps to a file.
+fn write_timeline(path: &Path, steps: &[StepTimes]) -> Result<()> {
+    let svg = timeline::draw(steps).context("--timeline: there are no decode steps to draw; raise --output-len")?;
+    std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Sorts `values`, which must not be NaN.

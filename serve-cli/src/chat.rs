@@ -49,11 +49,11 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
     let source = args.model.source()?;
     let llm = model::load(&source, &args.device, &args.limits, terminal)?;
     let _note = EmulationNote::new(llm.engine().runner().device());
-    let options = match &args.ask {
+    let params = match &args.ask {
         Some(_) => args.sampling.greedy_unless_asked(llm.generation_config()),
         None => args.sampling.recommended(llm.generation_config()),
     };
-    let mut session = Session::new(llm, options, args.system.clone(), terminal)?;
+    let mut session = Session::new(llm, params, args.system.clone(), terminal)?;
     if let Some(text) = &args.ask {
         session.answer(text)?;
         return Ok(ExitCode::SUCCESS);

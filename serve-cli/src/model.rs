@@ -7,9 +7,8 @@ use clap::Args;
 use engine::config::ModelConfig;
 use engine::engine::{Engine, EngineConfig, compute_dtype};
 use engine::generation_config::GenerationConfig;
-use engine::llm::{GenerateOptions, Llm};
+use engine::llm::{Llm, SamplingParams};
 use engine::runner::MemoryBudget;
-use engine::sampling::SamplingParams;
 use engine::scheduler::Policy;
 use engine::source::ModelSource;
 use kernels_host::Device;
@@ -185,7 +184,8 @@ pub fn load(source: &ModelSource, device: &DeviceArgs, limits: &LimitArgs, termi
     let device = device.open()?;
     check_host_memory(&device, &model, &config)?;
     let progress = Progress::new(terminal, &format!("loading {}", source.name()));
-    let llm = Llm::load(source, &device, &config, &|done, total| progress.set(done, total))?;
+    let set = |done, total| progress.set(done, total);
+    let llm = Llm::builder(source).device(&device).config(config).progress(&set).load()?;
     drop(progress);
     if limits.verbose {
         let _ = write!(std::io::stderr(), "{}", memory_table(llm.engine()));
@@ -237,6 +237,18 @@ pub struct SamplingArgs {
     /// Only tokens at least this fraction as likely as the most likely one
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
+    /// Divides positive and multiplies negative logits of tokens in prompt and answer; 1 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Subtracted from logits of tokens in the answer, -2 to 2
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtracted for each time that a token is in the answer, -2 to 2
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Added to a token's logit: its id and a number, or -inf to ban it (repeatable)
+    #[arg(long, value_name = "TOKEN=BIAS", value_parser = parse::logit_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random numbers: the same seed gives the same answer [default: another one each time]
     #[arg(long, value_name = "SEED")]
     pub seed: Option<u64>,
@@ -259,24 +271,19 @@ impl SamplingArgs {
     }
 
     /// Greedy unless a flag asks for sampling.
-    pub fn greedy_unless_asked(&self, model: &GenerationConfig) -> GenerateOptions {
+    pub fn greedy_unless_asked(&self, model: &GenerationConfig) -> SamplingParams {
         let asked = self.temperature.is_some()
             || self.top_k.is_some()
             || self.top_p.is_some()
             || self.min_p.is_some()
             || self.seed.is_some();
-        self.options(if asked { sampled(model) } else { SamplingParams::default() })
+        self.over(if asked { sampled(model) } else { SamplingParams::default() })
     }
 
     /// What the model's makers recommend, changed by the flags.
-    pub fn recommended(&self, model: &GenerationConfig) -> GenerateOptions {
+    pub fn recommended(&self, model: &GenerationConfig) -> SamplingParams {
         let base = if model.do_sample { Some(sampled(model)) } else { None };
-        base.map_or_else(|| self.greedy_unless_asked(model), |base| self.options(base))
-    }
-
-    fn options(&self, base: SamplingParams) -> GenerateOptions {
-        let max_tokens = self.max_tokens;
-        GenerateOptions { max_tokens, sampling: self.over(base), stop: self.stop.clone(), ..GenerateOptions::default() }
+        base.map_or_else(|| self.greedy_unless_asked(model), |base| self.over(base))
     }
 
     fn over(&self, base: SamplingParams) -> SamplingParams {
@@ -286,6 +293,12 @@ impl SamplingArgs {
             top_p: self.top_p.unwrap_or(base.top_p),
             min_p: self.min_p.unwrap_or(base.min_p),
             seed: self.seed.unwrap_or(base.seed),
+            repetition_penalty: self.repetition_penalty.unwrap_or(base.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+            logit_bias: self.logit_bias.clone(),
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
             ..base
         }
     }
@@ -313,13 +326,13 @@ mod tests {
         let model =
             GenerationConfig { do_sample: true, temperature: Some(0.6), top_p: Some(0.9), ..Default::default() };
         let none = SamplingArgs::default();
-        assert_eq!(none.greedy_unless_asked(&model).sampling, SamplingParams::default());
-        assert_eq!(none.recommended(&model).sampling.temperature, 0.6);
-        let seeded = SamplingArgs { seed: Some(3), ..Default::default() }.greedy_unless_asked(&model).sampling;
+        assert_eq!(none.greedy_unless_asked(&model), SamplingParams::default());
+        assert_eq!(none.recommended(&model).temperature, 0.6);
+        let seeded = SamplingArgs { seed: Some(3), ..Default::default() }.greedy_unless_asked(&model);
         assert_eq!((seeded.temperature, seeded.top_p, seeded.seed), (0.6, 0.9, 3));
         let plain = GenerationConfig::default();
-        assert_eq!(none.recommended(&plain).sampling, SamplingParams::default());
-        let flag = SamplingArgs { top_k: Some(5), ..Default::default() }.recommended(&plain).sampling;
+        assert_eq!(none.recommended(&plain), SamplingParams::default());
+        let flag = SamplingArgs { top_k: Some(5), ..Default::default() }.recommended(&plain);
         assert_eq!((flag.temperature, flag.top_k), (1.0, 5));
     }
 
@@ -329,6 +342,8 @@ mod tests {
             SamplingArgs { temperature: Some(-1.0), ..Default::default() },
             SamplingArgs { top_p: Some(0.0), ..Default::default() },
             SamplingArgs { min_p: Some(2.0), ..Default::default() },
+            SamplingArgs { presence_penalty: Some(3.0), ..Default::default() },
+            SamplingArgs { logit_bias: vec![(1, 1.0), (1, 2.0)], ..Default::default() },
         ] {
             assert!(args.validate().is_err(), "{args:?}");
         }

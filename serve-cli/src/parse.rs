@@ -73,6 +73,18 @@ pub fn count_in(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, 
     }
 }
 
+/// A share below 1, or 0.
+pub fn range_ratio(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "expected a number such as 0.2".to_owned())?;
+    if (0.0..1.0).contains(&value) { Ok(value) } else { Err("must be at least 0 and below 1".into()) }
+}
+
+/// `TOKEN=BIAS`.
+pub fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let parts = text.split_once('=').and_then(|(token, bias)| Some((token.parse().ok()?, bias.parse().ok()?)));
+    parts.ok_or_else(|| "expected a token's id and a number, such as 42=-1.5 or 42=-inf".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,10 +3,8 @@ use crate::devices::{Kind, Named};
 use anyhow::{Context, Result, ensure};
 use engine::chat_template::message;
 use engine::engine::EngineConfig;
-use engine::llm::{GenerateOptions, Llm};
-use engine::sampling::SamplingParams;
+use engine::llm::{Answer, Completion, Llm, Prompt, SamplingParams};
 use engine::scheduler::FinishReason;
-use engine::source::ModelSource;
 use kernels_host::Device;
 use libtest_mimic::{Failed, Trial};
 use std::ops::ControlFlow;
@@ -48,26 +46,35 @@ pub fn trials(devices: &[Named]) -> Vec<Trial> {
 
 fn load(device: &Device) -> Result<Llm> {
     let config = EngineConfig { max_num_seqs: 16, kv_cache_tokens: Some(16 * 1024), ..EngineConfig::default() };
-    Ok(Llm::load(&ModelSource::default(), device, &config, &|_, _| ())?)
+    Ok(Llm::builder("tiny-chat").device(device).config(config).load()?)
 }
 
-fn ask(llm: &mut Llm, question: &str, options: &GenerateOptions) -> Result<String> {
+fn ask(llm: &mut Llm, question: &str, params: &SamplingParams) -> Result<String> {
     let prompt = llm.chat_prompt(&[message("user", question)])?;
     let mut streamed = String::new();
-    let completions = llm.generate(&[prompt], options, |_, piece| {
-        streamed.push_str(piece);
+    let completions = llm.stream(&[prompt], params, None, |_, delta| {
+        streamed.push_str(&delta.text);
         ControlFlow::Continue(())
     })?;
-    let completion = completions.into_iter().next().context("one answer")?;
-    ensure!(completion.text == streamed, "streamed {streamed:?}, returned {:?}", completion.text);
-    ensure!(completion.finish_reason.is_some(), "no reason for the end");
-    Ok(completion.text)
+    let answer = first(completions)?;
+    ensure!(answer.text == streamed, "streamed {streamed:?}, returned {:?}", answer.text);
+    ensure!(answer.finish_reason != FinishReason::Abort, "no reason for the end");
+    Ok(answer.text)
+}
+
+fn first(completions: Vec<Completion>) -> Result<Answer> {
+    completions.into_iter().next().and_then(Completion::into_answer).context("one answer")
+}
+
+/// All answers to one prompt.
+fn generate(llm: &mut Llm, prompt: &[u32], params: &SamplingParams) -> Result<Answer> {
+    first(llm.generate(Prompt::Tokens(prompt.to_vec()), params.clone())?)
 }
 
 /// What an emulated device has the time for: the whole way through the launches of a GPU.
 fn answers_one_question(device: &Device) -> Result<()> {
     let (question, expected) = QUESTIONS[0];
-    let answer = ask(&mut load(device)?, question, &GenerateOptions::default())?;
+    let answer = ask(&mut load(device)?, question, &SamplingParams::default())?;
     ensure!(answer == expected, "{question} {answer:?} instead of {expected:?}");
     Ok(())
 }
@@ -75,7 +82,7 @@ fn answers_one_question(device: &Device) -> Result<()> {
 fn answers(device: &Device) -> Result<()> {
     let mut llm = load(device)?;
     for (question, expected) in QUESTIONS {
-        let answer = ask(&mut llm, question, &GenerateOptions::default())?;
+        let answer = ask(&mut llm, question, &SamplingParams::default())?;
         ensure!(answer == *expected, "{question} {answer:?} instead of {expected:?}");
     }
     Ok(())
@@ -89,9 +96,9 @@ fn answers_in_one_batch(device: &Device) -> Result<()> {
         .iter()
         .map(|(question, _)| llm.chat_prompt(&[message("user", question)]))
         .collect::<engine::Result<Vec<_>>>()?;
-    let completions = llm.generate(&prompts, &GenerateOptions::default(), |_, _| ControlFlow::Continue(()))?;
+    let completions = llm.generate(prompts, SamplingParams::default())?;
     for ((question, expected), completion) in asked.iter().zip(&completions) {
-        ensure!(completion.text == *expected, "{question} {:?} instead of {expected:?}", completion.text);
+        ensure!(completion.text() == *expected, "{question} {:?} instead of {expected:?}", completion.text());
     }
     Ok(())
 }
@@ -101,10 +108,9 @@ fn multi_turn(device: &Device) -> Result<()> {
     let mut messages = Vec::new();
     for (question, expected) in [("What is 12 plus 7?", "19"), ("and plus 5?", "24")] {
         messages.push(message("user", question));
-        let prompt = llm.chat_prompt(&messages)?;
-        let done = llm.generate(&[prompt], &GenerateOptions::default(), |_, _| ControlFlow::Continue(()))?;
-        ensure!(done[0].text == expected, "{question} {:?} instead of {expected:?}", done[0].text);
-        messages.push(message("assistant", &done[0].text));
+        let done = llm.chat(&messages, SamplingParams::default())?;
+        ensure!(done.text() == expected, "{question} {:?} instead of {expected:?}", done.text());
+        messages.push(message("assistant", done.text()));
     }
     Ok(())
 }
@@ -112,14 +118,14 @@ fn multi_turn(device: &Device) -> Result<()> {
 fn stopping(device: &Device) -> Result<()> {
     let mut llm = load(device)?;
     let prompt = llm.chat_prompt(&[message("user", "What is 845 minus 367?")])?;
-    let options = GenerateOptions { stop: vec!["7".into()], ..GenerateOptions::default() };
-    let done = llm.generate(std::slice::from_ref(&prompt), &options, |_, _| ControlFlow::Continue(()))?;
-    ensure!(done[0].text == "4" && done[0].finish_reason == Some(FinishReason::Stop), "{:?}", done[0]);
-    let options = GenerateOptions { ignore_eos: true, max_tokens: Some(50), ..GenerateOptions::default() };
-    let done = llm.generate(std::slice::from_ref(&prompt), &options, |_, _| ControlFlow::Continue(()))?;
-    ensure!(done[0].tokens.len() == 50 && done[0].finish_reason == Some(FinishReason::Length), "{:?}", done[0]);
-    let done = llm.generate(&[prompt], &options, |_, _| ControlFlow::Break(()))?;
-    ensure!(done[0].tokens.len() < 50 && done[0].finish_reason.is_none(), "{:?}", done[0]);
+    let params = SamplingParams { stop: vec!["7".into()], ..SamplingParams::default() };
+    let done = generate(&mut llm, &prompt, &params)?;
+    ensure!(done.text == "4" && done.finish_reason == FinishReason::Stop, "{done:?}");
+    let params = SamplingParams { ignore_eos: true, max_tokens: Some(50), ..SamplingParams::default() };
+    let done = generate(&mut llm, &prompt, &params)?;
+    ensure!(done.tokens.len() == 50 && done.finish_reason == FinishReason::Length, "{done:?}");
+    let done = first(llm.stream(&[prompt], &params, None, |_, _| ControlFlow::Break(()))?)?;
+    ensure!(done.tokens.len() < 50 && done.finish_reason == FinishReason::Abort, "{done:?}");
     Ok(())
 }
 
@@ -127,12 +133,11 @@ fn seeded(device: &Device) -> Result<()> {
     let mut llm = load(device)?;
     let prompt = llm.chat_prompt(&[message("user", "Hello!")])?;
     let other = llm.chat_prompt(&[message("user", "Spell the word garden")])?;
-    let sampling = SamplingParams { temperature: 1.0, top_p: 0.95, seed: 42, ..SamplingParams::default() };
-    let options = GenerateOptions { sampling, max_tokens: Some(24), ..GenerateOptions::default() };
-    let mut run = |prompts: &[Vec<u32>]| llm.generate(prompts, &options, |_, _| ControlFlow::Continue(()));
-    let alone = run(std::slice::from_ref(&prompt))?;
-    let again = run(&[other, prompt])?;
-    ensure!(alone[0].tokens == again[1].tokens, "{:?} and {:?}", alone[0].text, again[1].text);
+    let params =
+        SamplingParams { temperature: 1.0, top_p: 0.95, seed: 42, max_tokens: Some(24), ..SamplingParams::default() };
+    let alone = generate(&mut llm, &prompt, &params)?;
+    let again = llm.generate([other, prompt], params)?;
+    ensure!(alone == again[1].answers[0], "{:?} and {:?}", alone.text, again[1].text());
     Ok(())
 }
 
@@ -144,11 +149,8 @@ fn same_tokens_as_the_cpu(device: &Device) -> Result<()> {
         ["What is 12 plus 7?", "Who are you?", "Spell the word garden", "What can you not do?", "Reverse the word lamp"]
     {
         let prompt = cpu.chat_prompt(&[message("user", question)])?;
-        let options = GenerateOptions { max_tokens: Some(64), ..GenerateOptions::default() };
-        let run = |llm: &mut Llm| -> Result<Vec<u32>> {
-            let done = llm.generate(std::slice::from_ref(&prompt), &options, |_, _| ControlFlow::Continue(()))?;
-            Ok(done.into_iter().next().context("one answer")?.tokens)
-        };
+        let params = SamplingParams { max_tokens: Some(64), ..SamplingParams::default() };
+        let run = |llm: &mut Llm| -> Result<Vec<u32>> { Ok(generate(llm, &prompt, &params)?.tokens) };
         let (a, b) = (run(&mut cpu)?, run(&mut gpu)?);
         let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
         compared += same;

@@ -30,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
     add("chat_base_model", chat_base_model);
     add("generate", generate);
     add("generate_json", generate_json);
+    add("generate_answers", generate_answers);
     add("inspect", inspect);
     add("inspect_config_alone", inspect_config_alone);
     add("doctor", doctor);
@@ -296,6 +297,35 @@ fn generate_json() -> Result<()> {
     Ok(())
 }
 
+/// Several answers, beams, log-probabilities.
+fn generate_answers() -> Result<()> {
+    let results = |flags: &[&str]| -> Result<Vec<Value>> {
+        let args = ["generate", "--device", "cpu", "--json", "-p", "Hello", "--max-tokens", "6"];
+        let ran = wootz(&[&args, flags].concat())?.succeeded()?;
+        let value: Value = serde_json::from_str(&ran.stdout).with_context(|| format!("{ran:?}"))?;
+        Ok(value["results"].as_array().context("results")?.clone())
+    };
+    let sampled = results(&["--n", "3", "--temperature", "2", "--seed", "5", "--ignore-eos"])?;
+    ensure!(sampled.len() == 3 && sampled.iter().all(|result| result["completion_tokens"] == 6), "{sampled:?}");
+    ensure!(sampled[0]["text"] != sampled[1]["text"] && sampled[2]["index"] == 2, "{sampled:?}");
+    let beams = results(&["--num-beams", "4", "--n", "2"])?;
+    let score = |at: usize| beams[at]["score"].as_f64().context("a score");
+    ensure!(beams.len() == 2 && score(0)? >= score(1)? && beams[0]["text"] != beams[1]["text"], "{beams:?}");
+    let told = results(&["--logprobs", "2"])?;
+    let tokens = told[0]["logprobs"].as_array().context("logprobs")?;
+    ensure!(!tokens.is_empty() && tokens.len() <= 6, "{told:?}");
+    for token in tokens {
+        ensure!(token["rank"] == 1 && token["top_logprobs"][0]["token_id"] == token["token_id"], "greedy: {token}");
+    }
+    // Banned, the first token is another.
+    let ban = format!("{}=-inf", tokens[0]["token_id"]);
+    let other = results(&["--logprobs", "0", "--logit-bias", &ban])?;
+    ensure!(other[0]["logprobs"][0]["token_id"] != tokens[0]["token_id"], "{other:?}");
+    wootz(&["generate", "-p", "x", "--logprobs", "3"])?.refused("--json")?;
+    wootz(&["generate", "-p", "x", "--num-beams", "2", "--temperature", "1", "--device", "cpu"])?
+        .failed(&["beam search"])
+}
+
 fn inspect() -> Result<()> {
     let text = wootz(&["inspect", "--device", "cpu"])?.succeeded()?;
     for part in ["LlamaForCausalLM", "6.82 M", "GQA", "weights", "per token", "--gpu-memory"] {
@@ -352,7 +382,10 @@ fn bench_latency() -> Result<()> {
         let mut args = vec!["bench", "latency", model, "--num-iters-warmup", "0", "--load-format", extra];
         args.extend(sizes);
         args.extend(["--json", out.to_str().context("path")?]);
+        let timeline = dir.path().join("timeline.svg");
+        args.extend(["--prefix-len", "64", "--timeline", timeline.to_str().context("path")?]);
         let ran = wootz(&args)?.succeeded()?;
+        ensure!(fs::read_to_string(&timeline)?.contains("decode steps of 3 sequences"), "no timeline");
         ensure!(ran.stdout.contains("TTFT (ms)") && ran.stdout.contains("TPOT (ms)"), "{ran:?}");
         let value: Value = serde_json::from_slice(&fs::read(&out)?)?;
         let number = |key: &str| value[key].as_f64().with_context(|| format!("{key} in {value}"));
@@ -383,7 +416,14 @@ fn bench_throughput() -> Result<()> {
     ensure!(value["prefix_cache_hits"].as_u64().is_some_and(|hits| hits >= 64), "{value}");
     let both = value["breakdown"]["decode"]["steps"].as_u64().zip(value["breakdown"]["prefill"]["steps"].as_u64());
     ensure!(both.is_some_and(|(decode, prefill)| decode > 0 && prefill > 0), "{value}");
-    Ok(())
+    let mut args = vec!["bench", "throughput", path(&dir)?, "--random-range-ratio", "0.5", "--num-prefixes", "2"];
+    args.extend(sizes);
+    args.extend(["--prefix-len", "70", "--output-json", out.to_str().context("path")?]);
+    wootz(&args)?.succeeded()?;
+    let value: Value = serde_json::from_slice(&fs::read(&out)?)?;
+    let tokens = value["total_output_tokens"].as_u64().context("tokens")?;
+    ensure!((10..=20).contains(&tokens) && value["num_prefixes"] == 2, "5 answers of 2 to 4 tokens: {value}");
+    wootz(&["bench", "throughput", "--random-range-ratio", "1"])?.refused("below 1")
 }
 
 fn bench_kernels() -> Result<()> {

@@ -6,6 +6,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod async_llm;
 mod chat;
 mod cli;
 pub mod counters;
@@ -35,6 +36,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(emulator::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
+    trials.extend(async_llm::trials());
     trials.extend(counters::trials());
     trials.extend(cli::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);

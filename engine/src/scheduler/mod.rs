@@ -108,7 +108,7 @@ impl Scheduler {
 
     /// Longest sequence that fits: the model's limit, or all the pages.
     pub fn max_len(&self) -> usize {
-        self.config.limits.max_model_len.min(self.blocks.pages() * PAGE_TOKENS)
+        self.admission().max_len()
     }
 
     /// Queues a request. Its answers are cut where they would pass [`Scheduler::max_len`].
@@ -177,49 +177,21 @@ impl Scheduler {
     }
 
     fn check(&self, request: &SequenceRequest) -> Result<()> {
-        let fail = |problem: String| Err(Error::Request { problem });
-        request.sampling.validate()?;
-        let (len, max) = (request.prompt.len(), self.max_len());
-        if request.prompt.is_empty() {
-            return fail("the prompt is empty, it must have at least one token".into());
-        }
-        if len >= max {
-            return Err(Error::PromptTooLong { tokens: len, max });
-        }
-        let (name, count) = request.beam.map_or(("n", request.n), |beam| ("the beam width", beam.width));
-        let most = self.config.limits.max_sequences;
-        if count == 0 || count > most {
-            return fail(format!("{name} is {count}, it must be between 1 and {most} (--max-num-seqs)"));
-        }
-        if let Some(beam) = request.beam {
-            check_beam(request, beam)?;
-        }
-        let drafts = match request.speculation {
-            Speculation::Off => 1,
-            Speculation::Draft { drafts } => drafts,
-            Speculation::Ngram { drafts, max_n, min_n } => {
-                if min_n == 0 || max_n < min_n {
-                    return fail(format!("n-grams are {min_n} to {max_n} tokens long, it must be 1 ≤ min ≤ max"));
-                }
-                drafts
-            }
-        };
-        if !(1..=MAX_DRAFTS).contains(&drafts) {
-            return fail(format!("{drafts} draft tokens a step, it must be between 1 and {MAX_DRAFTS}"));
-        }
-        // What must fit to the end must fit into an empty cache.
-        if count > 1 && (request.beam.is_some() || self.config.policy == Policy::GuaranteedNoEvict) {
-            let total = len + request.max_tokens.clamp(1, max - len);
-            let all = (total - 1).div_ceil(PAGE_TOKENS);
-            let pages = all + (count - 1) * (all - len / PAGE_TOKENS);
-            if pages > self.blocks.pages() {
-                return fail(format!(
-                    "{name} is {count} with up to {total} tokens each: that takes {pages} pages of {PAGE_TOKENS} tokens, the KV cache has {}; lower {name} or max_tokens",
-                    self.blocks.pages()
-                ));
-            }
-        }
-        Ok(())
+        self.admission().check(request)
+    }
+
+    /// What it can ever run.
+    pub fn admission(&self) -> Admission {
+        Admission { limits: self.config.limits, policy: self.config.policy, pages: self.blocks.pages() }
+    }
+
+    /// Drops one of a request's `n` answers, as [`Scheduler::cancel`] drops them all. True if it was open and had tokens of
+    /// its own; beams have none before the search is over.
+    pub fn cancel_answer(&mut self, id: RequestId, index: u32) -> bool {
+        let Some(group) = self.groups.find(id).map(|at| &self.groups[at]) else { return false };
+        let mut members = group.members.iter().map(|member| member.index);
+        let found = members.find(|at| self.sequences[*at].index == index && group.forked && group.beam.is_none());
+        found.inspect(|at| self.end(*at)).is_some()
     }
 
     /// Drops a request at any moment; its pages are free at once, rows that are under way are ignored when they come
@@ -305,6 +277,74 @@ impl Scheduler {
         let key = self.sequences[index].key;
         let at = self.running.partition_point(|other| self.sequences[*other].key < key);
         self.running.insert(at, index);
+    }
+}
+
+/// Bounds of a scheduler that never change, to check requests on any thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// Bounds of a step and of a sequence.
+    pub limits: Limits,
+    /// When sequences start.
+    pub policy: Policy,
+    /// Pages of the device.
+    pub pages: usize,
+}
+
+impl Admission {
+    /// Longest sequence that fits: the model's limit, or all the pages.
+    pub fn max_len(&self) -> usize {
+        self.limits.max_model_len.min(self.pages * PAGE_TOKENS)
+    }
+
+    /// Refuses what can never run.
+    ///
+    /// # Errors
+    /// [`Error::Request`] and [`Error::PromptTooLong`].
+    pub fn check(&self, request: &SequenceRequest) -> Result<()> {
+        let fail = |problem: String| Err(Error::Request { problem });
+        request.sampling.validate()?;
+        let (len, max) = (request.prompt.len(), self.max_len());
+        if request.prompt.is_empty() {
+            return fail("the prompt is empty, it must have at least one token".into());
+        }
+        if len >= max {
+            return Err(Error::PromptTooLong { tokens: len, max });
+        }
+        let (name, count) = request.beam.map_or(("n", request.n), |beam| ("the beam width", beam.width));
+        let most = self.limits.max_sequences;
+        if count == 0 || count > most {
+            return fail(format!("{name} is {count}, it must be between 1 and {most} (--max-num-seqs)"));
+        }
+        if let Some(beam) = request.beam {
+            check_beam(request, beam)?;
+        }
+        let drafts = match request.speculation {
+            Speculation::Off => 1,
+            Speculation::Draft { drafts } => drafts,
+            Speculation::Ngram { drafts, max_n, min_n } => {
+                if min_n == 0 || max_n < min_n {
+                    return fail(format!("n-grams are {min_n} to {max_n} tokens long, it must be 1 ≤ min ≤ max"));
+                }
+                drafts
+            }
+        };
+        if !(1..=MAX_DRAFTS).contains(&drafts) {
+            return fail(format!("{drafts} draft tokens a step, it must be between 1 and {MAX_DRAFTS}"));
+        }
+        // What must fit to the end must fit into an empty cache.
+        if count > 1 && (request.beam.is_some() || self.policy == Policy::GuaranteedNoEvict) {
+            let total = len + request.max_tokens.clamp(1, max - len);
+            let all = (total - 1).div_ceil(PAGE_TOKENS);
+            let pages = all + (count - 1) * (all - len / PAGE_TOKENS);
+            if pages > self.pages {
+                return fail(format!(
+                    "{name} is {count} with up to {total} tokens each: that takes {pages} pages of {PAGE_TOKENS} tokens, the KV cache has {}; lower {name} or max_tokens",
+                    self.pages
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,14 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) u64);
 
+#[cfg(test)]
+impl RequestId {
+    /// For engines that have no scheduler.
+    pub(crate) fn numbered(number: u64) -> Self {
+        RequestId(number)
+    }
+}
+
 /// Names a sequence: a request has one, or `n`, or a beam's width. Never reused: a place and how often it was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId {

@@ -12,9 +12,14 @@ pub struct Breakdown {
     decode: Steps,
     /// The others.
     prefill: Steps,
-    /// Kernels of one decode step: entry, launches, microseconds in all; longest first.
-    kernels: Vec<(&'static str, usize, f64)>,
+    /// Kernels of one decode step, longest first.
+    decode_kernels: Vec<Kernel>,
+    /// The same of one prefill step.
+    prefill_kernels: Vec<Kernel>,
 }
+
+/// Entry, launches, microseconds in all.
+pub type Kernel = (&'static str, usize, f64);
 
 #[derive(Clone, Debug, Default)]
 struct Steps {
@@ -111,7 +116,6 @@ impl Steps {
 impl Breakdown {
     /// Of traced steps, in their order.
     pub fn of(steps: &[StepTimes]) -> Self {
-        let is_decode = |step: &StepTimes| step.graph.is_some() || step.tokens == step.sequences;
         let with_idle = |decode: bool| {
             steps.iter().enumerate().filter(move |(_, step)| is_decode(step) == decode && step.kernels.is_none()).map(
                 move |(i, step)| {
@@ -121,25 +125,30 @@ impl Breakdown {
                 },
             )
         };
-        let profiled = steps.iter().filter(|step| is_decode(step)).find_map(|step| step.kernels.as_deref());
-        let mut kernels: BTreeMap<&'static str, (usize, f64)> = BTreeMap::new();
-        for (entry, ms) in profiled.unwrap_or_default() {
-            let (count, time) = kernels.entry(entry).or_default();
-            (*count, *time) = (*count + 1, *time + f64::from(*ms) * 1e3);
+        let profiled = |decode: bool| {
+            let step = steps.iter().find(|step| is_decode(step) == decode && step.kernels.is_some());
+            kernels_of(step.and_then(|step| step.kernels.as_deref()).unwrap_or_default())
+        };
+        Breakdown {
+            decode: Steps::of(with_idle(true)),
+            prefill: Steps::of(with_idle(false)),
+            decode_kernels: profiled(true),
+            prefill_kernels: profiled(false),
         }
-        let mut kernels: Vec<_> = kernels.into_iter().map(|(entry, (count, time))| (entry, count, time)).collect();
-        kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
-        Breakdown { decode: Steps::of(with_idle(true)), prefill: Steps::of(with_idle(false)), kernels }
     }
 
     /// A table for people.
     pub fn table(&self) -> String {
         let mut text = self.decode.lines("Decode") + &self.prefill.lines("Prefill");
-        if !self.kernels.is_empty() {
-            let all: f64 = self.kernels.iter().map(|(.., time)| time).sum();
-            text.push_str(&format!("Kernels of a decode step, one by one: {all:.1} µs in all\n"));
-            for (entry, count, time) in &self.kernels {
-                text.push_str(&format!("  {entry:<44}{count:>6} × {:>8.2} µs{time:>10.1} µs\n", time / *count as f64));
+        for (name, kernels) in [("decode", &self.decode_kernels), ("prefill", &self.prefill_kernels)] {
+            if kernels.is_empty() {
+                continue;
+            }
+            let all: f64 = kernels.iter().map(|(.., time)| time).sum();
+            text.push_str(&format!("Kernels of a {name} step, one by one: {all:.1} µs in all\n"));
+            for (entry, count, time) in kernels {
+                let (each, share) = (time / *count as f64, 100.0 * time / all.max(f64::MIN_POSITIVE));
+                text.push_str(&format!("  {entry:<44}{count:>6} × {each:>8.2} µs{time:>10.1} µs{share:>7.1}%\n"));
             }
         }
         text
@@ -147,54 +156,33 @@ impl Breakdown {
 
     /// For `--output-json`.
     pub fn json(&self) -> Value {
-        let kernels: Vec<_> = self
-            .kernels
-            .iter()
-            .map(|(entry, count, time)| json!({"entry": entry, "launches": count, "us": time}))
-            .collect();
-        json!({"decode": self.decode.json(), "prefill": self.prefill.json(), "decode_kernels": kernels})
+        let list = |kernels: &[Kernel]| -> Value {
+            kernels.iter().map(|(entry, count, time)| json!({"entry": entry, "launches": count, "us": time})).collect()
+        };
+        json!({
+            "decode": self.decode.json(),
+            "prefill": self.prefill.json(),
+            "decode_kernels": list(&self.decode_kernels),
+            "prefill_kernels": list(&self.prefill_kernels),
+        })
     }
 }
 
-/// A timeline of the steps around the middle one of a run's decodes, as SVG: what the host did above, the device's kernels
-/// below. `None` without decodes that the device has timed.
-pub fn timeline(steps: &[StepTimes]) -> Option<String> {
-    let timed: Vec<_> = steps.iter().filter(|step| step.graph.is_some() && step.device.is_some()).collect();
-    let middle = timed.len() / 2;
-    let shown = timed.get(middle.saturating_sub(1)..(middle + 2).min(timed.len())).filter(|shown| shown.len() == 3)?;
-    let start = f64::from(shown[0].device?.start) * 1e3;
-    let end = f64::from(shown[2].device?.end) * 1e3;
-    let scale = 1000.0 / (end - start);
-    let mut svg = String::from(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"1120\" height=\"140\" font-family=\"sans-serif\" font-size=\"11\">\n",
-    );
-    let mut bar = |row: f64, from: f64, micros: f64, colour: &str, label: &str| {
-        let (x, width) = (100.0 + (from - start) * scale, (micros * scale).max(0.5));
-        let y = 20.0 + 40.0 * row;
-        svg.push_str(&format!(
-            "<rect x=\"{x:.1}\" y=\"{y}\" width=\"{width:.1}\" height=\"28\" fill=\"{colour}\"><title>{label}: {micros:.1} µs</title></rect>\n"
-        ));
-    };
-    for (i, step) in shown.iter().enumerate() {
-        let device = step.device?;
-        let [begin, kernels, end] = [device.start, device.kernels, device.end].map(|ms| f64::from(ms) * 1e3);
-        bar(1.0, begin, kernels - begin, "#d08770", "copies");
-        bar(1.0, kernels, end - kernels, if i % 2 == 0 { "#5e81ac" } else { "#81a1c1" }, "kernels");
-        // The host's clock is not the device's: its work for the next step is drawn from this one's kernels' start on.
-        let mut at = kernels;
-        for (name, time, colour) in [
-            ("plan", step.plan, "#a3be8c"),
-            ("upload", step.upload, "#ebcb8b"),
-            ("launch", step.launch, "#b48ead"),
-            ("commit", step.commit, "#bf616a"),
-        ] {
-            bar(0.0, at, micros(time), colour, name);
-            at += micros(time);
-        }
+/// Whether every sequence of a step decodes.
+pub fn is_decode(step: &StepTimes) -> bool {
+    step.graph.is_some() || step.tokens == step.sequences
+}
+
+/// Launches by entry, the longest first.
+pub fn kernels_of(launches: &[(&'static str, f32)]) -> Vec<Kernel> {
+    let mut kernels: BTreeMap<&'static str, (usize, f64)> = BTreeMap::new();
+    for (entry, ms) in launches {
+        let (count, time) = kernels.entry(entry).or_default();
+        (*count, *time) = (*count + 1, *time + f64::from(*ms) * 1e3);
     }
-    svg.push_str("<text x=\"4\" y=\"38\">host</text><text x=\"4\" y=\"78\">device</text>\n");
-    svg.push_str(&format!("<text x=\"100\" y=\"125\">{:.1} µs, three decode steps</text>\n</svg>\n", end - start));
-    Some(svg)
+    let mut kernels: Vec<_> = kernels.into_iter().map(|(entry, (count, time))| (entry, count, time)).collect();
+    kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
+    kernels
 }
 
 #[cfg(test)]
@@ -226,7 +214,15 @@ mod tests {
         assert!((share - 0.9975).abs() < 1e-4, "{share}");
         assert_eq!(mean(&breakdown.decode.work), 8.0);
         assert_eq!(breakdown.prefill.busy_share(), None);
-        let svg = timeline(&steps).unwrap();
-        assert!(svg.starts_with("<svg") && svg.matches("<rect").count() == 3 * 6);
+        let kernels = |names: &[&'static str]| Some(names.iter().map(|name| (*name, 0.002)).collect());
+        let profiled = [
+            StepTimes { kernels: kernels(&["gemm", "norm", "gemm"]), ..step(0.0, 1.0, 2) },
+            StepTimes { kernels: kernels(&["prefill"]), ..step(0.0, 1.0, 100) },
+        ];
+        let breakdown = Breakdown::of(&profiled);
+        assert_eq!((breakdown.decode.count, breakdown.prefill.count), (0, 0), "profiled steps are not timed ones");
+        let names = |kernels: &[Kernel]| kernels.iter().map(|(entry, count, _)| (*entry, *count)).collect::<Vec<_>>();
+        assert_eq!(names(&breakdown.decode_kernels), [("gemm", 2), ("norm", 1)], "the longest first");
+        assert_eq!(names(&breakdown.prefill_kernels), [("prefill", 1)]);
     }
 }

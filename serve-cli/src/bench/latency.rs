@@ -1,17 +1,15 @@
 //! `wootz bench latency`: one batch of equal requests through the engine, again and again. Metric names and
 //! definitions are those of `vllm bench`.
-use super::breakdown::{self, Breakdown};
+use super::breakdown::Breakdown;
 use super::model::Workload;
 use super::workload::{self, Metrics, Run};
-use super::{BenchModelArgs, mean, percentile, sort, write_json};
+use super::{BenchModelArgs, mean, percentile, sort, write_json, write_timeline};
 use crate::device::{self, EmulationNote};
 use crate::parse;
 use crate::terminal::{Progress, Terminal};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use engine::engine::Engine;
 use engine::scheduler::SequenceRequest;
-use engine::trace::StepTimes;
 use kernels_host::case::Rng;
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -23,7 +21,8 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  \
     wootz bench latency                                          tiny-chat\n  \
     wootz bench latency ./Llama-3.1-8B --batch-size 32 --input-len 1024 --output-len 128\n  \
-    wootz bench latency ./Llama-3.1-8B/config.json --load-format dummy --input-len 2048 --batch-size 1\n\n\
+    wootz bench latency ./Llama-3.1-8B/config.json --load-format dummy --input-len 2048 --batch-size 1\n  \
+    wootz bench latency ./Llama-3.1-8B --batch-size 1 --prefix-len 3686 --input-len 410   nine tenths of the prompt cached\n\n\
     Prompts are random tokens, answers do not end early. TTFT is the time until a sequence has its first token,\n\
     TPOT is (end to end - TTFT) / (output length - 1). With --load-format dummy a config.json is enough.")]
 pub struct LatencyArgs {
@@ -47,10 +46,14 @@ pub struct LatencyArgs {
     /// Write the results to this file too
     #[arg(long, value_name = "FILE", visible_alias = "json")]
     output_json: Option<PathBuf>,
-    /// Time the kernels of one more decode step one by one (on a GPU)
+    /// Tokens that all prompts of all iterations start with, before those of --input-len: the prefix cache has them after
+    /// the warm-up
+    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
+    prefix_len: Option<usize>,
+    /// Time the kernels of one more prefill and decode step one by one (on a GPU)
     #[arg(long)]
     profile: bool,
-    /// Draw three decode steps to this SVG file
+    /// Draw three decode steps, and on a GPU one kernel by kernel, to this SVG file
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
 }
@@ -58,11 +61,14 @@ pub struct LatencyArgs {
 /// Runs the command.
 pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     let (name, config) = args.model.config()?;
-    let workload = Workload { input: args.input_len, output: args.output_len, sequences: args.batch_size };
+    let prefix = args.prefix_len.unwrap_or(0);
+    let input = prefix + args.input_len;
+    let workload = Workload { input, output: args.output_len, sequences: args.batch_size };
     let mut engine = args.model.load(&name, &config, &workload, terminal)?;
     let _note = EmulationNote::new(engine.runner().device());
     let progress = Progress::new(terminal, &format!("{name}: iterations"));
     let mut rng = Rng::new(args.model.seed);
+    let shared: Vec<u32> = (0..prefix).map(|_| rng.below(config.vocab_size) as u32).collect();
     let count = args.num_iters_warmup + args.num_iters;
     let mut runs = Vec::new();
     for i in 0..count {
@@ -70,15 +76,15 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
         if i == args.num_iters_warmup {
             engine.start_trace();
         }
-        let run = workload::run(&mut engine, requests(args, config.vocab_size, &mut rng), |_| ())?;
+        let run = workload::run(&mut engine, requests(args, &shared, config.vocab_size, &mut rng), |_| ())?;
         if i >= args.num_iters_warmup {
             runs.push(run);
         }
     }
     drop(progress);
     let mut steps = engine.take_trace()?.unwrap_or_default();
-    if args.profile && !engine.runner().device().is_cpu() {
-        steps.extend(profile(&mut engine, requests(args, config.vocab_size, &mut rng))?);
+    if args.profile || args.timeline.is_some() {
+        steps.extend(workload::profile(&mut engine, requests(args, &shared, config.vocab_size, &mut rng))?);
     }
     let (latencies, metrics, breakdown) = (Latencies::of(&runs), Metrics::of(&runs), Breakdown::of(&steps));
     let device = device::describe(engine.runner().device());
@@ -89,20 +95,19 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
         out,
         "{name}{random} on {device}: batch {}, input {}, output {}, {} iterations, loaded in {:.2} s",
         args.batch_size,
-        args.input_len,
+        input,
         args.output_len,
         args.num_iters,
         (load.weights + load.ready).as_secs_f64()
     )?;
     write!(out, "{}{}{}", latencies.table(), metrics.table(), breakdown.table())?;
     if let Some(path) = &args.timeline {
-        let svg =
-            breakdown::timeline(&steps).context("there are no decode steps to draw: they run as graphs on a GPU")?;
-        std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+        write_timeline(path, &steps)?;
     }
     if let Some(path) = &args.output_json {
         let mut value = json!({
-            "input_len": args.input_len,
+            "input_len": input,
+            "prefix_len": prefix,
             "output_len": args.output_len,
             "batch_size": args.batch_size,
             "num_iters": args.num_iters,
@@ -116,35 +121,14 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn requests(args: &LatencyArgs, vocab: usize, rng: &mut Rng) -> Vec<SequenceRequest> {
+fn requests(args: &LatencyArgs, shared: &[u32], vocab: usize, rng: &mut Rng) -> Vec<SequenceRequest> {
     (0..args.batch_size)
         .map(|_| SequenceRequest {
-            prompt: (0..args.input_len).map(|_| rng.below(vocab) as u32).collect(),
+            prompt: shared.iter().copied().chain((0..args.input_len).map(|_| rng.below(vocab) as u32)).collect(),
             max_tokens: args.output_len,
             ..SequenceRequest::default()
         })
         .collect()
-}
-
-/// One decode step of the batch, kernel by kernel, a few steps after the prompts.
-fn profile(engine: &mut Engine, requests: Vec<SequenceRequest>) -> Result<Option<StepTimes>> {
-    let ids = requests.into_iter().map(|request| engine.add(request)).collect::<Result<Vec<_>, _>>()?;
-    engine.start_trace();
-    let mut seen = vec![0usize; ids.len()];
-    let mut asked = false;
-    while engine.has_work() {
-        for progress in engine.step()? {
-            if let Some(at) = ids.iter().position(|id| *id == progress.id) {
-                seen[at] += 1;
-            }
-        }
-        if !asked && seen.iter().all(|tokens| *tokens >= 2) {
-            asked = true;
-            engine.profile_next_step();
-        }
-    }
-    let steps = engine.take_trace()?.unwrap_or_default();
-    Ok(steps.into_iter().find(|step| step.kernels.is_some()))
 }
 
 /// Times of whole iterations, sorted, in milliseconds.

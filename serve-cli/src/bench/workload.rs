@@ -3,6 +3,7 @@ use super::{mean, percentile, sort};
 use anyhow::{Context, Result};
 use engine::engine::Engine;
 use engine::scheduler::{RequestId, SequenceRequest};
+use engine::trace::StepTimes;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -61,6 +62,36 @@ pub fn run(engine: &mut Engine, requests: Vec<SequenceRequest>, progress: impl F
         progress(ended);
     }
     Ok(Run { seconds: start.elapsed().as_secs_f64(), records })
+}
+
+/// The first step of requests and a decode step after their prompts, kernel by kernel. Nothing on the CPU.
+pub fn profile(engine: &mut Engine, requests: Vec<SequenceRequest>) -> Result<Vec<StepTimes>> {
+    if engine.runner().device().is_cpu() {
+        return Ok(Vec::new());
+    }
+    let mut waiting: HashMap<RequestId, usize> = HashMap::with_capacity(requests.len());
+    for request in requests {
+        waiting.insert(engine.add(request)?, 2);
+    }
+    engine.start_trace();
+    engine.profile_next_step();
+    let mut asked = false;
+    while engine.has_work() {
+        for step in engine.step()? {
+            if let Some(tokens) = waiting.get_mut(&step.id) {
+                *tokens -= 1;
+                if *tokens == 0 {
+                    waiting.remove(&step.id);
+                }
+            }
+        }
+        if !asked && waiting.is_empty() {
+            asked = true;
+            engine.profile_next_step();
+        }
+    }
+    let steps = engine.take_trace()?.unwrap_or_default();
+    Ok(steps.into_iter().filter(|step| step.kernels.is_some()).collect())
 }
 
 /// Statistics of runs of the same workload, with the names and definitions of `vllm bench serve`; times in milliseconds.

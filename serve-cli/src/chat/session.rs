@@ -3,7 +3,7 @@ use crate::terminal::{Terminal, harmless};
 use crate::{device, units};
 use anyhow::Result;
 use engine::chat_template::message;
-use engine::llm::{Completion, GenerateOptions, Llm};
+use engine::llm::{Completion, Llm, SamplingParams};
 use engine::scheduler::FinishReason;
 use serde_json::Value;
 use signal_hook::consts::SIGINT;
@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A model and what was said so far.
 pub struct Session {
     llm: Llm,
-    options: GenerateOptions,
+    params: SamplingParams,
     system: Option<String>,
     /// User and assistant in turns.
     messages: Vec<Value>,
@@ -50,10 +50,10 @@ pub enum Outcome {
 
 impl Session {
     /// An empty conversation. Tells right away if the model cannot chat, or not with this system prompt.
-    pub fn new(llm: Llm, options: GenerateOptions, system: Option<String>, terminal: &Terminal) -> Result<Self> {
+    pub fn new(llm: Llm, params: SamplingParams, system: Option<String>, terminal: &Terminal) -> Result<Self> {
         let session = Session {
             llm,
-            options,
+            params,
             system,
             messages: Vec::new(),
             on_terminal: terminal.stdout,
@@ -77,29 +77,29 @@ impl Session {
         messages.push(message("user", text));
         let prompt = self.llm.chat_prompt(&self.with_system(&messages))?;
         // The same question twice in a sampled chat may have two answers.
-        let mut options = self.options.clone();
-        options.sampling.seed = options.sampling.seed.wrapping_add(self.totals.answers as u64);
+        let mut params = self.params.clone();
+        params.seed = params.seed.wrapping_add(self.totals.answers as u64);
 
         self.interrupted.store(false, Ordering::Relaxed);
         let (mut out, mut written) = (io::stdout(), Ok(()));
-        options.cancel = Some(Arc::clone(&self.interrupted));
         let on_terminal = self.on_terminal;
-        let done = self.llm.generate(&[prompt], &options, |_, piece| {
-            written = out.write_all(harmless(piece, on_terminal).as_bytes()).and_then(|()| out.flush());
+        let done = self.llm.stream(&[prompt], &params, Some(&self.interrupted), |_, delta| {
+            written = out.write_all(harmless(&delta.text, on_terminal).as_bytes()).and_then(|()| out.flush());
             if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         written?;
         writeln!(out)?;
         let Some(completion) = done.into_iter().next() else { return Ok(Outcome::Done) };
+        let Some(answer) = completion.answers.first() else { return Ok(Outcome::Done) };
 
-        messages.push(message("assistant", &completion.text));
+        messages.push(message("assistant", &answer.text));
         self.messages = messages;
         self.totals.add(&completion);
-        let full = completion.prompt_tokens + completion.tokens.len() >= self.llm.engine().max_len();
-        let outcome = match completion.finish_reason {
-            None => Outcome::Stopped,
-            Some(FinishReason::Length) if full => Outcome::ContextFull,
-            Some(_) => Outcome::Done,
+        let full = completion.prompt_tokens + answer.tokens.len() >= self.llm.engine().max_len();
+        let outcome = match answer.finish_reason {
+            FinishReason::Abort => Outcome::Stopped,
+            FinishReason::Length if full => Outcome::ContextFull,
+            FinishReason::Stop | FinishReason::Length => Outcome::Done,
         };
         self.last = Some(completion);
         Ok(outcome)
@@ -137,7 +137,7 @@ impl Session {
         let Some(last) = &self.last else { return String::new() };
         let mut parts = vec![format!("first token {}", units::duration(last.time_to_first_token))];
         parts.extend(last.decode_rate().map(|rate| format!("{rate:.1} tokens/s")));
-        parts.push(units::plural(last.tokens.len(), "token"));
+        parts.push(units::plural(last.usage().completion_tokens, "token"));
         parts.push(self.llm.engine().runner().device().name().to_owned());
         if outcome == Outcome::Stopped {
             parts.push("stopped".to_owned());
@@ -152,9 +152,9 @@ impl Session {
 
     /// `/stats`.
     pub fn stats(&self) -> String {
-        let (engine, totals, s) = (self.llm.engine(), &self.totals, &self.options.sampling);
+        let (engine, totals, s) = (self.llm.engine(), &self.totals, &self.params);
         let used = self.last.as_ref().filter(|_| !self.messages.is_empty());
-        let used = used.map_or(0, |last| last.prompt_tokens + last.tokens.len());
+        let used = used.map_or(0, |last| last.prompt_tokens + last.usage().completion_tokens);
         let sampling = if s.temperature == 0.0 {
             "greedy".to_owned()
         } else {
@@ -191,7 +191,7 @@ impl Totals {
     fn add(&mut self, completion: &Completion) {
         self.answers += 1;
         self.prompt_tokens += completion.prompt_tokens;
-        self.tokens += completion.tokens.len();
+        self.tokens += completion.usage().completion_tokens;
         self.time += completion.total_time;
     }
 }

@@ -23,7 +23,7 @@ struct Setup {
 #[derive(Clone, Debug)]
 enum Event {
     Add(Box<Arrival>),
-    /// The request that arrived so many before the newest.
+    /// The request that arrived so many before the newest; of the one 5 before it only an answer.
     Cancel(u64),
     Plan,
     Commit,
@@ -61,6 +61,7 @@ struct Totals {
     metrics: SchedulerMetrics,
     finished: u64,
     cancelled: u64,
+    cancelled_answers: u64,
 }
 
 struct Run<'a> {
@@ -170,7 +171,10 @@ impl<'a> Run<'a> {
             Event::Add(arrival) => self.add(arrival),
             Event::Cancel(back) => {
                 let at = self.arrived.len().checked_sub(1 + *back as usize);
-                if let Some(id) = at.and_then(|at| self.arrived[at]) {
+                let id = at.and_then(|at| self.arrived[at]);
+                if let Some(id) = id.filter(|_| *back == 5) {
+                    self.cancel_answer(id);
+                } else if let Some(id) = id {
                     let open = self.open.remove(&id);
                     ensure!(
                         self.scheduler.cancel(id) == open.is_some(),
@@ -186,6 +190,17 @@ impl<'a> Run<'a> {
         }?;
         invariants::check(&self.scheduler);
         Ok(())
+    }
+
+    /// Drops the first answer that can be dropped alone.
+    fn cancel_answer(&mut self, id: RequestId) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        let found = (0..open.answers.len() as u32).any(|index| self.scheduler.cancel_answer(id, index));
+        open.finished += usize::from(found);
+        self.totals.cancelled_answers += u64::from(found);
+        if open.finished == open.answers.len() {
+            self.open.remove(&id);
+        }
     }
 
     fn add(&mut self, arrival: &Arrival) -> Result<(), String> {
@@ -374,13 +389,14 @@ fn live(seed: u64, count: usize) -> Totals {
 #[test]
 fn a_million_steps_keep_every_invariant() {
     let (mut steps, mut all, mut seed) = (0, SchedulerMetrics::default(), 0);
-    let (mut finished, mut cancelled) = (0, 0);
+    let (mut finished, mut cancelled, mut cancelled_answers) = (0, 0, 0);
     while steps < 1_000_000 {
         let totals = live(seed, 3000);
         seed += 1;
         steps += totals.steps;
         finished += totals.finished;
         cancelled += totals.cancelled;
+        cancelled_answers += totals.cancelled_answers;
         let m = totals.metrics;
         all.prefix_hits += m.prefix_hits;
         all.preemptions += m.preemptions;
@@ -390,6 +406,7 @@ fn a_million_steps_keep_every_invariant() {
     }
     println!("{steps} steps, {seed} seeds, {finished} finished, {cancelled} cancelled: {all:?}");
     assert!(all.prefix_hits > 0 && all.preemptions > 0 && all.swapped_in > 0 && finished > 0 && cancelled > 0);
+    assert!(cancelled_answers > 0);
     assert!(all.accepted[0] > 0 && all.accepted[MAX_DRAFTS - 1] > 0);
 }
 

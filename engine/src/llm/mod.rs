@@ -1,0 +1,234 @@
+//! A model with its tokenizer and chat template: text in, text out.
+//!
+//! ```
+//! use engine::{Llm, SamplingParams};
+//!
+//! let mut llm = Llm::load("tiny-chat")?;
+//! let params = SamplingParams { max_tokens: Some(16), temperature: 0.8, seed: 1, n: 2, ..SamplingParams::default() };
+//! for completion in llm.generate(["Spell the word garden", "What is 6 times 7?"], params)? {
+//!     assert_eq!(completion.answers.len(), 2);
+//! }
+//! # Ok::<(), engine::Error>(())
+//! ```
+mod answer;
+mod builder;
+mod params;
+mod prompt;
+
+pub use answer::{Answer, Completion, Delta, Usage};
+pub use builder::LlmBuilder;
+pub use params::SamplingParams;
+pub use prompt::{Prompt, Prompts};
+
+use crate::chat_template::{ChatInput, ChatTemplate};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::generation_config::GenerationConfig;
+use crate::scheduler::RequestId;
+use crate::source::ModelSource;
+use crate::tokenizer::Tokenizer;
+pub(crate) use answer::Growth;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// A model that answers, on the thread that asks.
+pub struct Llm {
+    engine: Engine,
+    text: Arc<TextModel>,
+}
+
+/// What turns text into tokens.
+pub struct TextModel {
+    name: String,
+    tokenizer: Tokenizer,
+    /// A base model has none: an error only when somebody chats.
+    template: Option<ChatTemplate>,
+    generation: GenerationConfig,
+}
+
+impl TextModel {
+    /// The model's name for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// What the model's makers recommend.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Prompt tokens of a conversation, ready for the assistant's turn.
+    ///
+    /// # Errors
+    /// The model has no chat template, or the template refuses the conversation.
+    pub fn chat_prompt(&self, messages: &[serde_json::Value]) -> Result<Vec<u32>> {
+        let template = self.template.as_ref().ok_or_else(|| Error::NoChatTemplate { origin: self.name.clone() })?;
+        let text = template.render(&ChatInput {
+            messages: messages.to_vec(),
+            add_generation_prompt: true,
+            ..Default::default()
+        })?;
+        // The template writes the special tokens itself.
+        self.tokenizer.encode(&text, true)
+    }
+
+    /// Prompt tokens of plain text, with the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn text_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode_prompt(text)
+    }
+
+    /// A prompt's tokens.
+    pub(crate) fn encode(&self, prompt: Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.text_prompt(&text),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        }
+    }
+}
+
+impl Llm {
+    /// Loads a model onto the first GPU, or where there is none onto the CPU: a Hugging Face directory, or `"tiny-chat"`,
+    /// which is inside the library. [`Llm::builder`] sets all the rest.
+    ///
+    /// # Errors
+    /// The files cannot be used, or the model does not fit.
+    pub fn load(source: impl Into<ModelSource>) -> Result<Self> {
+        Llm::builder(source).load()
+    }
+
+    /// Sets device and bounds before loading.
+    pub fn builder<'a>(source: impl Into<ModelSource>) -> LlmBuilder<'a> {
+        LlmBuilder::new(source.into())
+    }
+
+    /// The model's name for people.
+    pub fn name(&self) -> &str {
+        &self.text.name
+    }
+
+    /// The engine below.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The engine below, to run tokens without text.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// Tokenizer, chat template and recommendations.
+    pub fn text_model(&self) -> &Arc<TextModel> {
+        &self.text
+    }
+
+    /// The engine and what turns text into its tokens.
+    pub fn into_parts(self) -> (Engine, Arc<TextModel>) {
+        (self.engine, self.text)
+    }
+
+    /// What the model's makers recommend.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.text.generation
+    }
+
+    /// Prompt tokens of a conversation, ready for the assistant's turn.
+    ///
+    /// # Errors
+    /// The model has no chat template, or the template refuses the conversation.
+    pub fn chat_prompt(&self, messages: &[serde_json::Value]) -> Result<Vec<u32>> {
+        self.text.chat_prompt(messages)
+    }
+
+    /// Prompt tokens of plain text, with the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn text_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.text.text_prompt(text)
+    }
+
+    /// Continues one prompt or many, all at once, and returns their answers in the prompts' order.
+    ///
+    /// # Errors
+    /// A prompt or the parameters can never run; or the engine has failed.
+    pub fn generate(&mut self, prompts: impl Prompts, params: SamplingParams) -> Result<Vec<Completion>> {
+        let prompts = prompts.into_prompts().into_iter().map(|prompt| self.text.encode(prompt));
+        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        self.stream(&prompts, &params, None, |_, _| ControlFlow::Continue(()))
+    }
+
+    /// Answers a conversation of [`message`](crate::message)s.
+    ///
+    /// # Errors
+    /// As [`Llm::generate`]; or the model does not chat.
+    pub fn chat(&mut self, messages: &[serde_json::Value], params: SamplingParams) -> Result<Completion> {
+        let prompt = self.chat_prompt(messages)?;
+        let mut completions = self.generate(Prompt::Tokens(prompt), params)?;
+        completions.pop().ok_or_else(|| Error::Request { problem: "there is no answer to no prompt".into() })
+    }
+
+    /// As [`Llm::generate`], for tokens. `on_delta(i, delta)` sees prompt i's answers as they grow and may end them all by
+    /// breaking; so does `cancel`, looked at before every step, a long prompt's too.
+    ///
+    /// # Errors
+    /// As [`Llm::generate`].
+    pub fn stream(
+        &mut self,
+        prompts: &[Vec<u32>],
+        params: &SamplingParams,
+        cancel: Option<&AtomicBool>,
+        mut on_delta: impl FnMut(usize, &Delta) -> ControlFlow<()>,
+    ) -> Result<Vec<Completion>> {
+        let (engine, text) = (&mut self.engine, &self.text);
+        let mut growths = Vec::with_capacity(prompts.len());
+        let mut places: HashMap<RequestId, usize> = HashMap::with_capacity(prompts.len());
+        for prompt in prompts {
+            let growth = params
+                .request(prompt.clone(), &text.generation.eos_token_ids)
+                .and_then(|request| engine.admission().check(&request).map(|()| request))
+                .and_then(|request| Ok((Growth::new(&text.tokenizer, prompt, params)?, engine.add(request)?)));
+            match growth {
+                Ok((growth, id)) => {
+                    places.insert(id, growths.len());
+                    growths.push(growth);
+                }
+                Err(error) => {
+                    places.into_keys().for_each(|id| engine.cancel(id));
+                    return Err(error);
+                }
+            }
+        }
+        while engine.has_work() {
+            if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                places.into_keys().for_each(|id| engine.cancel(id));
+                break;
+            }
+            let (steps, now) = (engine.step()?, Instant::now());
+            for progress in steps {
+                let (id, ended) = (progress.id, progress.finished.is_some());
+                let Some(&at) = places.get(&id) else { continue };
+                let Some(delta) = growths[at].push(progress, now) else { continue };
+                if on_delta(at, &delta).is_break() {
+                    engine.cancel(id);
+                    places.remove(&id);
+                } else if growths[at].is_over() {
+                    engine.cancel(id);
+                } else if delta.finish_reason.is_some() && !ended {
+                    engine.cancel_answer(id, delta.index);
+                }
+            }
+        }
+        Ok(growths.into_iter().map(Growth::finish).collect())
+    }
+}
