@@ -1,6 +1,7 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 pub(crate) mod cases;
 mod gemv;
+mod gemv_norm;
 mod mma;
 mod narrow;
 mod reference;
@@ -9,6 +10,7 @@ mod stream;
 mod tuned;
 mod wgmma;
 
+pub use gemv_norm::NormGemm;
 pub use tuned::Choice;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
@@ -245,7 +247,16 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), narrow::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![
+        picked(),
+        gemv::kernel(),
+        gemv_norm::kernel(),
+        narrow::kernel(),
+        stream::kernel(),
+        skinny::kernel(),
+        mma::kernel(),
+        wgmma::kernel(),
+    ]
 }
 
 /// The cases through whatever kernel is picked.

@@ -1,0 +1,422 @@
+//! Decoder layers of Llama-3.1-8B, kernel by kernel, each fusion a choice.
+use crate::bench::peers::calibrate::{normal, random};
+use crate::bench::peers::gemm::part;
+use anyhow::Result;
+use kernels_host::act::{Epilogue, SiluMul};
+use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
+use kernels_host::case::Rng;
+use kernels_host::gemm::{Activation, Gemm, NormGemm};
+use kernels_host::kv::{PAGE, page_elems};
+use kernels_host::norm::RmsNorm;
+use kernels_host::rope::RopeKv;
+use kernels_host::{Buffer, DType, Error, Stream, View, ViewMut};
+use std::cell::{Cell, RefCell};
+
+/// Layers, with weights and caches of their own: 2.8 GB, so that none of it is found in the L2 cache.
+pub const LAYERS: usize = 4;
+/// Tokens of every sequence in the cache, the step's own included.
+pub const CONTEXT: usize = 2048;
+/// Most sequences.
+const BATCH: usize = 32;
+
+const HEADS: usize = 32;
+const KV_HEADS: usize = 8;
+const HEAD_DIM: usize = 128;
+const HIDDEN: usize = 4096;
+const KV: usize = KV_HEADS * HEAD_DIM;
+const QKV: usize = HIDDEN + 2 * KV;
+const INNER: usize = 14336;
+/// 1/√head_dim.
+const SCALE: f32 = 0.088_388_35;
+const EPS: f32 = 1e-5;
+
+/// Which fusions are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The norm with the product behind it, where there is such a kernel.
+    pub norm: bool,
+    /// q, k and v as one product.
+    pub qkv: bool,
+    /// RoPE of q and k with the write into the cache.
+    pub rope: bool,
+    /// The residual's add in the products' epilogues.
+    pub residual: bool,
+    /// Gate, up and their activation.
+    pub mlp: Mlp,
+    /// Programmatic launch.
+    pub overlap: bool,
+}
+
+/// How gate, up and SwiGLU are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mlp {
+    /// One kernel.
+    Fused,
+    /// One product, then the activation.
+    Apart,
+    /// Two products, then the activation.
+    TwoProducts,
+}
+
+impl Plan {
+    /// As the engine does it.
+    pub const FUSED: Plan = Plan { norm: true, qkv: true, rope: true, residual: true, mlp: Mlp::Fused, overlap: true };
+    /// Every operation a kernel.
+    pub const APART: Plan =
+        Plan { norm: false, qkv: false, rope: false, residual: false, mlp: Mlp::TwoProducts, overlap: false };
+}
+
+/// What the kernels of a layer are asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Launches.
+    pub kernels: u64,
+    /// Bytes that they read and write, each kernel's inputs and outputs once.
+    pub bytes: u64,
+    /// Operations of the products and of attention.
+    pub flops: u64,
+}
+
+/// Weights, caches and activations.
+pub struct Layers {
+    qkv: Buffer,
+    o: Buffer,
+    up: Buffer,
+    down: Buffer,
+    gain: Buffer,
+    frequencies: Buffer,
+    k: RefCell<Buffer>,
+    v: RefCell<Buffer>,
+    work: RefCell<Activations>,
+    step: Step,
+    /// What was launched since it was last zero.
+    done: Cell<Work>,
+}
+
+/// What flows through a layer, for [`CONTEXT`] tokens.
+struct Activations {
+    hidden: Buffer,
+    normed: Buffer,
+    qkv: Buffer,
+    attended: Buffer,
+    branch: Buffer,
+    /// The gate's product, or both.
+    gate: Buffer,
+    up: Buffer,
+    inner: Buffer,
+    workspace: Buffer,
+}
+
+/// Sequences of [`CONTEXT`] tokens, the last `queries` of each being the step's; their pages scattered.
+struct Step {
+    sequences: usize,
+    queries: usize,
+    positions: Buffer,
+    slots: Buffer,
+    nowhere: Buffer,
+    tables: Buffer,
+    lens: Buffer,
+    starts: Buffer,
+}
+
+impl Step {
+    fn new(stream: &Stream, sequences: usize, queries: usize) -> Result<Self, Error> {
+        let width = CONTEXT / PAGE;
+        let mut pages: Vec<u32> = (0..(sequences * width) as u32).collect();
+        let mut rng = Rng::new(51);
+        for i in (1..pages.len()).rev() {
+            pages.swap(i, rng.below(i + 1));
+        }
+        let positions: Vec<u32> = (0..sequences).flat_map(|_| (CONTEXT - queries..CONTEXT).map(|p| p as u32)).collect();
+        let slot = |(i, &p): (usize, &u32)| {
+            let p = p as usize;
+            pages[i / queries * width + p / PAGE] * PAGE as u32 + (p % PAGE) as u32
+        };
+        let slots: Vec<u32> = positions.iter().enumerate().map(slot).collect();
+        let starts: Vec<u32> = (0..=sequences).map(|sequence| (sequence * queries) as u32).collect();
+        let words = |values: &[u32]| -> Result<Buffer, Error> {
+            let mut buffer = Buffer::new(stream.device(), DType::U32, values.len())?;
+            stream.upload(values, buffer.view_mut())?;
+            Ok(buffer)
+        };
+        Ok(Step {
+            sequences,
+            queries,
+            positions: words(&positions)?,
+            slots: words(&slots)?,
+            nowhere: words(&vec![u32::MAX; slots.len()])?,
+            tables: words(&pages)?,
+            lens: words(&vec![CONTEXT as u32; sequences])?,
+            starts: words(&starts)?,
+        })
+    }
+
+    fn tokens(&self) -> usize {
+        self.sequences * self.queries
+    }
+}
+
+impl Layers {
+    /// Random ones.
+    pub fn new(stream: &Stream) -> Result<Self> {
+        let cache = LAYERS * BATCH * CONTEXT / PAGE * page_elems(KV_HEADS, HEAD_DIM);
+        let empty = |cols: usize| Buffer::new(stream.device(), DType::Bf16, CONTEXT * cols);
+        let workspace = DecodeAttention::workspace_len(stream.device(), HEAD_DIM);
+        let mut workspace = Buffer::new(stream.device(), DType::F32, workspace)?;
+        stream.fill(workspace.view_mut(), 0)?;
+        let angles: Vec<f32> = (0..HEAD_DIM / 2).map(|i| 5e5f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect();
+        let mut frequencies = Buffer::new(stream.device(), DType::F32, angles.len())?;
+        stream.upload(&angles, frequencies.view_mut())?;
+        Ok(Layers {
+            qkv: random(stream, LAYERS * QKV * HIDDEN, 61)?,
+            o: random(stream, LAYERS * HIDDEN * HIDDEN, 62)?,
+            up: random(stream, LAYERS * 2 * INNER * HIDDEN, 63)?,
+            down: random(stream, LAYERS * HIDDEN * INNER, 64)?,
+            gain: normal(stream, HIDDEN, 65, 1.0)?,
+            frequencies,
+            k: RefCell::new(normal(stream, cache, 66, 1.0)?),
+            v: RefCell::new(normal(stream, cache, 67, 1.0)?),
+            work: RefCell::new(Activations {
+                hidden: normal(stream, CONTEXT * HIDDEN, 68, 1.0)?,
+                normed: empty(HIDDEN)?,
+                qkv: empty(QKV)?,
+                attended: empty(HIDDEN)?,
+                branch: empty(HIDDEN)?,
+                gate: empty(2 * INNER)?,
+                up: empty(INNER)?,
+                inner: empty(INNER)?,
+                workspace,
+            }),
+            step: Step::new(stream, 1, 1)?,
+            done: Cell::default(),
+        })
+    }
+
+    /// Sets the step: sequences, and queries of each.
+    pub fn prepare(&mut self, stream: &Stream, sequences: usize, queries: usize) -> Result<()> {
+        self.step = Step::new(stream, sequences, queries)?;
+        Ok(())
+    }
+
+    /// Runs a layer, and says what its kernels did.
+    pub fn kernels(&self, stream: &Stream, plan: &Plan) -> Result<Work> {
+        self.done.set(Work::default());
+        self.launch(stream, plan, 0)?;
+        Ok(self.done.get())
+    }
+
+    /// Queues layer `layer`.
+    pub fn launch(&self, stream: &Stream, plan: &Plan, layer: usize) -> Result<(), Error> {
+        let mut work = self.work.borrow_mut();
+        self.project(stream, plan, layer, &mut work)?;
+        self.rotate(stream, plan, layer, &mut work)?;
+        self.attend(stream, layer, &mut work)?;
+        let Activations { hidden, attended, branch, .. } = &mut *work;
+        self.add_product(stream, plan, attended, part(&self.o, layer, HIDDEN, HIDDEN), branch, hidden)?;
+        self.gate_up(stream, plan, layer, &mut work)?;
+        let Activations { hidden, inner, branch, .. } = &mut *work;
+        self.add_product(stream, plan, inner, part(&self.down, layer, HIDDEN, INNER), branch, hidden)
+    }
+
+    /// Notes a kernel that reads and writes `elements` of two bytes and does `flops`.
+    fn note(&self, elements: usize, flops: usize) {
+        let done = self.done.get();
+        let (bytes, flops) = (done.bytes + 2 * elements as u64, done.flops + flops as u64);
+        self.done.set(Work { kernels: done.kernels + 1, bytes, flops });
+    }
+
+    fn product(&self, stream: &Stream, gemm: Gemm<'_>) -> Result<(), Error> {
+        let (m, n, k) = (gemm.a.rows(), gemm.w.rows(), gemm.a.cols());
+        let out = gemm.out.cols() * if gemm.accumulate { 2 } else { 1 };
+        self.note(m * k + n * k + m * out, 2 * m * n * k);
+        gemm.launch(stream)
+    }
+
+    fn norm(&self, stream: &Stream, hidden: &Buffer, normed: &mut Buffer) -> Result<(), Error> {
+        let tokens = self.step.tokens();
+        self.note((2 * tokens + 1) * HIDDEN, 0);
+        let (x, out) = (hidden.matrix(tokens, HIDDEN), normed.matrix_mut(tokens, HIDDEN));
+        RmsNorm { x, weight: self.gain.view(), eps: EPS, out }.launch(stream)
+    }
+
+    /// `out = activation(norm(hidden) · wᵀ)`; where the norm is a kernel of its own, it runs only before the `first` of
+    /// the products of its output.
+    fn norm_product(
+        &self,
+        stream: &Stream,
+        plan: &Plan,
+        input: Input<'_>,
+        w: View<'_>,
+        to: To<'_>,
+    ) -> Result<(), Error> {
+        let tokens = self.step.tokens();
+        let Input { hidden, normed, first } = input;
+        let (a, To { activation, out }) = (hidden.matrix(tokens, HIDDEN), to);
+        let gemm = Gemm { a, w, bias: None, activation, accumulate: false, out };
+        if plan.norm && NormGemm::is_one_kernel(&gemm, stream) {
+            self.note((tokens + 1 + w.rows()) * HIDDEN + tokens * gemm.out.cols(), 2 * tokens * w.rows() * HIDDEN);
+            let (weight, normed) = (self.gain.view(), normed.matrix_mut(tokens, HIDDEN));
+            return NormGemm { gemm, weight, eps: EPS, normed }.launch(stream);
+        }
+        if first {
+            self.norm(stream, hidden, normed)?;
+        }
+        self.product(stream, Gemm { a: normed.matrix(tokens, HIDDEN), ..gemm })
+    }
+
+    fn project(&self, stream: &Stream, plan: &Plan, layer: usize, work: &mut Activations) -> Result<(), Error> {
+        let tokens = self.step.tokens();
+        let w = part(&self.qkv, layer, QKV, HIDDEN);
+        let all = [(0, QKV)];
+        let apart = [(0, HIDDEN), (HIDDEN, KV), (HIDDEN + KV, KV)];
+        let Activations { hidden, normed, qkv, .. } = work;
+        for &(start, rows) in if plan.qkv { &all[..] } else { &apart } {
+            let out = qkv.matrix_mut(tokens, QKV).columns(start, rows);
+            let input = Input { hidden, normed, first: start == 0 };
+            let to = To { activation: Activation::None, out };
+            self.norm_product(stream, plan, input, w.row_range(start, rows), to)?;
+        }
+        Ok(())
+    }
+
+    /// RoPE of q and k and the write into the cache. Apart: RoPE in place of 40 heads of q and k, then the copy to the
+    /// cache, which is the kernel with no dimension to rotate.
+    fn rotate(&self, stream: &Stream, plan: &Plan, layer: usize, work: &mut Activations) -> Result<(), Error> {
+        let Step { positions, slots, nowhere, .. } = &self.step;
+        let tokens = self.step.tokens();
+        let (mut k, mut v) = (self.k.borrow_mut(), self.v.borrow_mut());
+        let len = k.len() / LAYERS;
+        let mut rope = |qkv: ViewMut<'_>, slots: &Buffer, frequencies: View<'_>, heads: usize, kv_heads: usize| {
+            RopeKv {
+                qkv,
+                q_norm: None,
+                k_norm: None,
+                norm_eps: EPS,
+                positions: positions.view(),
+                slots: slots.view(),
+                frequencies,
+                attention_scale: 1.0,
+                interleaved: false,
+                heads,
+                kv_heads,
+                head_dim: HEAD_DIM,
+                k_cache: k.view_mut().columns(layer * len, len),
+                v_cache: v.view_mut().columns(layer * len, len),
+            }
+            .launch(stream)
+        };
+        let qkv = &mut work.qkv;
+        let frequencies = self.frequencies.view();
+        if plan.rope {
+            self.note(2 * tokens * QKV, 0);
+            return rope(qkv.matrix_mut(tokens, QKV), slots, frequencies, HEADS, KV_HEADS);
+        }
+        self.note(2 * tokens * (HIDDEN + KV), 0);
+        // One KV head more must be named, and goes nowhere.
+        let rotated = HEADS + KV_HEADS;
+        rope(qkv.matrix_mut(tokens, QKV).columns(0, (rotated + 2) * HEAD_DIM), nowhere, frequencies, rotated, 1)?;
+        self.note(4 * tokens * KV, 0);
+        // And one head of q, which stays as it is.
+        let written = qkv.matrix_mut(tokens, QKV).columns(HIDDEN - HEAD_DIM, HEAD_DIM + 2 * KV);
+        rope(written, slots, frequencies.columns(0, 0), 1, KV_HEADS)
+    }
+
+    fn attend(&self, stream: &Stream, layer: usize, work: &mut Activations) -> Result<(), Error> {
+        let &Step { sequences, queries, .. } = &self.step;
+        let tokens = self.step.tokens();
+        let (k, v) = (self.k.borrow(), self.v.borrow());
+        let len = k.len() / LAYERS;
+        let Activations { qkv, attended, workspace, .. } = work;
+        let q = qkv.matrix(tokens, QKV).columns(0, HIDDEN);
+        let kv = PagedKv {
+            k: k.view().columns(layer * len, len),
+            v: v.view().columns(layer * len, len),
+            block_tables: self.step.tables.matrix(sequences, CONTEXT / PAGE),
+            kv_lens: self.step.lens.view(),
+        };
+        let pairs = if queries > 1 { CONTEXT * (CONTEXT + 1) / 2 } else { CONTEXT };
+        self.note(2 * tokens * HIDDEN + 2 * sequences * CONTEXT * KV, 4 * sequences * pairs * HIDDEN);
+        let (heads, kv_heads, head_dim, scale, window, softcap) = (HEADS, KV_HEADS, HEAD_DIM, SCALE, None, None);
+        let out = attended.matrix_mut(tokens, HIDDEN);
+        if queries == 1 {
+            let (query_starts, max_query, max_kv, workspace) = (None, 1, CONTEXT, workspace.view_mut());
+            #[rustfmt::skip]
+            let attention = DecodeAttention {
+                q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query, max_kv, workspace, out,
+            };
+            attention.launch(stream)
+        } else {
+            let (query_starts, max_query) = (self.step.starts.view(), queries);
+            #[rustfmt::skip]
+            let attention = PrefillAttention {
+                q, kv, query_starts, heads, kv_heads, head_dim, scale, window, softcap, max_query, out,
+            };
+            attention.launch(stream)
+        }
+    }
+
+    /// `hidden += a · wᵀ`.
+    fn add_product(
+        &self,
+        stream: &Stream,
+        plan: &Plan,
+        a: &Buffer,
+        w: View<'_>,
+        branch: &mut Buffer,
+        hidden: &mut Buffer,
+    ) -> Result<(), Error> {
+        let tokens = self.step.tokens();
+        let a = a.matrix(tokens, w.cols());
+        let (bias, activation, sum) = (None, Activation::None, hidden.matrix_mut(tokens, HIDDEN));
+        if plan.residual {
+            return self.product(stream, Gemm { a, w, bias, activation, accumulate: true, out: sum });
+        }
+        let out = branch.matrix_mut(tokens, HIDDEN);
+        self.product(stream, Gemm { a, w, bias, activation, accumulate: false, out })?;
+        self.note(3 * tokens * HIDDEN, 0);
+        Epilogue { x: branch.matrix(tokens, HIDDEN), bias, activation, accumulate: true, out: sum }.launch(stream)
+    }
+
+    fn gate_up(&self, stream: &Stream, plan: &Plan, layer: usize, work: &mut Activations) -> Result<(), Error> {
+        let tokens = self.step.tokens();
+        let w = part(&self.up, layer, 2 * INNER, HIDDEN);
+        let Activations { hidden, normed, gate, up, inner, .. } = work;
+        let out = inner.matrix_mut(tokens, INNER);
+        match plan.mlp {
+            Mlp::Fused => {
+                let input = Input { hidden, normed, first: true };
+                self.norm_product(stream, plan, input, w, To { activation: Activation::SwiGlu, out })
+            }
+            Mlp::Apart => {
+                let input = Input { hidden, normed, first: true };
+                let to = To { activation: Activation::None, out: gate.matrix_mut(tokens, 2 * INNER) };
+                self.norm_product(stream, plan, input, w, to)?;
+                self.note(3 * tokens * INNER, 0);
+                let x = gate.matrix(tokens, 2 * INNER);
+                Epilogue { x, bias: None, activation: Activation::SwiGlu, accumulate: false, out }.launch(stream)
+            }
+            Mlp::TwoProducts => {
+                for (half, buffer) in [&mut *gate, &mut *up].into_iter().enumerate() {
+                    let input = Input { hidden, normed, first: half == 0 };
+                    let to = To { activation: Activation::None, out: buffer.matrix_mut(tokens, INNER) };
+                    self.norm_product(stream, plan, input, w.row_range(half * INNER, INNER), to)?;
+                }
+                self.note(3 * tokens * INNER, 0);
+                SiluMul { gate: gate.matrix(tokens, INNER), up: up.matrix(tokens, INNER), out }.launch(stream)
+            }
+        }
+    }
+}
+
+/// A norm's input and output, and whether it has to be computed.
+struct Input<'a> {
+    hidden: &'a Buffer,
+    normed: &'a mut Buffer,
+    first: bool,
+}
+
+/// Where a product goes.
+struct To<'a> {
+    activation: Activation,
+    out: ViewMut<'a>,
+}
