@@ -134,7 +134,8 @@ fn layer_fusions(peers: &Value) -> String {
     }
     let mut text = String::from(
         "\n## A decoder layer, each fusion on and off\n\n\
-         Llama-3.1-8B, context 2048: the layer as the engine runs it against the same with the one fusion switched off. \
+         Llama-3.1-8B, context 2048: a layer with the fusion against the same without; all others are on, but for the \
+         kernel from norm to KV write where its parts are compared. \
          Megabytes are what the kernels read and write, each its inputs and outputs once; of what lies between two \
          kernels the L2 cache keeps most at decode.\n\n\
          | step: fusion | kernels, fused | apart | µs, fused | apart | MB, fused | apart | times as fast |\n\

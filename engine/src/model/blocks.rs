@@ -8,7 +8,7 @@ use crate::kv::LayerCache;
 use crate::scheduler::Limits;
 use crate::weights::TensorKind;
 use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
-use kernels_host::gemm::{Activation, Gemm, NormGemm};
+use kernels_host::gemm::{Activation, Gemm, NormGemm, NormQkv};
 use kernels_host::norm::{LayerNorm, RmsNorm, SandwichNorm};
 use kernels_host::rope::RopeKv;
 use kernels_host::{Buffer, DType, Stream, View, ViewMut};
@@ -226,10 +226,8 @@ impl Attention {
         let tokens = step.num_tokens();
         let (hidden, q_size) = (self.qkv.k, self.heads * self.head_dim);
         let qkv_size = q_size + 2 * self.kv_heads * self.head_dim;
-        let input = (work.hidden.matrix(tokens, hidden), work.normed.matrix_mut(tokens, hidden));
-        let out = work.qkv.matrix_mut(tokens, qkv_size);
-        self.qkv.forward_normed(stream, norm, input, Activation::None, out)?;
-        RopeKv {
+        let (a, normed) = (work.hidden.matrix(tokens, hidden), work.normed.matrix_mut(tokens, hidden));
+        let mut rope = RopeKv {
             qkv: work.qkv.matrix_mut(tokens, qkv_size),
             q_norm: self.q_norm.as_ref().map(Buffer::view),
             k_norm: self.k_norm.as_ref().map(Buffer::view),
@@ -244,8 +242,14 @@ impl Attention {
             head_dim: self.head_dim,
             k_cache: cache.k.view_mut(),
             v_cache: cache.v.view_mut(),
+        };
+        if let Some(Norm { weight, bias: None, eps }) = norm {
+            let (w, bias) = (self.qkv.weight.matrix(self.qkv.n, hidden), self.qkv.bias.as_ref().map(Buffer::view));
+            NormQkv { a, weight: weight.view(), eps: *eps, w, bias, normed, rope }.launch(stream)?;
+        } else {
+            self.qkv.forward_normed(stream, norm, (a, normed), Activation::None, rope.qkv.reborrow())?;
+            rope.launch(stream)?;
         }
-        .launch(stream)?;
         self.attend(stream, step, cache, work)?;
         let out = if self.post_norm { &mut work.branch } else { &mut work.hidden }.matrix_mut(tokens, hidden);
         self.o.forward(stream, work.attended.matrix(tokens, q_size), Activation::None, !self.post_norm, out)

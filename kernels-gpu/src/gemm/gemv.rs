@@ -117,7 +117,7 @@ unsafe fn gemv<E: Elem, const KIND: u32, const M: usize>(
 pub(super) struct Rows {
     /// The first.
     pub row: u32,
-    at: [*const u32; 2],
+    from: [*const u32; 2],
     valid: [bool; 2],
     chunks: u32,
 }
@@ -126,19 +126,30 @@ impl Rows {
     /// Those of this warp among the 8 of `group`, of [n, 8 · chunks] at `w`.
     #[inline(always)]
     pub unsafe fn new<const KIND: u32>(group: u32, w: *const u16, n: u32, chunks: u32, w_stride: u32) -> Self {
-        let pair = group * WARPS + warp_id();
-        // The first row and the distance to the second.
+        let pair = Self::pair(group);
         let (row, apart) = if KIND == GATED { (pair / 8 * 16 + pair % 8, 8) } else { (pair * 2, 1) };
+        Rows::at(row, apart, w, n, chunks, w_stride)
+    }
+
+    /// Which of all pairs of rows is this warp's in `group`.
+    #[inline(always)]
+    pub fn pair(group: u32) -> u32 {
+        group * WARPS + warp_id()
+    }
+
+    /// Row `row` and the one `apart` further.
+    #[inline(always)]
+    pub unsafe fn at(row: u32, apart: u32, w: *const u16, n: u32, chunks: u32, w_stride: u32) -> Self {
         // Addresses of rows outside are not read from, but have to be ones.
         let clamp = |row: u32| w.add((if row < n { row } else { 0 }) as usize * w_stride as usize).cast::<u32>();
-        Rows { row, at: [clamp(row), clamp(row + apart)], valid: [row < n, row + apart < n], chunks }
+        Rows { row, from: [clamp(row), clamp(row + apart)], valid: [row < n, row + apart < n], chunks }
     }
 
     /// Eight elements of the first or the second; zeros outside.
     #[inline(always)]
     pub unsafe fn load(&self, second: usize, chunk: u32) -> [u32; 4] {
         let inside = self.valid[second] && chunk < self.chunks;
-        load_v4_streaming_if(inside, self.at[second].add(chunk as usize * 4))
+        load_v4_streaming_if(inside, self.from[second].add(chunk as usize * 4))
     }
 }
 
@@ -161,21 +172,27 @@ pub(super) unsafe fn multiply<E: Elem, const M: usize>(
     }
 }
 
-/// Adds up the lanes' sums and stores them: every lane gets all of them, lane i stores row i of out.
+/// Adds up the lanes' sums: every lane gets all of them, lane i returns those of row i of out.
+#[inline(always)]
+pub(super) fn own_sums<const M: usize>(sums: &[[f32; 2]; M]) -> [f32; 2] {
+    let mut mine = [0.0; 2];
+    for row in 0..M {
+        let sum = [warp_sum(sums[row][0]), warp_sum(sums[row][1])];
+        if lane_id() == row as u32 {
+            mine = sum;
+        }
+    }
+    mine
+}
+
+/// Adds up the lanes' sums for weight row `row` and its second, and stores them.
 #[inline(always)]
 pub(super) unsafe fn store<E: Elem, const KIND: u32, const M: usize>(
     epilogue: &Epilogue,
     row: u32,
     sums: &[[f32; 2]; M],
 ) {
-    let lane = lane_id();
-    let mut mine = [0.0; 2];
-    for row in 0..M {
-        let sum = [warp_sum(sums[row][0]), warp_sum(sums[row][1])];
-        if lane == row as u32 {
-            mine = sum;
-        }
-    }
+    let (mine, lane) = (own_sums(sums), lane_id());
     if lane < M as u32 {
         if KIND == GATED {
             epilogue.store_gated_one::<E>(lane, row, mine[0], mine[1]);

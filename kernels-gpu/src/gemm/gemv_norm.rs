@@ -77,45 +77,75 @@ unsafe fn gemv_norm<E: Elem, const KIND: u32, const M: usize>(
     accumulate: u32,
     eps: f32,
 ) {
-    const BATCH: u32 = DEPTH * LANES;
-    let (chunks, padded, lane) = (k / 8, padded_chunks(k), lane_id());
-    let weights = |group: u32| Rows::new::<KIND>(group, w, n, chunks, w_stride);
-    let mut group = block_idx_x();
-    let mut rows = weights(group);
-
-    let mut ring = [[[0u32; 4]; 2]; DEPTH as usize];
-    for i in 0..DEPTH {
-        for r in 0..2 {
-            ring[i as usize][r] = rows.load(r, i * LANES + lane);
-        }
-    }
-    let staging = Staging { m, k, chunks, padded };
-    // Nothing in the stream writes the norm's weights.
-    staging.copy(staging.gain_at(M as u32), norm_weight, true);
-    grid_dependency_launch();
-    grid_dependency_wait();
-    staging.normalise::<E, M>(a, a_stride, eps);
-
     let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
-    let mine = shared::base() + lane * 16;
-    while rows.row < n {
-        group += grid_dim_x();
-        let next = weights(group);
-        let mut sums = [[0.0f32; 2]; M];
-        let mut first = 0;
-        while first < padded {
-            let ahead = first + BATCH;
-            let (from, at) = if ahead < padded { (rows, ahead) } else { (next, 0) };
-            for i in 0..DEPTH {
-                multiply::<E, M>(&mut sums, ring[i as usize], mine + (first + i * LANES) * 16, padded);
-                for r in 0..2 {
-                    ring[i as usize][r] = from.load(r, at + i * LANES + lane);
-                }
+    Input { a, norm_weight, m, k, a_stride, eps }.multiply::<E, M, ()>(
+        |group| Rows::new::<KIND>(group, w, n, k / 8, w_stride),
+        n,
+        |_| (),
+        |row, (), sums| store::<E, KIND, M>(&epilogue, row, sums),
+    );
+}
+
+/// What is normalised; made from a kernel's parameters.
+pub(super) struct Input {
+    pub a: *const u16,
+    pub norm_weight: *const u16,
+    pub m: u32,
+    pub k: u32,
+    pub a_stride: u32,
+    pub eps: f32,
+}
+
+impl Input {
+    /// Multiplies the normalised rows with all groups of this block: `weights(group)` are this warp's two, below `n`.
+    /// Before a group's loop comes `prepare(row)`, what it returns goes to `finish` with the lanes' sums.
+    #[inline(always)]
+    pub unsafe fn multiply<E: Elem, const M: usize, T: Copy>(
+        &self,
+        weights: impl Fn(u32) -> Rows,
+        n: u32,
+        prepare: impl Fn(u32) -> T,
+        finish: impl Fn(u32, T, &[[f32; 2]; M]),
+    ) {
+        const BATCH: u32 = DEPTH * LANES;
+        let (padded, lane) = (padded_chunks(self.k), lane_id());
+        let mut group = block_idx_x();
+        let mut rows = weights(group);
+
+        let mut ring = [[[0u32; 4]; 2]; DEPTH as usize];
+        for i in 0..DEPTH {
+            for r in 0..2 {
+                ring[i as usize][r] = rows.load(r, i * LANES + lane);
             }
-            first = ahead;
         }
-        store::<E, KIND, M>(&epilogue, rows.row, &sums);
-        rows = next;
+        let staging = Staging { m: self.m, k: self.k, chunks: self.k / 8, padded };
+        // Nothing in the stream writes the norm's weights.
+        staging.copy(staging.row_at(M as u32), self.norm_weight, true);
+        grid_dependency_launch();
+        grid_dependency_wait();
+        staging.normalise::<E, M>(self.a, self.a_stride, self.eps);
+
+        let mine = shared::base() + lane * 16;
+        while rows.row < n {
+            group += grid_dim_x();
+            let next = weights(group);
+            let prepared = prepare(rows.row);
+            let mut sums = [[0.0f32; 2]; M];
+            let mut first = 0;
+            while first < padded {
+                let ahead = first + BATCH;
+                let (from, at) = if ahead < padded { (rows, ahead) } else { (next, 0) };
+                for i in 0..DEPTH {
+                    multiply::<E, M>(&mut sums, ring[i as usize], mine + (first + i * LANES) * 16, padded);
+                    for r in 0..2 {
+                        ring[i as usize][r] = from.load(r, at + i * LANES + lane);
+                    }
+                }
+                first = ahead;
+            }
+            finish(rows.row, prepared, &sums);
+            rows = next;
+        }
     }
 }
 
@@ -138,11 +168,6 @@ impl Staging {
     #[inline(always)]
     fn row_at(&self, row: u32) -> u32 {
         shared::base() + row * self.padded * 16
-    }
-    /// Where the norm's weights lie behind `rows` rows.
-    #[inline(always)]
-    fn gain_at(&self, rows: u32) -> u32 {
-        self.row_at(rows)
     }
 
     /// Starts to copy this thread's chunks of a row from `from` to `to`; zeros where there are none.
@@ -177,7 +202,7 @@ impl Staging {
         }
         // A thread reads here only what it copied itself: no barrier.
         async_copy::wait::<0>();
-        let sums = self.gain_at(M as u32 + 1);
+        let sums = self.row_at(M as u32 + 1);
         for row in 0..M as u32 {
             self.sum_squares::<E>(self.row_at(row), sums + row * LANES * 4);
         }
@@ -186,7 +211,7 @@ impl Staging {
             let at = sums + (row * LANES + lane_id()) * 4;
             let share = if lane_id() < self.threads() / LANES { shared::load_f32(at) } else { 0.0 };
             let scale = rsqrt(warp_sum(share) / self.k as f32 + eps);
-            self.scale::<E>(self.row_at(row), self.gain_at(M as u32), scale);
+            self.scale::<E>(self.row_at(row), self.row_at(M as u32), scale);
         }
         sync_threads();
     }

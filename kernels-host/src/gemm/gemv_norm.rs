@@ -39,7 +39,7 @@ impl NormGemm<'_> {
             && device.target().is_some_and(|target| pick(gemm, &shape, target, device) == Some(Path::Gemv))
     }
 
-    fn launch_apart(mut self, stream: &Stream, path: Option<Path>) -> Result<(), Error> {
+    pub(super) fn launch_apart(mut self, stream: &Stream, path: Option<Path>) -> Result<(), Error> {
         let (x, weight, eps) = (self.gemm.a, self.weight, self.eps);
         RmsNorm { x, weight, eps, out: self.normed.reborrow() }.launch(stream)?;
         Gemm { a: self.normed.as_view(), ..self.gemm }.launch_with(stream, path)
@@ -68,14 +68,12 @@ impl NormGemm<'_> {
             accumulate: u32::from(gemm.accumulate),
             eps: self.eps,
         };
-        let groups = shape.n.div_ceil(kernels_gpu::gemm::gemv::WEIGHT_ROWS);
-        let blocks = groups.min(stream.device().multiprocessors() * gpu::BLOCKS as usize);
-        let launch = Launch::grid(blocks).shared(gpu::shared_bytes(shape.m, shape.k) as u32).dependent();
+        let launch = geometry(shape, stream);
         // SAFETY: the kernel reads and writes below m, n and k of views that were checked to have them.
         unsafe { stream.launch(entries[entry_index(gemm)], launch, &args) }
     }
 
-    fn check(&self) -> Result<Shape, Error> {
+    pub(super) fn check(&self) -> Result<Shape, Error> {
         let shape = self.gemm.check()?;
         let mut check = Check::new("norm_gemm");
         check.half("a", &self.gemm.a, ["m", "k"])?;
@@ -84,6 +82,13 @@ impl NormGemm<'_> {
         check.require(shape.k <= MAX_WIDTH as usize, || format!("k = {} must be at most {MAX_WIDTH}", shape.k))?;
         Ok(shape)
     }
+}
+
+/// Blocks for all multiprocessors, no more than there are groups of weight rows.
+pub(super) fn geometry(shape: &Shape, stream: &Stream) -> Launch {
+    let groups = shape.n.div_ceil(kernels_gpu::gemm::gemv::WEIGHT_ROWS);
+    let blocks = groups.min(stream.device().multiprocessors() * gpu::BLOCKS as usize);
+    Launch::grid(blocks).shared(gpu::shared_bytes(shape.m, shape.k) as u32).dependent()
 }
 
 /// Whether the kernel can do it: a's rows and the norm's weights must fit in shared memory.

@@ -2,6 +2,7 @@
 pub(crate) mod cases;
 mod gemv;
 mod gemv_norm;
+mod gemv_qkv;
 mod mma;
 mod narrow;
 mod reference;
@@ -11,6 +12,7 @@ mod tuned;
 mod wgmma;
 
 pub use gemv_norm::NormGemm;
+pub use gemv_qkv::NormQkv;
 pub use tuned::Choice;
 
 use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
@@ -251,6 +253,7 @@ pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
         picked(),
         gemv::kernel(),
         gemv_norm::kernel(),
+        gemv_qkv::kernel(),
         narrow::kernel(),
         stream::kernel(),
         skinny::kernel(),

@@ -13,16 +13,19 @@ use layer::{LAYERS, Layers, Mlp, Plan};
 /// A step: its sequences, and the queries of each; the context is [`layer::CONTEXT`].
 const STEPS: [(usize, usize); 3] = [(1, 1), (32, 1), (1, layer::CONTEXT)];
 
-/// What can be switched off.
-const FUSIONS: [(&str, Plan); 8] = [
-    ("norm and product", Plan { norm: false, ..Plan::FUSED }),
-    ("q, k and v as one product", Plan { qkv: false, ..Plan::FUSED }),
-    ("RoPE and KV write", Plan { rope: false, ..Plan::FUSED }),
-    ("residual in the products of attention and MLP", Plan { residual: false, ..Plan::FUSED }),
-    ("SwiGLU in the product of gate and up", Plan { mlp: Mlp::Apart, ..Plan::FUSED }),
-    ("gate and up as one product, with SwiGLU", Plan { mlp: Mlp::TwoProducts, ..Plan::FUSED }),
-    ("programmatic launch", Plan { overlap: false, ..Plan::FUSED }),
-    ("all of these", Plan::APART),
+/// The norm, q, k, v, RoPE and the KV write as more than one kernel: what the fusions within are measured in.
+const HEAD: Plan = Plan { norm_qkv: false, ..Plan::FUSED };
+/// What can be switched off: a layer with it, and without.
+const FUSIONS: [(&str, Plan, Plan); 9] = [
+    ("norm, q, k, v, RoPE and KV write as one kernel", Plan::FUSED, HEAD),
+    ("norm in the products", HEAD, Plan { norm: false, ..HEAD }),
+    ("q, k and v as one product", HEAD, Plan { qkv: false, ..HEAD }),
+    ("RoPE with KV write", HEAD, Plan { rope: false, ..HEAD }),
+    ("residual in the products of attention and MLP", Plan::FUSED, Plan { residual: false, ..Plan::FUSED }),
+    ("SwiGLU in the product of gate and up", Plan::FUSED, Plan { mlp: Mlp::Apart, ..Plan::FUSED }),
+    ("gate and up as one product, with SwiGLU", Plan::FUSED, Plan { mlp: Mlp::TwoProducts, ..Plan::FUSED }),
+    ("programmatic launch", Plan::FUSED, Plan { overlap: false, ..Plan::FUSED }),
+    ("all of these", Plan::FUSED, Plan::APART),
 ];
 
 /// Decoding at batch 1 and 32, and a prompt of 2048 tokens.
@@ -31,43 +34,54 @@ pub fn run(bench: &mut Bench<'_>) -> Result<()> {
     let mut layers = Layers::new(&overlapped)?;
     for (sequences, queries) in STEPS {
         layers.prepare(&overlapped, sequences, queries)?;
-        let layers = &layers;
-        // What changes nothing in this step is left out: the norm is a kernel of its own but for few rows.
-        let fused = layers.kernels(&overlapped, &Plan::FUSED)?;
-        let mut plans = vec![("", Plan::FUSED, fused)];
-        for (name, plan) in FUSIONS {
-            let work = layers.kernels(&overlapped, &plan)?;
-            if work != fused || !plan.overlap {
-                plans.push((name, plan, work));
-            }
-        }
-        let replays = plans
-            .iter()
-            .map(|(_, plan, _)| {
-                let stream = if plan.overlap { &overlapped } else { &bench.stream };
-                let plan = *plan;
-                Ok(Replay::capture(stream, LAYERS, move |stream: &Stream, turn| layers.launch(stream, &plan, turn))?)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let samples = alternate(&overlapped, &replays.iter().collect::<Vec<_>>(), bench.rounds(), 2.0 * TURN_US)?;
         let step = match queries {
             1 => format!("decode, batch {sequences}"),
             _ => format!("prefill, {queries} tokens"),
         };
-        for ((name, _, work), times) in plans.iter().zip(&samples).skip(1) {
-            bench.add(Row {
-                group: Group::Fusions,
-                work: format!("{step}: {name}"),
-                ours: (&samples[0]).into(),
-                rival: Rival::Unfused { time: times.into(), kernels: [fused.kernels, work.kernels], bytes: work.bytes },
-                rival_name: "apart".into(),
-                bar: None,
-                value: None,
-                bytes: fused.bytes,
-                flops: fused.flops,
-                reads: false,
-            })?;
+        compare(bench, &layers, &overlapped, &step)?;
+    }
+    Ok(())
+}
+
+/// All fusions that change something in the step: some kernels are for few rows.
+fn compare(bench: &mut Bench<'_>, layers: &Layers, overlapped: &Stream, step: &str) -> Result<()> {
+    let mut plans: Vec<Plan> = Vec::new();
+    for plan in FUSIONS.iter().flat_map(|(_, on, off)| [on, off]) {
+        if !plans.contains(plan) {
+            plans.push(*plan);
         }
+    }
+    // Runs each once, which also loads its kernels: a capture must not.
+    let works = plans.iter().map(|plan| layers.kernels(overlapped, plan)).collect::<Result<Vec<_>>>()?;
+    let capture = |plan: &Plan| {
+        let (stream, plan) = (if plan.overlap { overlapped } else { &bench.stream }, *plan);
+        Replay::capture(stream, LAYERS, move |stream, turn| layers.launch(stream, &plan, turn))
+    };
+    let replays = plans.iter().map(capture).collect::<Result<Vec<_>, _>>()?;
+    let samples = alternate(overlapped, &replays.iter().collect::<Vec<_>>(), bench.rounds(), 2.0 * TURN_US)?;
+    let of = |plan: &Plan| plans.iter().position(|other| other == plan).unwrap_or(0);
+    for (name, on, off) in &FUSIONS {
+        let (ours, apart) = (of(on), of(off));
+        let (work, rival) = (works[ours], works[apart]);
+        if work == rival && on.overlap == off.overlap {
+            continue;
+        }
+        bench.add(Row {
+            group: Group::Fusions,
+            work: format!("{step}: {name}"),
+            ours: (&samples[ours]).into(),
+            rival: Rival::Unfused {
+                time: (&samples[apart]).into(),
+                kernels: [work.kernels, rival.kernels],
+                bytes: rival.bytes,
+            },
+            rival_name: "apart".into(),
+            bar: None,
+            value: None,
+            bytes: work.bytes,
+            flops: work.flops,
+            reads: false,
+        })?;
     }
     Ok(())
 }

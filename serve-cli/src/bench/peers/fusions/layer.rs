@@ -5,7 +5,7 @@ use anyhow::Result;
 use kernels_host::act::{Epilogue, SiluMul};
 use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
 use kernels_host::case::Rng;
-use kernels_host::gemm::{Activation, Gemm, NormGemm};
+use kernels_host::gemm::{Activation, Gemm, NormGemm, NormQkv};
 use kernels_host::kv::{PAGE, page_elems};
 use kernels_host::norm::RmsNorm;
 use kernels_host::rope::RopeKv;
@@ -39,6 +39,8 @@ pub struct Plan {
     pub qkv: bool,
     /// RoPE of q and k with the write into the cache.
     pub rope: bool,
+    /// Both with the norm and the product, where there is such a kernel.
+    pub norm_qkv: bool,
     /// The residual's add in the products' epilogues.
     pub residual: bool,
     /// Gate, up and their activation.
@@ -60,10 +62,18 @@ pub enum Mlp {
 
 impl Plan {
     /// As the engine does it.
-    pub const FUSED: Plan = Plan { norm: true, qkv: true, rope: true, residual: true, mlp: Mlp::Fused, overlap: true };
+    pub const FUSED: Plan =
+        Plan { norm: true, qkv: true, rope: true, norm_qkv: true, residual: true, mlp: Mlp::Fused, overlap: true };
     /// Every operation a kernel.
-    pub const APART: Plan =
-        Plan { norm: false, qkv: false, rope: false, residual: false, mlp: Mlp::TwoProducts, overlap: false };
+    pub const APART: Plan = Plan {
+        norm: false,
+        qkv: false,
+        rope: false,
+        norm_qkv: false,
+        residual: false,
+        mlp: Mlp::TwoProducts,
+        overlap: false,
+    };
 }
 
 /// What the kernels of a layer are asked to do.
@@ -208,8 +218,7 @@ impl Layers {
     /// Queues layer `layer`.
     pub fn launch(&self, stream: &Stream, plan: &Plan, layer: usize) -> Result<(), Error> {
         let mut work = self.work.borrow_mut();
-        self.project(stream, plan, layer, &mut work)?;
-        self.rotate(stream, plan, layer, &mut work)?;
+        self.head(stream, plan, layer, &mut work)?;
         self.attend(stream, layer, &mut work)?;
         let Activations { hidden, attended, branch, .. } = &mut *work;
         self.add_product(stream, plan, attended, part(&self.o, layer, HIDDEN, HIDDEN), branch, hidden)?;
@@ -279,46 +288,63 @@ impl Layers {
         Ok(())
     }
 
-    /// RoPE of q and k and the write into the cache. Apart: RoPE in place of 40 heads of q and k, then the copy to the
-    /// cache, which is the kernel with no dimension to rotate.
-    fn rotate(&self, stream: &Stream, plan: &Plan, layer: usize, work: &mut Activations) -> Result<(), Error> {
-        let Step { positions, slots, nowhere, .. } = &self.step;
+    /// The norm, the product, RoPE and the write into the cache.
+    fn head(&self, stream: &Stream, plan: &Plan, layer: usize, work: &mut Activations) -> Result<(), Error> {
         let tokens = self.step.tokens();
         let (mut k, mut v) = (self.k.borrow_mut(), self.v.borrow_mut());
-        let len = k.len() / LAYERS;
-        let mut rope = |qkv: ViewMut<'_>, slots: &Buffer, frequencies: View<'_>, heads: usize, kv_heads: usize| {
-            RopeKv {
-                qkv,
-                q_norm: None,
-                k_norm: None,
-                norm_eps: EPS,
-                positions: positions.view(),
-                slots: slots.view(),
-                frequencies,
-                attention_scale: 1.0,
-                interleaved: false,
-                heads,
-                kv_heads,
-                head_dim: HEAD_DIM,
-                k_cache: k.view_mut().columns(layer * len, len),
-                v_cache: v.view_mut().columns(layer * len, len),
+        if plan.norm_qkv {
+            let mut whole = NormQkv {
+                a: work.hidden.matrix(tokens, HIDDEN),
+                weight: self.gain.view(),
+                eps: EPS,
+                w: part(&self.qkv, layer, QKV, HIDDEN),
+                bias: None,
+                normed: work.normed.matrix_mut(tokens, HIDDEN),
+                rope: self.rope(layer, work.qkv.matrix_mut(tokens, QKV), &mut k, &mut v),
+            };
+            if whole.is_one_kernel(stream) {
+                self.note((tokens + 1 + QKV) * HIDDEN + tokens * QKV, 2 * tokens * QKV * HIDDEN);
+                return whole.launch(stream);
             }
-            .launch(stream)
-        };
+        }
+        self.project(stream, plan, layer, work)?;
         let qkv = &mut work.qkv;
-        let frequencies = self.frequencies.view();
         if plan.rope {
             self.note(2 * tokens * QKV, 0);
-            return rope(qkv.matrix_mut(tokens, QKV), slots, frequencies, HEADS, KV_HEADS);
+            return self.rope(layer, qkv.matrix_mut(tokens, QKV), &mut k, &mut v).launch(stream);
         }
+        // RoPE in place of all heads of q and k; one KV head more must be named, and goes nowhere.
         self.note(2 * tokens * (HIDDEN + KV), 0);
-        // One KV head more must be named, and goes nowhere.
         let rotated = HEADS + KV_HEADS;
-        rope(qkv.matrix_mut(tokens, QKV).columns(0, (rotated + 2) * HEAD_DIM), nowhere, frequencies, rotated, 1)?;
+        let in_place = qkv.matrix_mut(tokens, QKV).columns(0, (rotated + 2) * HEAD_DIM);
+        let rope = self.rope(layer, in_place, &mut k, &mut v);
+        RopeKv { heads: rotated, kv_heads: 1, slots: self.step.nowhere.view(), ..rope }.launch(stream)?;
+        // The copy to the cache: no dimension is rotated, and of q one head is named, which stays as it is.
         self.note(4 * tokens * KV, 0);
-        // And one head of q, which stays as it is.
-        let written = qkv.matrix_mut(tokens, QKV).columns(HIDDEN - HEAD_DIM, HEAD_DIM + 2 * KV);
-        rope(written, slots, frequencies.columns(0, 0), 1, KV_HEADS)
+        let copied = qkv.matrix_mut(tokens, QKV).columns(HIDDEN - HEAD_DIM, HEAD_DIM + 2 * KV);
+        let rope = self.rope(layer, copied, &mut k, &mut v);
+        RopeKv { heads: 1, frequencies: self.frequencies.view().columns(0, 0), ..rope }.launch(stream)
+    }
+
+    /// RoPE and KV write of the step's tokens in layer `layer`.
+    fn rope<'a>(&'a self, layer: usize, qkv: ViewMut<'a>, k: &'a mut Buffer, v: &'a mut Buffer) -> RopeKv<'a> {
+        let len = k.len() / LAYERS;
+        RopeKv {
+            qkv,
+            q_norm: None,
+            k_norm: None,
+            norm_eps: EPS,
+            positions: self.step.positions.view(),
+            slots: self.step.slots.view(),
+            frequencies: self.frequencies.view(),
+            attention_scale: 1.0,
+            interleaved: false,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            k_cache: k.view_mut().columns(layer * len, len),
+            v_cache: v.view_mut().columns(layer * len, len),
+        }
     }
 
     fn attend(&self, stream: &Stream, layer: usize, work: &mut Activations) -> Result<(), Error> {
