@@ -28,11 +28,11 @@ pub const WEIGHT_ROWS: usize = 2 * WARPS as usize;
 /// Most rows of a.
 pub const MAX_ROWS: usize = 4;
 /// Loads per row that a lane keeps in flight.
-const DEPTH: u32 = 4;
+pub(super) const DEPTH: u32 = 4;
 
 /// 16-byte chunks of a row of a in shared memory.
 #[inline(always)]
-const fn padded_chunks(k: u32) -> u32 {
+pub(super) const fn padded_chunks(k: u32) -> u32 {
     (k / 8).next_multiple_of(DEPTH * LANES)
 }
 
@@ -82,20 +82,13 @@ unsafe fn gemv<E: Elem, const KIND: u32, const M: usize>(
     activation: u32,
     accumulate: u32,
 ) {
-    let pair = block_idx_x() * WARPS + warp_id();
-    // The first row and the distance to the second.
-    let (row, apart) = if KIND == GATED { (pair / 8 * 16 + pair % 8, 8) } else { (pair * 2, 1) };
-    // Addresses of rows outside are not read from, but have to be ones.
-    let clamp = |row: u32| w.add((if row < n { row } else { 0 }) as usize * w_stride as usize).cast::<u32>();
-    let rows = [clamp(row), clamp(row + apart)];
-    let valid = [row < n, row + apart < n];
     let (chunks, padded, lane) = (k / 8, padded_chunks(k), lane_id());
-    let load = |r: usize, chunk: u32| load_v4_streaming_if(valid[r] && chunk < chunks, rows[r].add(chunk as usize * 4));
+    let rows = Rows::new::<KIND>(block_idx_x(), w, n, chunks, w_stride);
 
     let mut w = [[[0u32; 4]; 2]; DEPTH as usize];
     for i in 0..DEPTH {
         for r in 0..2 {
-            w[i as usize][r] = load(r, i * LANES + lane);
+            w[i as usize][r] = rows.load(r, i * LANES + lane);
         }
     }
     grid_dependency_launch();
@@ -108,30 +101,99 @@ unsafe fn gemv<E: Elem, const KIND: u32, const M: usize>(
     while first < padded {
         for i in 0..DEPTH {
             let chunk = first + i * LANES;
-            let [w0, w1] = w[i as usize].map(E::unpack8);
-            for row in 0..M {
-                let x = E::unpack8(shared::load_v4(mine + (row as u32 * padded + chunk) * 16));
-                for e in 0..8 {
-                    sums[row][0] = fma(w0[e], x[e], sums[row][0]);
-                    sums[row][1] = fma(w1[e], x[e], sums[row][1]);
-                }
-            }
+            multiply::<E, M>(&mut sums, w[i as usize], mine + chunk * 16, padded);
             for r in 0..2 {
-                w[i as usize][r] = load(r, chunk + DEPTH * LANES + lane);
+                w[i as usize][r] = rows.load(r, chunk + DEPTH * LANES + lane);
             }
         }
         first += DEPTH * LANES;
     }
-    // Every lane gets all sums; lane i stores row i of out.
+    let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
+    store::<E, KIND, M>(&epilogue, rows.row, &sums);
+}
+
+/// The two weight rows of a warp.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// The first.
+    pub row: u32,
+    from: [*const u32; 2],
+    valid: [bool; 2],
+    chunks: u32,
+}
+
+impl Rows {
+    /// Those of this warp among the 8 of `group`, of [n, 8 · chunks] at `w`.
+    #[inline(always)]
+    pub unsafe fn new<const KIND: u32>(group: u32, w: *const u16, n: u32, chunks: u32, w_stride: u32) -> Self {
+        let pair = Self::pair(group);
+        let (row, apart) = if KIND == GATED { (pair / 8 * 16 + pair % 8, 8) } else { (pair * 2, 1) };
+        Rows::at(row, apart, w, n, chunks, w_stride)
+    }
+
+    /// Which of all pairs of rows is this warp's in `group`.
+    #[inline(always)]
+    pub fn pair(group: u32) -> u32 {
+        group * WARPS + warp_id()
+    }
+
+    /// Row `row` and the one `apart` further.
+    #[inline(always)]
+    pub unsafe fn at(row: u32, apart: u32, w: *const u16, n: u32, chunks: u32, w_stride: u32) -> Self {
+        // Addresses of rows outside are not read from, but have to be ones.
+        let clamp = |row: u32| w.add((if row < n { row } else { 0 }) as usize * w_stride as usize).cast::<u32>();
+        Rows { row, from: [clamp(row), clamp(row + apart)], valid: [row < n, row + apart < n], chunks }
+    }
+
+    /// Eight elements of the first or the second; zeros outside.
+    #[inline(always)]
+    pub unsafe fn load(&self, second: usize, chunk: u32) -> [u32; 4] {
+        let inside = self.valid[second] && chunk < self.chunks;
+        load_v4_streaming_if(inside, self.from[second].add(chunk as usize * 4))
+    }
+}
+
+/// Adds the products of eight elements of both weight rows with the rows of a, `padded` chunks apart from `at` on in
+/// shared memory.
+#[inline(always)]
+pub(super) unsafe fn multiply<E: Elem, const M: usize>(
+    sums: &mut [[f32; 2]; M],
+    w: [[u32; 4]; 2],
+    at: u32,
+    padded: u32,
+) {
+    let [w0, w1] = w.map(E::unpack8);
+    for row in 0..M {
+        let x = E::unpack8(shared::load_v4(at + row as u32 * padded * 16));
+        for e in 0..8 {
+            sums[row][0] = fma(w0[e], x[e], sums[row][0]);
+            sums[row][1] = fma(w1[e], x[e], sums[row][1]);
+        }
+    }
+}
+
+/// Adds up the lanes' sums: every lane gets all of them, lane i returns those of row i of out.
+#[inline(always)]
+pub(super) fn own_sums<const M: usize>(sums: &[[f32; 2]; M]) -> [f32; 2] {
     let mut mine = [0.0; 2];
     for row in 0..M {
         let sum = [warp_sum(sums[row][0]), warp_sum(sums[row][1])];
-        if lane == row as u32 {
+        if lane_id() == row as u32 {
             mine = sum;
         }
     }
+    mine
+}
+
+/// Adds up the lanes' sums for weight row `row` and its second, and stores them.
+#[inline(always)]
+pub(super) unsafe fn store<E: Elem, const KIND: u32, const M: usize>(
+    epilogue: &Epilogue,
+    row: u32,
+    sums: &[[f32; 2]; M],
+) {
+    let (mine, lane) = (own_sums(sums), lane_id());
     if lane < M as u32 {
-        let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
         if KIND == GATED {
             epilogue.store_gated_one::<E>(lane, row, mine[0], mine[1]);
         } else {

@@ -1,5 +1,6 @@
 //! Normalisations.
 pub mod layer_norm;
 pub mod rms_norm;
-pub mod row;
 pub mod sandwich;
+
+pub use crate::tile::row;

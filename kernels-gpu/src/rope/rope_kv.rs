@@ -34,7 +34,7 @@ use crate::prim::{
     },
     warp::shuffle_xor,
 };
-use crate::tile::{Bf16, Elem, F16, kv};
+use crate::tile::{Bf16, Elem, F16, kv, rope::rotate_pair};
 
 /// Threads per block.
 pub const THREADS: u32 = 128;
@@ -201,11 +201,6 @@ fn rotate(u: &mut [f32; 8], v: &mut [f32; 8], sin: &[f32; 8], cos: &[f32; 8], ha
             (v[2 * i], v[2 * i + 1]) = rotate_pair(v[2 * i], v[2 * i + 1], sin[i + 4], cos[i + 4]);
         }
     }
-}
-
-#[inline(always)]
-fn rotate_pair(x: f32, y: f32, sin: f32, cos: f32) -> (f32, f32) {
-    (fma(x, cos, -(y * sin)), fma(y, cos, x * sin))
 }
 
 #[inline(always)]

@@ -6,6 +6,8 @@ pub mod philox;
 pub mod quad;
 pub mod reduce;
 mod ring;
+pub mod rope;
+pub mod row;
 pub mod split;
 mod warpgroup;
 

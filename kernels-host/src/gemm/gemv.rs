@@ -5,7 +5,7 @@ use crate::{Error, Launch, Stream};
 use kernels_gpu::gemm::gemv as gpu;
 
 /// Shared memory that leaves room for two blocks on a GPU with 227 KiB, and exists on every GPU.
-const MOST_SHARED: usize = 96 << 10;
+pub(super) const MOST_SHARED: usize = 96 << 10;
 
 /// Whether the kernel can do it: a's rows must fit in shared memory.
 pub(super) fn supports(shape: &Shape) -> bool {

@@ -1,6 +1,8 @@
 //! Matrix products with the weights in Hugging Face's layout, fused with what follows them.
 pub(crate) mod cases;
 mod gemv;
+mod gemv_norm;
+mod gemv_qkv;
 mod mma;
 mod narrow;
 mod reference;
@@ -9,9 +11,11 @@ mod stream;
 mod tuned;
 mod wgmma;
 
+pub use gemv_norm::NormGemm;
+pub use gemv_qkv::NormQkv;
 pub use tuned::Choice;
 
-use crate::{Check, DType, Device, Error, Stream, Target, View, ViewMut};
+use crate::{Check, DType, Error, Stream, Target, View, ViewMut};
 use kernels_gpu::tile::epilogue::activation as code;
 
 /// `out = activation(a · wᵀ + bias) (+ out)`; accumulated in f32, rounded once.
@@ -118,8 +122,15 @@ impl Path {
 }
 
 /// The kernel for a shape: what was measured to be the fastest, else the first of the list, best first, that can do it.
-fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Option<Path> {
-    let tuned = tuned::find(shape, gemm.activation.is_gated(), device).filter(|path| path.supports(shape, target));
+/// On a batch-invariant stream none that splits K: on Hopper both then add up a row's products in the accumulators of `wgmma`,
+/// 16 elements of K at a time from the first to the last, whatever their tiles.
+fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, stream: &Stream) -> Option<Path> {
+    if stream.is_batch_invariant() {
+        let in_order = [Path::Stream(None), Path::Wgmma(None), Path::Mma];
+        return in_order.into_iter().find(|path| path.supports(shape, target));
+    }
+    let tuned =
+        tuned::find(shape, gemm.activation.is_gated(), stream.device()).filter(|path| path.supports(shape, target));
     if tuned.is_some() {
         return tuned;
     }
@@ -128,12 +139,6 @@ fn pick(gemm: &Gemm<'_>, shape: &Shape, target: Target, device: &Device) -> Opti
     few.into_iter()
         .chain([Path::Stream(None), Path::Skinny, Path::Wgmma(None), Path::Mma])
         .find(|path| path.supports(shape, target))
-}
-
-/// The kernel on a batch-invariant stream. On Hopper both kernels add up a row's products in the accumulators of `wgmma`, 16
-/// elements of K at a time from the first to the last, whatever the tiles: such streams do not split K.
-fn in_order(shape: &Shape, target: Target) -> Option<Path> {
-    [Path::Stream(None), Path::Wgmma(None), Path::Mma].into_iter().find(|path| path.supports(shape, target))
 }
 
 /// Position of a kernel's entry in its table: bf16 and f16, plain, then gated, then with f32 output.
@@ -183,11 +188,7 @@ impl Gemm<'_> {
         if shape.m == 0 || shape.n == 0 {
             return Ok(());
         }
-        let pick = || match stream.is_batch_invariant() {
-            true => in_order(&shape, target),
-            false => pick(&self, &shape, target, stream.device()),
-        };
-        match path.or_else(pick).filter(|path| path.supports(&shape, target)) {
+        match path.or_else(|| pick(&self, &shape, target, stream)).filter(|path| path.supports(&shape, target)) {
             Some(path) => path.launch(&self, &shape, stream),
             None => Err(Error::Unsupported { kernel: "gemm", what: format!("no kernel on {target} for {shape:?}") }),
         }
@@ -254,7 +255,17 @@ pub fn interleave_gate_up(gate: &[u16], up: &[u16], rows: usize, cols: usize, in
 const TOKENS: &[usize] = &[1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 128, 200];
 
 pub(crate) fn kernels() -> Vec<crate::case::Kernel> {
-    vec![picked(), gemv::kernel(), narrow::kernel(), stream::kernel(), skinny::kernel(), mma::kernel(), wgmma::kernel()]
+    vec![
+        picked(),
+        gemv::kernel(),
+        gemv_norm::kernel(),
+        gemv_qkv::kernel(),
+        narrow::kernel(),
+        stream::kernel(),
+        skinny::kernel(),
+        mma::kernel(),
+        wgmma::kernel(),
+    ]
 }
 
 /// The cases through whatever kernel is picked.

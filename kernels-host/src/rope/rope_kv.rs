@@ -99,7 +99,7 @@ impl RopeKv<'_> {
     }
 
     /// Checks everything that a launch relies on; returns the tokens that a pool holds.
-    fn check(&self) -> Result<usize, Error> {
+    pub(crate) fn check(&self) -> Result<usize, Error> {
         let RopeKv { heads, kv_heads, head_dim, .. } = *self;
         let mut check = Check::new("rope_kv");
         check.require(HEAD_DIMS.contains(&head_dim), || format!("head_dim {head_dim} must be one of {HEAD_DIMS:?}"))?;

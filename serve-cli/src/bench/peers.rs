@@ -3,6 +3,7 @@ mod attention;
 mod calibrate;
 mod chain;
 mod epilogues;
+mod fusions;
 mod gemm;
 mod layers;
 mod norm;
@@ -69,6 +70,8 @@ enum Part {
     Norm,
     /// 32 decoder layers as one graph against the memory's bandwidth.
     Layers,
+    /// A decoder layer with each fusion on and off.
+    Fusions,
 }
 
 impl Part {
@@ -90,6 +93,7 @@ impl Part {
             Part::Attention => attention::run(bench),
             Part::Norm => norm::run(bench),
             Part::Layers => layers::run(bench),
+            Part::Fusions => fusions::run(bench),
         }
     }
 }

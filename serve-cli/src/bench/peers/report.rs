@@ -65,8 +65,12 @@ fn row_json(row: &Row, read: f64) -> Value {
         "bytes": row.bytes,
         "flops": row.flops,
     });
-    if let Rival::Timed(time) = row.rival {
+    if let Rival::Timed(time) | Rival::Unfused { time, .. } = row.rival {
         value["rival_range_us"] = json!([rounded(time.least), rounded(time.most)]);
+    }
+    if let Rival::Unfused { kernels, bytes, .. } = row.rival {
+        value["kernels"] = json!(kernels);
+        value["rival_bytes"] = json!(bytes);
     }
     value
 }

@@ -33,6 +33,8 @@ pub enum Group {
     Norm,
     /// Decoder layers as one graph: the share of the best bandwidth.
     Layers,
+    /// A decoder layer against itself with a fusion switched off.
+    Fusions,
 }
 
 impl Group {
@@ -48,6 +50,7 @@ impl Group {
             Group::DecodeAttention => "decode attention, paged",
             Group::Norm => "add + RMSNorm",
             Group::Layers => "32 decoder layers (share of best read)",
+            Group::Fusions => "a decoder layer, each fusion on and off",
         }
     }
     /// What the geometric mean of the ratios must reach, if that is a bar.
@@ -66,7 +69,7 @@ impl Group {
             Group::Chain => 1.13,
             Group::Epilogues => 0.70,
             Group::PrefillAttention | Group::Norm => 1.05,
-            Group::DecodeAttention => 1.0,
+            Group::DecodeAttention | Group::Fusions => 1.0,
             Group::Layers => 0.80,
         }
     }
@@ -94,6 +97,15 @@ impl From<&Samples> for Time {
 pub enum Rival {
     /// Something that was timed.
     Timed(Time),
+    /// The same work with less of it fused.
+    Unfused {
+        /// Its time.
+        time: Time,
+        /// Launches of ours and of its.
+        kernels: [u64; 2],
+        /// Bytes that its kernels read and write.
+        bytes: u64,
+    },
     /// The row's bytes at the run's best read bandwidth.
     Floor,
 }
@@ -132,7 +144,7 @@ impl Row {
     /// The ratio without a floor, which is known at the end only.
     pub fn line(&self) -> String {
         let rival = match &self.rival {
-            Rival::Timed(time) => format!("{:.2}", time.median),
+            Rival::Timed(time) | Rival::Unfused { time, .. } => format!("{:.2}", time.median),
             Rival::Floor => "-".into(),
         };
         let ratio = self.ratio(0.0).filter(|ratio| *ratio > 0.0).map_or("-".into(), |ratio| format!("{ratio:.3}"));
@@ -152,7 +164,7 @@ impl Row {
     /// The other side's microseconds, where the best read bandwidth is `read` GB/s.
     pub fn rival_us(&self, read: f64) -> Option<f64> {
         match &self.rival {
-            Rival::Timed(time) => Some(time.median),
+            Rival::Timed(time) | Rival::Unfused { time, .. } => Some(time.median),
             Rival::Floor if read > 0.0 => Some(self.bytes as f64 / (read * 1e3)),
             Rival::Floor => None,
         }
