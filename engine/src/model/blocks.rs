@@ -8,7 +8,7 @@ use crate::kv::LayerCache;
 use crate::scheduler::Limits;
 use crate::weights::TensorKind;
 use kernels_host::attention::{DecodeAttention, PagedKv, PrefillAttention};
-use kernels_host::gemm::{Activation, Gemm, NormGemm, NormQkv};
+use kernels_host::gemm::{Activation, Gemm};
 use kernels_host::norm::{LayerNorm, RmsNorm, SandwichNorm};
 use kernels_host::rope::RopeKv;
 use kernels_host::{Buffer, DType, Stream, View, ViewMut};
@@ -97,28 +97,6 @@ impl Linear {
         let bias = self.bias.as_ref().map(Buffer::view);
         Ok(Gemm { a: x, w: self.weight.matrix(self.n, self.k), bias, activation, accumulate, out }.launch(stream)?)
     }
-
-    /// `out = act(norm(hidden)·wᵀ + b)`; without a norm, of `normed`, which has it already.
-    fn forward_normed(
-        &self,
-        stream: &Stream,
-        norm: Option<&Norm>,
-        (hidden, normed): (View<'_>, ViewMut<'_>),
-        activation: Activation,
-        out: ViewMut<'_>,
-    ) -> Result<()> {
-        let mut normed = normed;
-        match norm {
-            Some(Norm { weight, bias: None, eps }) => {
-                let (w, bias) = (self.weight.matrix(self.n, self.k), self.bias.as_ref().map(Buffer::view));
-                let gemm = Gemm { a: hidden, w, bias, activation, accumulate: false, out };
-                return Ok(NormGemm { gemm, weight: weight.view(), eps: *eps, normed }.launch(stream)?);
-            }
-            Some(norm) => norm.apply(stream, hidden, normed.reborrow())?,
-            None => (),
-        }
-        self.forward(stream, normed.as_view(), activation, false, out)
-    }
 }
 
 /// RMSNorm or LayerNorm.
@@ -149,9 +127,9 @@ impl Norm {
     }
 }
 
-/// What happens to a block's result, and with post-norms the norm of the next block's input.
+/// What happens to a block's result, and the norm of the next block's input.
 pub(super) enum Join {
-    /// `hidden` has it already, and the next block normalises for itself.
+    /// `hidden` has it already: `normed = next(hidden)`.
     Added,
     /// It is in `branch`: `hidden += norm(branch); normed = next(hidden)`.
     Normed(Norm),
@@ -165,7 +143,7 @@ impl Join {
     /// `next` is none after the last layer.
     pub fn forward(&self, stream: &Stream, work: &mut Activations, tokens: usize, next: Option<&Norm>) -> Result<()> {
         let Join::Normed(norm) = self else {
-            return Ok(());
+            return next.map_or(Ok(()), |next| next.forward(stream, work, tokens));
         };
         let width = norm.weight.len();
         SandwichNorm {
@@ -182,7 +160,7 @@ impl Join {
     }
 }
 
-/// `hidden += o_proj(attention(rope(qkv_proj(norm(hidden)))))`; with post-norms `branch = o_proj(… qkv_proj(normed))`.
+/// `hidden += o_proj(attention(rope(qkv_proj(normed))))`; with post-norms `branch = o_proj(…)`.
 pub(super) struct Attention {
     qkv: Linear,
     o: Linear,
@@ -236,13 +214,18 @@ impl Attention {
         rope: &Rope,
         mut cache: LayerCache<'_>,
         work: &mut Activations,
-        norm: Option<&Norm>,
     ) -> Result<()> {
         let tokens = step.num_tokens();
         let (hidden, q_size) = (self.qkv.k, self.heads * self.head_dim);
         let qkv_size = q_size + 2 * self.kv_heads * self.head_dim;
-        let (a, normed) = (work.hidden.matrix(tokens, hidden), work.normed.matrix_mut(tokens, hidden));
-        let mut rope = RopeKv {
+        self.qkv.forward(
+            stream,
+            work.normed.matrix(tokens, hidden),
+            Activation::None,
+            false,
+            work.qkv.matrix_mut(tokens, qkv_size),
+        )?;
+        RopeKv {
             qkv: work.qkv.matrix_mut(tokens, qkv_size),
             q_norm: self.q_norm.as_ref().map(Buffer::view),
             k_norm: self.k_norm.as_ref().map(Buffer::view),
@@ -257,14 +240,8 @@ impl Attention {
             head_dim: self.head_dim,
             k_cache: cache.k.reborrow(),
             v_cache: cache.v.reborrow(),
-        };
-        if let Some(Norm { weight, bias: None, eps }) = norm {
-            let (w, bias) = (self.qkv.weight.matrix(self.qkv.n, hidden), self.qkv.bias.as_ref().map(Buffer::view));
-            NormQkv { a, weight: weight.view(), eps: *eps, w, bias, normed, rope }.launch(stream)?;
-        } else {
-            self.qkv.forward_normed(stream, norm, (a, normed), Activation::None, rope.qkv.reborrow())?;
-            rope.launch(stream)?;
         }
+        .launch(stream)?;
         self.attend(stream, step, &cache, work)?;
         let out = if self.post_norm { &mut work.branch } else { &mut work.hidden }.matrix_mut(tokens, hidden);
         self.o.forward(stream, work.attended.matrix(tokens, q_size), Activation::None, !self.post_norm, out)
@@ -328,8 +305,7 @@ impl Attention {
     }
 }
 
-/// `hidden += down(act(gate(x)) * up(x))`, or `hidden += down(act(up(x)))`, of x = norm(hidden); with post-norms
-/// `branch = …` of x = `normed`.
+/// `hidden += down(act(gate(normed)) * up(normed))`, or `hidden += down(act(up(normed)))`; with post-norms `branch = …`.
 pub(super) struct Mlp {
     up: Linear,
     down: Linear,
@@ -363,10 +339,10 @@ impl Mlp {
         })
     }
 
-    pub fn forward(&self, stream: &Stream, work: &mut Activations, tokens: usize, norm: Option<&Norm>) -> Result<()> {
+    pub fn forward(&self, stream: &Stream, work: &mut Activations, tokens: usize) -> Result<()> {
         let hidden = self.up.k;
-        let input = (work.hidden.matrix(tokens, hidden), work.normed.matrix_mut(tokens, hidden));
-        self.up.forward_normed(stream, norm, input, self.activation, work.inner.matrix_mut(tokens, self.inner))?;
+        let inner = work.inner.matrix_mut(tokens, self.inner);
+        self.up.forward(stream, work.normed.matrix(tokens, hidden), self.activation, false, inner)?;
         let out = if self.post_norm { &mut work.branch } else { &mut work.hidden }.matrix_mut(tokens, hidden);
         self.down.forward(stream, work.inner.matrix(tokens, self.inner), Activation::None, !self.post_norm, out)
     }

@@ -136,17 +136,13 @@ impl Model {
         work: &mut Activations,
     ) -> Result<()> {
         let (tokens, mut layers) = (step.num_tokens(), range.clone().zip(&self.layers[range]).peekable());
-        // With post-norms what joins a block's result to the stream normalises for the next block.
-        let joined = self.config.post_norms;
-        if let Some((_, first)) = layers.peek().filter(|_| joined) {
+        if let Some((_, first)) = layers.peek() {
             first.attention_norm.forward(stream, work, tokens)?;
         }
         while let Some((i, layer)) = layers.next() {
-            let [attention_norm, mlp_norm] =
-                [&layer.attention_norm, &layer.mlp_norm].map(|norm| (!joined).then_some(norm));
-            layer.attention.forward(stream, step, &self.rope, kv.layer(i), work, attention_norm)?;
+            layer.attention.forward(stream, step, &self.rope, kv.layer(i), work)?;
             layer.after_attention.forward(stream, work, tokens, Some(&layer.mlp_norm))?;
-            layer.mlp.forward(stream, work, tokens, mlp_norm)?;
+            layer.mlp.forward(stream, work, tokens)?;
             layer.after_mlp.forward(stream, work, tokens, layers.peek().map(|(_, next)| &next.attention_norm))?;
         }
         Ok(())
