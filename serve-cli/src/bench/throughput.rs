@@ -139,7 +139,7 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
 /// Prompts of random tokens behind the shared prefixes.
 fn requests(args: &ThroughputArgs, vocab: usize) -> Vec<SequenceRequest> {
     let mut rng = Rng::new(args.model.seed);
-    let mut tokens = |rng: &mut Rng, len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(vocab) as u32).collect() };
+    let tokens = |rng: &mut Rng, len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(vocab) as u32).collect() };
     let prefix = args.prefix_len.unwrap_or(0);
     let prefixes: Vec<_> = (0..args.num_prefixes).map(|_| tokens(&mut rng, prefix)).collect();
     let length = |rng: &mut Rng, len: usize| {
