@@ -1,5 +1,6 @@
 //! Many callers at once, of all tempers: the engine's thread answers the patient ones as if they were alone, and nothing of
 //! the others is left.
+use crate::devices::{Kind, Named};
 use anyhow::{Context, Result, bail, ensure};
 use engine::async_llm::CompletionStream;
 use engine::engine::{Admission, Engine, EngineConfig};
@@ -13,23 +14,31 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-type Test = fn() -> Result<()>;
+type Test = fn(&Device) -> Result<()>;
 
-/// The tests.
-pub fn trials() -> Vec<Trial> {
-    let tests: [(&str, Test); 5] = [
+/// The tests. The CPU's are exact; a GPU shows that its engine may run on another thread than the one that loaded it.
+pub fn trials(devices: &[Named]) -> Vec<Trial> {
+    let everywhere: [(&str, Test); 2] =
+        [("streams_dropped_at_random_leave_nothing", random_drops), ("a_failed_step_reaches_every_stream", fault)];
+    let exact: [(&str, Test); 3] = [
         ("streams_side_by_side_answer_as_if_alone", side_by_side),
-        ("streams_dropped_at_random_leave_nothing", random_drops),
         ("a_slow_reader_stops_nobody", slow_reader),
-        ("a_failed_step_reaches_every_stream", fault),
         ("stop_strings_end_one_answer_of_several", stop_strings),
     ];
-    let trial = |(name, run): (&str, Test)| {
-        Trial::test(format!("async_llm::{name}::cpu"), move || {
-            run().map_err(|error| Failed::from(format!("{error:#}")))
-        })
-    };
-    tests.into_iter().map(trial).collect()
+    let mut trials = Vec::new();
+    for named in devices.iter().filter(|device| !device.is_emulated()) {
+        let mut add = |(name, run): (&str, Test)| {
+            let device = named.clone();
+            trials.push(Trial::test(format!("async_llm::{name}::{}", named.name), move || {
+                run(&device.device()).map_err(|error| Failed::from(format!("{error:#}")))
+            }));
+        };
+        everywhere.into_iter().for_each(&mut add);
+        if matches!(named.kind, Kind::Cpu) {
+            exact.into_iter().for_each(&mut add);
+        }
+    }
+    trials
 }
 
 const QUESTIONS: [&str; 8] = [
@@ -44,7 +53,7 @@ const QUESTIONS: [&str; 8] = [
 ];
 
 /// A small cache, so that sequences wait for pages and, with `MaxUtilization`, lose them.
-fn load(policy: Policy) -> Result<Llm> {
+fn load(device: &Device, policy: Policy) -> Result<Llm> {
     let config = EngineConfig {
         max_num_seqs: 16,
         kv_cache_tokens: Some(1024),
@@ -52,7 +61,7 @@ fn load(policy: Policy) -> Result<Llm> {
         overlap: Some(true),
         ..EngineConfig::default()
     };
-    Ok(Llm::builder("tiny-chat").device(&Device::cpu()).config(config).load()?)
+    Ok(Llm::builder("tiny-chat").device(device).config(config).load()?)
 }
 
 fn params(i: usize) -> SamplingParams {
@@ -90,13 +99,13 @@ fn on_threads(each: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
     })
 }
 
-fn side_by_side() -> Result<()> {
-    let mut alone = load(Policy::GuaranteedNoEvict)?;
+fn side_by_side(device: &Device) -> Result<()> {
+    let mut alone = load(device, Policy::GuaranteedNoEvict)?;
     let expected: Vec<_> = (0..32)
         .map(|i| Ok(alone.chat(&[message("user", QUESTIONS[i % QUESTIONS.len()])], params(i))?.answers))
         .collect::<Result<_>>()?;
     for policy in [Policy::GuaranteedNoEvict, Policy::MaxUtilization] {
-        let llm = AsyncLlm::new(load(policy)?)?;
+        let llm = AsyncLlm::new(load(device, policy)?)?;
         on_threads(|i| {
             let mut stream = ask(&llm, i)?;
             let mut text = String::new();
@@ -114,8 +123,8 @@ fn side_by_side() -> Result<()> {
     Ok(())
 }
 
-fn random_drops() -> Result<()> {
-    let llm = AsyncLlm::new(load(Policy::MaxUtilization)?)?;
+fn random_drops(device: &Device) -> Result<()> {
+    let llm = AsyncLlm::new(load(device, Policy::MaxUtilization)?)?;
     for round in 0..3 {
         on_threads(|i| {
             let mut rng = Rng::new(round * 100 + i as u64);
@@ -134,8 +143,8 @@ fn random_drops() -> Result<()> {
     Ok(llm.handle().shutdown(PATIENCE)?)
 }
 
-fn slow_reader() -> Result<()> {
-    let llm = AsyncLlm::new(load(Policy::GuaranteedNoEvict)?)?;
+fn slow_reader(device: &Device) -> Result<()> {
+    let llm = AsyncLlm::new(load(device, Policy::GuaranteedNoEvict)?)?;
     let long = SamplingParams { max_tokens: Some(200), ignore_eos: true, ..SamplingParams::default() };
     let mut slow = llm.generate("Hello", long.clone())?;
     slow.recv().context("a first token")??;
@@ -178,8 +187,8 @@ impl EngineCore for Failing {
     }
 }
 
-fn fault() -> Result<()> {
-    let (engine, text) = load(Policy::GuaranteedNoEvict)?.into_parts();
+fn fault(device: &Device) -> Result<()> {
+    let (engine, text) = load(device, Policy::GuaranteedNoEvict)?.into_parts();
     let llm = AsyncLlm::over(EngineHandle::spawn(Failing(engine, 12), MAX_OPEN_REQUESTS)?, text);
     let long = SamplingParams { max_tokens: Some(200), ignore_eos: true, ..SamplingParams::default() };
     on_threads(|_| {
@@ -196,8 +205,8 @@ fn fault() -> Result<()> {
     Ok(())
 }
 
-fn stop_strings() -> Result<()> {
-    let llm = AsyncLlm::new(load(Policy::GuaranteedNoEvict)?)?;
+fn stop_strings(device: &Device) -> Result<()> {
+    let llm = AsyncLlm::new(load(device, Policy::GuaranteedNoEvict)?)?;
     let sampled = SamplingParams {
         n: 8,
         temperature: 1.5,

@@ -36,7 +36,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(emulator::trials());
     trials.extend(engine::trials(&devices));
     trials.extend(chat::trials(&devices));
-    trials.extend(async_llm::trials());
+    trials.extend(async_llm::trials(&devices));
     trials.extend(counters::trials());
     trials.extend(cli::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -161,16 +161,9 @@ impl Growth {
         Some(Delta { index, text, token, logprobs: logprobs.filter(|_| token.is_some()), finish_reason, score })
     }
 
-    /// What there is by now; open answers end as aborted, with the text that was held back.
+    /// What the deltas have told by now. Open answers are aborted ones.
     pub fn finish(self) -> Completion {
-        let answers = self.answers.into_iter().map(|growing| {
-            let mut answer = growing.answer;
-            if let Some((detokenizer, mut stops)) = growing.text {
-                answer.text.push_str(&stops.push(&detokenizer.finish()).text);
-                answer.text.push_str(&stops.finish());
-            }
-            answer
-        });
+        let answers = self.answers.into_iter().map(|growing| growing.answer);
         let since = |at: Option<Instant>| at.map_or(Duration::ZERO, |at| at.saturating_duration_since(self.start));
         Completion {
             answers: answers.collect(),
