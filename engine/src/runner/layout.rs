@@ -1,7 +1,7 @@
 //! A step's small inputs as one run of words: written to pinned memory at once, copied at once, read as views.
 use crate::model::StepInput;
-use crate::scheduler::StepPlan;
-use kernels_host::{Buffer, View};
+use crate::scheduler::{PlannedSequence, StepPlan};
+use kernels_host::View;
 use std::ops::Range;
 
 /// Sections start at multiples of 16 bytes.
@@ -57,17 +57,34 @@ impl StepShape {
         }
     }
 
+    /// The draft model's first pass over such a step: `queries` tokens each, of which the last chooses a draft if any
+    /// are wanted.
+    pub fn draft(sequences: usize, queries: usize, drafts: usize, max_kv: usize) -> Self {
+        StepShape { head_rows: if drafts > 0 { sequences } else { 0 }, ..StepShape::decode(sequences, queries, max_kv) }
+    }
+
     /// One prompt of `tokens` tokens.
     pub fn prefill(tokens: usize) -> Self {
         StepShape { tokens, sequences: 1, max_query: tokens, head_rows: 1, ..StepShape::default() }
     }
+}
 
-    /// Queries of every sequence, if they all decode equally many and all sample: what graphs are captured for.
-    pub fn uniform(&self) -> Option<usize> {
-        let queries = self.max_decode_query;
-        let uniform = self.sequences > 0 && *self == StepShape::decode(self.sequences, queries, self.max_kv);
-        uniform.then_some(queries)
+/// Queries of every sequence in the graph for a plan: 1, or 1 + `drafts` where anything has a draft. `None`: not all
+/// sequences decode and sample, or the rows that pad those with fewer drafts would be too many.
+pub(super) fn graph_queries(plan: &StepPlan, drafts: usize) -> Option<usize> {
+    let sequences = plan.sequences.len();
+    if sequences == 0 || plan.decodes < sequences || plan.samples.len() != sequences {
+        return None;
     }
+    if plan.tokens.len() == sequences && plan.sequences.iter().all(|sequence| sequence.unseen.is_none()) {
+        return Some(1);
+    }
+    let queries = 1 + drafts;
+    // Products take up to 16 rows in the time of one.
+    let bearable = sequences * queries <= (2 * plan.tokens.len()).max(16);
+    // The draft model starts from two tokens.
+    let long = plan.sequences.iter().all(|sequence| sequence.kv_len > sequence.queries);
+    (bearable && long).then_some(queries)
 }
 
 /// Where what is.
@@ -110,27 +127,44 @@ impl Layout {
         3 * (tokens + ALIGN) + 2 * (sequences + ALIGN) + sequences + 1 + ALIGN + head_rows + ALIGN
     }
 
-    /// Writes a plan's inputs. Where the layout is of more sequences than the plan has (both of decodes with `queries`
-    /// queries each), padding follows: tokens 0 at position 0, of which nothing is kept, seeing as many tokens of whatever
-    /// page is in their table.
+    /// Writes a plan's inputs. `queries`: of every sequence of a graph's layout, all of which decode; 1 otherwise. Sequences
+    /// with fewer are padded to so many, and sequences follow that are only padding: tokens 0 of which nothing is kept,
+    /// seeing whatever page is in their table.
     pub fn write(&self, plan: &StepPlan, queries: usize, words: &mut [u32]) {
-        fill(&mut words[self.tokens.clone()], plan.tokens.iter().copied(), 0);
-        fill(&mut words[self.positions.clone()], plan.positions.iter().copied(), 0);
-        fill(&mut words[self.slots.clone()], plan.slots.iter().copied(), u32::MAX);
-        fill(&mut words[self.kv_lens.clone()], plan.sequences.iter().map(|sequence| sequence.kv_len), queries as u32);
         let (decodes, prefills) = plan.sequences.split_at(plan.decodes);
+        let mut rows = |section: &Range<usize>, values: &[u32], padding| {
+            let into = &mut words[section.clone()];
+            match queries {
+                1 => fill(into, values.iter().copied(), padding),
+                _ => fill(into, padded(decodes, values, queries, padding), padding),
+            }
+        };
+        rows(&self.tokens, &plan.tokens, 0);
+        rows(&self.positions, &plan.positions, 0);
+        rows(&self.slots, &plan.slots, u32::MAX);
+        let missing = |sequence: &PlannedSequence| (queries as u32).saturating_sub(sequence.queries);
+        let kv_lens = plan.sequences.iter().map(|sequence| sequence.kv_len + missing(sequence));
+        fill(&mut words[self.kv_lens.clone()], kv_lens, queries as u32);
         if !self.decode_starts.is_empty() {
-            let lengths = decodes.iter().map(|sequence| sequence.queries);
+            let lengths = decodes.iter().map(|sequence| sequence.queries.max(queries as u32));
             starts(&mut words[self.decode_starts.clone()], lengths, queries as u32);
         }
         starts(&mut words[self.query_starts.clone()], prefills.iter().map(|sequence| sequence.queries), 0);
-        let rows = plan.samples.iter().flat_map(|sample| sample.row..=sample.row + sample.drafts);
+        let mut start = 0;
+        let rows = plan.samples.iter().enumerate().flat_map(|(i, sample)| {
+            let mut first = sample.row;
+            if queries > 1 {
+                first += (i * queries) as u32 - start;
+                start += plan.sequences[i].queries;
+            }
+            first..=first + sample.drafts
+        });
         fill(&mut words[self.rows.clone()], rows, 0);
     }
 
     /// The inputs as the model wants them.
-    pub fn input<'a>(&self, shape: &StepShape, packed: &'a Buffer, fixed: Fixed<'a>) -> StepInput<'a> {
-        let section = |range: &Range<usize>| packed.view().columns(range.start, range.len());
+    pub fn input<'a>(&self, shape: &StepShape, packed: View<'a>, fixed: Fixed<'a>) -> StepInput<'a> {
+        let section = |range: &Range<usize>| packed.columns(range.start, range.len());
         StepInput {
             tokens: section(&self.tokens),
             last_tokens: fixed.last_tokens,
@@ -150,13 +184,13 @@ impl Layout {
     }
 
     /// Tokens of the step: u32 [1, tokens].
-    pub fn tokens<'a>(&self, packed: &'a Buffer) -> View<'a> {
-        packed.view().columns(self.tokens.start, self.tokens.len())
+    pub fn tokens<'a>(&self, packed: View<'a>) -> View<'a> {
+        packed.columns(self.tokens.start, self.tokens.len())
     }
 
     /// Rows that the head sees: u32 [1, head rows].
-    pub fn rows<'a>(&self, packed: &'a Buffer) -> View<'a> {
-        packed.view().columns(self.rows.start, self.rows.len())
+    pub fn rows<'a>(&self, packed: View<'a>) -> View<'a> {
+        packed.columns(self.rows.start, self.rows.len())
     }
 }
 
@@ -166,6 +200,21 @@ pub(super) struct Fixed<'a> {
     pub block_tables: View<'a>,
     pub last_tokens: View<'a>,
     pub drafts: Option<View<'a>>,
+}
+
+/// The sequences' values, one after another, each followed by padding up to `queries`.
+fn padded<'a>(
+    sequences: &'a [PlannedSequence],
+    values: &'a [u32],
+    queries: usize,
+    padding: u32,
+) -> impl Iterator<Item = u32> + 'a {
+    let mut rest = values;
+    sequences.iter().flat_map(move |sequence| {
+        let (own, others) = rest.split_at(sequence.queries as usize);
+        rest = others;
+        own.iter().copied().chain(std::iter::repeat_n(padding, queries.saturating_sub(own.len())))
+    })
 }
 
 /// Writes values, then `padding`.
@@ -218,7 +267,6 @@ mod tests {
             assert!(sections.iter().all(|section| section.start.is_multiple_of(ALIGN) && section.end <= layout.words));
             assert_eq!(layout.decode_starts.is_empty(), drafts == 0);
             assert!(layout.words <= Layout::most(shape.tokens, shape.sequences, shape.head_rows));
-            assert_eq!(shape.uniform(), (prefills == 0).then_some(1 + drafts));
         }
     }
 

@@ -5,6 +5,7 @@ use super::workload::{self, Metrics};
 use super::{BenchModelArgs, write_json};
 use crate::device::{self, EmulationNote};
 use crate::parse;
+use crate::speculation::Acceptance;
 use crate::terminal::{Progress, Terminal};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -59,10 +60,12 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut rng = Rng::new(args.model.seed);
     let mut tokens = |len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(config.vocab_size) as u32).collect() };
     let shared = tokens(prefix);
+    let mut seeds = Rng::new(!args.model.seed);
     let requests: Vec<_> = (0..args.num_prompts)
         .map(|_| SequenceRequest {
             prompt: [shared.clone(), tokens(args.input_len)].concat(),
             max_tokens: args.output_len,
+            sampling: workload::greedy(&mut seeds),
             ..SequenceRequest::default()
         })
         .collect();
@@ -74,6 +77,7 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
     )?;
     let progress = Progress::new(terminal, &format!("{name}: requests"));
     engine.start_trace();
+    let before = engine.metrics();
     let run = workload::run(&mut engine, requests, |done| progress.set(done as u64, args.num_prompts as u64))?;
     drop(progress);
     let steps = engine.take_trace()?.unwrap_or_default();
@@ -93,6 +97,10 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
     )?;
     write!(out, "{}{}", metrics.table(), breakdown.table())?;
     let counts = engine.metrics();
+    let acceptance = Acceptance::between(&before, &counts);
+    if let Some(acceptance) = &acceptance {
+        writeln!(out, "{:<24}{}", "Speculation", acceptance.line())?;
+    }
     if prefix > 0 {
         let share = counts.prefix_hits as f64 / counts.prefix_queries.max(1) as f64;
         writeln!(out, "{:<24}{:>9.1}%", "Prefix cache hits", share * 100.0)?;
@@ -118,6 +126,9 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
             "breakdown": breakdown.json(),
         });
         metrics.write(&mut value);
+        if let Some(acceptance) = &acceptance {
+            acceptance.write(&mut value);
+        }
         args.model.describe(&engine, &name, &device, &mut value);
         write_json(path, &value)?;
     }
