@@ -2,6 +2,7 @@
 //! draft model knows: one that is the target itself is never wrong, unless its cache lacks something.
 use super::step_tests::{EAGER, config, request};
 use super::*;
+use crate::chat_template::{ChatInput, message};
 use crate::embedded::{TINY_CHAT, TINY_DRAFT};
 use crate::sampling::SamplingParams;
 use kernels_host::Target;
@@ -173,36 +174,108 @@ fn a_draft_model_of_another_family_is_refused() {
     assert!(engine.add(ngram).unwrap_err().to_string().contains("n-grams"));
 }
 
+fn tiny_chat(config: EngineConfig) -> Engine {
+    let (weights, shape) = (TINY_CHAT.checkpoint().unwrap(), TINY_CHAT.config().unwrap());
+    Engine::load(&Device::cpu(), &shape, WeightSource::Checkpoint(&weights), &config, &|_, _| ()).unwrap()
+}
+
+fn tiny_draft() -> Option<DraftModel> {
+    Some(DraftModel::Model(ModelSource::Embedded(&TINY_DRAFT)))
+}
+
+fn question(text: &str) -> Vec<u32> {
+    let input =
+        ChatInput { messages: vec![message("user", text)], add_generation_prompt: true, ..ChatInput::default() };
+    let text = TINY_CHAT.chat_template().unwrap().render(&input).unwrap();
+    TINY_CHAT.tokenizer().unwrap().encode(&text, true).unwrap()
+}
+
 #[test]
 fn tiny_draft_drafts_for_tiny_chat() {
-    let device = Device::cpu();
-    let (target, shape) = (TINY_CHAT.checkpoint().unwrap(), TINY_CHAT.config().unwrap());
-    let tokenizer = TINY_CHAT.tokenizer().unwrap();
-    let template = TINY_CHAT.chat_template().unwrap();
-    let config = EngineConfig {
-        draft: Some(DraftModel::Model(ModelSource::Embedded(&TINY_DRAFT))),
-        speculation: SPECULATION,
-        kv_cache_tokens: Some(2048),
-        ..EngineConfig::default()
-    };
-    let mut engine = Engine::load(&device, &shape, WeightSource::Checkpoint(&target), &config, &|_, _| ()).unwrap();
+    let config = EngineConfig { draft: tiny_draft(), speculation: SPECULATION, ..EngineConfig::default() };
+    let mut engine = tiny_chat(EngineConfig { kv_cache_tokens: Some(2048), ..config });
     let requests = |speculation| -> Vec<_> {
         ["What is 12 plus 7?", "Count from 1 to 10.", "Spell cat.", "Who are you?"]
-            .map(|text| {
-                let text = template
-                    .render(&crate::chat_template::ChatInput {
-                        messages: vec![crate::chat_template::message("user", text)],
-                        add_generation_prompt: true,
-                        ..Default::default()
-                    })
-                    .unwrap();
-                SequenceRequest { speculation, ..greedy(tokenizer.encode(&text, true).unwrap(), 24) }
-            })
+            .map(|text| SequenceRequest { speculation, ..greedy(question(text), 24) })
             .into()
     };
     let plain = run(&mut engine, requests(Speculation::Off));
-    assert_eq!(run(&mut engine, requests(SPECULATION)), plain);
+    assert_eq!(run(&mut engine, requests(Speculation::Auto)), plain);
     let metrics = engine.metrics();
     let share = metrics.accepted[0] as f64 / metrics.drafted[0] as f64;
     assert!(share > 0.5, "{metrics:?}");
+}
+
+/// Questions of many kinds; every third answer is sampled, every fifth has penalties.
+fn questions() -> Vec<SequenceRequest> {
+    let request = |i: u32| {
+        let text = match i % 4 {
+            0 => format!("What is {} plus {}?", 3 * i, i + 7),
+            1 => format!("Count from {i} to {}.", i + 9),
+            2 => format!("Reverse the word {}.", ["apple", "river", "stone", "cloud"][i as usize / 4 % 4]),
+            _ => format!("Repeat this: one two three {i} four five six one two three {i} four five."),
+        };
+        let temperature = if i.is_multiple_of(3) { 0.8 } else { 0.0 };
+        let repetition_penalty = if i.is_multiple_of(5) { 1.2 } else { 1.0 };
+        let sampling =
+            SamplingParams { temperature, seed: u64::from(i), repetition_penalty, ..SamplingParams::default() };
+        SequenceRequest { sampling, speculation: Speculation::Auto, ..greedy(question(&text), 14) }
+    };
+    (0..32).map(request).collect()
+}
+
+/// Requests arrive a few at a time, and with every fourth comes one that is cancelled two steps later.
+fn arrivals(engine: &mut Engine) -> Vec<Vec<u32>> {
+    let mut waiting = questions().into_iter().enumerate();
+    let (mut ids, mut answers, mut doomed) = (Vec::new(), vec![Vec::new(); 32], Vec::new());
+    let mut step = 0;
+    loop {
+        for (i, request) in waiting.by_ref().take([3, 0, 1, 5][step % 4]) {
+            if i % 4 == 1 {
+                doomed.push((step + 2, engine.add(SequenceRequest { max_tokens: 40, ..request.clone() }).unwrap()));
+            }
+            ids.push(engine.add(request).unwrap());
+        }
+        doomed.iter().filter(|(at, _)| *at == step).for_each(|(_, id)| engine.cancel(*id));
+        for progress in engine.step().unwrap() {
+            if let Some(at) = ids.iter().position(|id| *id == progress.id) {
+                answers[at].extend(progress.token);
+            }
+        }
+        step += 1;
+        if ids.len() == 32 && !engine.has_work() {
+            return answers;
+        }
+    }
+}
+
+#[test]
+fn speculation_changes_nothing_with_arrivals_cancels_preemption_chunks_and_prefix_hits() {
+    let base = EngineConfig { max_num_seqs: 32, kv_cache_tokens: Some(4096), ..EngineConfig::default() };
+    let mut engine = tiny_chat(base.clone());
+    let alone: Vec<_> = questions().into_iter().map(|request| run(&mut engine, vec![request]).remove(0)).collect();
+    drop(engine);
+    let ngram = Speculation::Ngram { drafts: 5, max_n: 4, min_n: 1 };
+    let few = EngineConfig { policy: Policy::MaxUtilization, kv_cache_tokens: Some(12 * 64), ..base.clone() };
+    let mut preemptions = 0;
+    for (speculation, draft) in [(Speculation::Off, None), (ngram, None), (SPECULATION, tiny_draft())] {
+        for (config, step, prefix_cache) in
+            [(&base, 256, true), (&base, 48, false), (&few, 256, false), (&few, 48, true)]
+        {
+            let config = EngineConfig {
+                speculation,
+                draft: draft.clone(),
+                max_num_batched_tokens: Some(step),
+                prefix_cache,
+                overlap: Some(true),
+                ..config.clone()
+            };
+            let mut engine = tiny_chat(config.clone());
+            assert_eq!(arrivals(&mut engine), alone, "{config:?}");
+            let metrics = engine.metrics();
+            assert_eq!((metrics.used_pages, metrics.drafted[0] > 0), (0, speculation != Speculation::Off));
+            preemptions += metrics.preemptions;
+        }
+    }
+    assert!(preemptions > 0);
 }

@@ -271,6 +271,36 @@ mod tests {
     }
 
     #[test]
+    fn sequences_with_fewer_drafts_are_padded_in_place() {
+        use crate::scheduler::{SampleRow, Scheduler, SchedulerConfig, SequenceRequest, Speculation};
+        // Two sequences whose last tokens have been there before, and one that has nothing to look up.
+        let limits = crate::scheduler::Limits { max_tokens: 64, max_sequences: 3, max_model_len: 64 };
+        let mut scheduler = Scheduler::new(SchedulerConfig::new(limits), 8);
+        let speculation = Speculation::Ngram { drafts: 3, max_n: 2, min_n: 1 };
+        for prompt in [vec![1, 2, 3, 4, 1], vec![5, 6, 7], vec![8, 9, 8]] {
+            scheduler.add(SequenceRequest { prompt, max_tokens: 9, speculation, ..Default::default() }).unwrap();
+        }
+        let plan = scheduler.plan().unwrap();
+        let chosen = [1, 9, 9].map(|token| crate::scheduler::Sampled { tokens: vec![token], logprobs: vec![] });
+        let _ = scheduler.commit(plan, &crate::scheduler::StepOutput { samples: chosen.into() });
+        let plan = scheduler.plan().unwrap();
+        assert_eq!(plan.tokens, [1, 2, 3, 4, 9, 9, 8, 9]);
+        assert_eq!(graph_queries(&plan, 3), Some(4));
+        assert_eq!(graph_queries(&plan, 7), None, "24 rows for 8");
+        let layout = Layout::of(&StepShape::decode(4, 4, 100));
+        let mut words = vec![99; layout.words];
+        layout.write(&plan, 4, &mut words);
+        assert_eq!(words[layout.tokens.clone()], [1, 2, 3, 4, 9, 0, 0, 0, 9, 8, 9, 0, 0, 0, 0, 0]);
+        let written: Vec<usize> = (0..16).filter(|row| words[layout.slots.start + row] != u32::MAX).collect();
+        assert_eq!(written, [0, 1, 2, 3, 4, 8, 9, 10]);
+        assert_eq!(words[layout.kv_lens.clone()], [9, 7, 7, 4]);
+        assert_eq!(words[layout.decode_starts.clone()], [0, 4, 8, 12, 16]);
+        assert_eq!(words[layout.rows.clone()], [0, 1, 2, 3, 4, 8, 9, 10, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let first: Vec<u32> = plan.samples.iter().map(|SampleRow { row, .. }| *row).collect();
+        assert_eq!(first, [0, 4, 5]);
+    }
+
+    #[test]
     fn padding_follows_the_plan() {
         let mut plan = StepPlan::default();
         plan.tokens = vec![5, 6, 7];
