@@ -292,7 +292,7 @@ fn speculation_changes_nothing_with_arrivals_cancels_preemption_chunks_and_prefi
                 draft: draft.clone(),
                 max_num_batched_tokens: Some(step),
                 prefix_cache,
-                overlap: Some(true),
+                overlap: Some(false),
                 ..config.clone()
             };
             let mut engine = tiny_chat(config.clone());
