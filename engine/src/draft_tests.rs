@@ -275,14 +275,13 @@ fn arrivals(engine: &mut Engine) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn speculation_changes_nothing_with_arrivals_cancels_preemption_chunks_and_prefix_hits() {
+fn speculation_changes_nothing_with_arrivals_cancels_chunks_prefix_hits_and_few_pages() {
     let base = EngineConfig { max_num_seqs: 32, kv_cache_tokens: Some(4096), ..EngineConfig::default() };
     let mut engine = tiny_chat(base.clone());
     let alone: Vec<_> = questions().into_iter().map(|request| run(&mut engine, vec![request]).remove(0)).collect();
     drop(engine);
     let ngram = Speculation::Ngram { drafts: 5, max_n: 4, min_n: 1 };
     let few = EngineConfig { policy: Policy::MaxUtilization, kv_cache_tokens: Some(12 * 64), ..base.clone() };
-    let mut preemptions = 0;
     for (speculation, draft) in [(Speculation::Off, None), (ngram, None), (SPECULATION, tiny_draft())] {
         for (config, step, prefix_cache) in
             [(&base, 256, true), (&base, 48, false), (&few, 256, false), (&few, 48, true)]
@@ -299,8 +298,6 @@ fn speculation_changes_nothing_with_arrivals_cancels_preemption_chunks_and_prefi
             assert_eq!(arrivals(&mut engine), alone, "{config:?}");
             let metrics = engine.metrics();
             assert_eq!((metrics.used_pages, metrics.drafted[0] > 0), (0, speculation != Speculation::Off));
-            preemptions += metrics.preemptions;
         }
     }
-    assert!(preemptions > 0);
 }
