@@ -105,6 +105,24 @@ fn steps_with_drafts_run_as_graphs_and_allocate_nothing() {
     assert_eq!(device.memory().unwrap(), free);
 }
 
+/// A graph of contexts up to 512 tokens and one of the longest: padding of the last steps reaches beyond the sequence's end.
+#[test]
+fn graphs_of_two_contexts_lead_to_the_longest_sequence() {
+    let device = Device::emulated(Target::Sm80, 1);
+    let config = EngineConfig { max_model_len: Some(512), max_num_seqs: 1, eager: false, ..EAGER };
+    let [plain, drafted] = [Speculation::Off, SPECULATION].map(|speculation| {
+        let mut engine = load(&device, 9, config.clone());
+        assert_eq!(engine.runner().graphs(), 4, "two contexts, with and without drafts");
+        engine.start_trace();
+        let answer = run(&mut engine, vec![SequenceRequest { speculation, ..greedy(prompt(500, 1), 50) }]).remove(0);
+        let steps = engine.take_trace().unwrap().unwrap();
+        assert!(steps.iter().filter(|step| step.graph.is_some()).count() > 3, "{steps:?}");
+        answer
+    });
+    assert_eq!(plain.len(), 12);
+    assert_eq!(drafted, plain);
+}
+
 /// A draft model that is the target agrees with it wherever both caches hold the same.
 fn assert_all_accepted(engine: &Engine, what: &str) {
     let metrics = engine.metrics();
