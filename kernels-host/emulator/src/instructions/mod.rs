@@ -19,10 +19,12 @@ const MOST_NAMED: usize = 16;
 /// Modifiers of a form: of each group one is taken.
 type Groups = Vec<Vec<&'static str>>;
 
+/// What each accepted opcode takes of each group.
+type Accepted = Vec<Vec<&'static str>>;
+
 /// Rows of a form that the decoder accepts, and what is left out.
 struct Tried {
-    /// What each accepted opcode takes of each group.
-    accepted: Vec<Vec<&'static str>>,
+    accepted: Accepted,
     groups: Groups,
     /// The opcode's fixed first words.
     name: &'static str,
@@ -169,7 +171,7 @@ fn rows(accepted: &[Vec<&'static str>], groups: &[Vec<&'static str>]) -> Vec<Str
     }
     let by = |at: usize| {
         // Options of this group that go with the same of the others stay together.
-        let mut classes: Vec<(Vec<Vec<&str>>, Vec<Vec<&'static str>>)> = Vec::new();
+        let mut classes: Vec<(Accepted, Accepted)> = Vec::new();
         for option in &used[at] {
             let taken: Vec<_> = accepted.iter().filter(|taken| taken[at] == *option).cloned().collect();
             let rest = taken.iter().map(|taken| [&taken[..at], &taken[at + 1..]].concat()).collect();
@@ -183,7 +185,8 @@ fn rows(accepted: &[Vec<&'static str>], groups: &[Vec<&'static str>]) -> Vec<Str
         }
         Some(classes.iter().flat_map(|(_, taken)| rows(taken, groups)).collect::<Vec<_>>())
     };
-    (0..groups.len()).filter_map(by).min_by_key(Vec::len).unwrap_or_default()
+    // Of as many, those by the type, which comes last.
+    (0..groups.len()).rev().filter_map(by).min_by_key(Vec::len).unwrap_or_default()
 }
 
 fn choice(options: &[&str]) -> String {
