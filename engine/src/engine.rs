@@ -7,14 +7,15 @@ use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{InFlight, MAX_BIASES, MemoryBudget, Runner, RunnerConfig};
 use crate::scheduler::{
     self, Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics,
-    SequenceRequest, StepOutput, StepPlan,
+    SequenceRequest, Speculation, StepOutput, StepPlan,
 };
+use crate::source::ModelSource;
 use crate::trace::{LoadTimes, StepTimes, Trace};
-use kernels_host::{DType, Device};
+use kernels_host::{DType, Device, Stream};
 use std::time::Instant;
 
 /// Bounds and memory of an engine.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Longest sequence; `None`: the model's `max_position_embeddings`, or as much as fits.
     pub max_model_len: Option<usize>,
@@ -36,6 +37,10 @@ pub struct EngineConfig {
     pub policy: Policy,
     /// Most draft tokens that a request may have checked in a step, up to [`MAX_DRAFTS`]; 0: no speculation.
     pub max_drafts: usize,
+    /// A smaller model that makes drafts for requests with [`Speculation::Draft`].
+    pub draft: Option<DraftModel>,
+    /// What requests get that leave it to the engine ([`Speculation::Auto`]). Its drafts count as `max_drafts`.
+    pub speculation: Speculation,
     /// For benchmarks with random weights: accept each draft with this probability, whatever is sampled.
     pub synthetic_acceptance: Option<f32>,
     /// Launch every kernel by itself instead of CUDA graphs.
@@ -59,6 +64,8 @@ impl Default for EngineConfig {
             host_cache_bytes: 0,
             policy: Policy::GuaranteedNoEvict,
             max_drafts: 0,
+            draft: None,
+            speculation: Speculation::Off,
             synthetic_acceptance: None,
             eager: false,
             batch_invariant: false,
@@ -77,6 +84,11 @@ impl EngineConfig {
     /// Whether the size of the KV cache follows from the memory that there is.
     fn chooses_cache(&self) -> bool {
         self.kv_cache_tokens.is_none() && self.kv_cache_memory_bytes.is_none()
+    }
+
+    /// Most draft tokens of a sequence in a step.
+    pub fn drafts(&self) -> usize {
+        self.max_drafts.max(self.speculation.drafts()).min(MAX_DRAFTS)
     }
 
     /// The bounds of steps and sequences that this means for a model on the CPU or on a GPU.
@@ -100,6 +112,10 @@ pub struct Admission {
     pub vocab: usize,
     /// Most draft tokens of a request in a step.
     pub drafts: usize,
+    /// Whether there is a draft model: without one, drafts are looked up.
+    pub draft_model: bool,
+    /// What requests get that leave it to the engine.
+    pub speculation: Speculation,
 }
 
 impl Admission {
@@ -112,6 +128,11 @@ impl Admission {
         self.scheduler.check(request)
     }
 
+    /// What a request's speculation means here.
+    fn resolve(&self, speculation: Speculation) -> Speculation {
+        if speculation == Speculation::Auto { self.speculation } else { speculation }
+    }
+
     /// What the scheduler cannot know.
     fn check_tokens(&self, request: &SequenceRequest) -> Result<()> {
         let vocab = self.vocab;
@@ -120,10 +141,24 @@ impl Admission {
                 problem: format!("the prompt holds token {token}, the vocabulary has {vocab}"),
             });
         }
-        let (drafts, most) = (request.speculation.drafts(), self.drafts);
+        let speculation = self.resolve(request.speculation);
+        let (drafts, most) = (speculation.drafts(), self.drafts);
         if drafts > most {
             return Err(Error::Request {
                 problem: format!("{drafts} draft tokens a step were asked for, the engine was made for at most {most}"),
+            });
+        }
+        let fitting = match speculation {
+            Speculation::Off | Speculation::Auto => true,
+            Speculation::Draft { .. } => self.draft_model,
+            Speculation::Ngram { .. } => !self.draft_model,
+        };
+        if !fitting {
+            let has = if self.draft_model { "a" } else { "no" };
+            return Err(Error::Request {
+                problem: format!(
+                    "the engine has {has} draft model: speculation is by the draft model where there is one, else by n-grams"
+                ),
             });
         }
         let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);
@@ -141,6 +176,42 @@ impl Admission {
     }
 }
 
+/// Where a draft model comes from.
+#[derive(Clone, Debug)]
+pub enum DraftModel {
+    /// A model of the same family as the target: their tokens must mean the same.
+    Model(ModelSource),
+    /// Random weights, for benchmarks.
+    Dummy {
+        /// Their shapes.
+        config: Box<ModelConfig>,
+        /// The same seed gives the same weights.
+        seed: u64,
+    },
+}
+
+impl DraftModel {
+    /// Its shape.
+    pub fn config(&self) -> Result<ModelConfig> {
+        match self {
+            DraftModel::Model(source) => source.config(),
+            DraftModel::Dummy { config, .. } => Ok((**config).clone()),
+        }
+    }
+
+    fn load(&self, stream: &Stream, config: &ModelConfig, progress: &LoadProgress<'_>) -> Result<Model> {
+        match self {
+            DraftModel::Model(source) => {
+                let checkpoint = source.checkpoint()?;
+                Model::load(stream, config, WeightSource::Checkpoint(&checkpoint), progress)
+            }
+            DraftModel::Dummy { seed, .. } => {
+                Model::load(stream, config, WeightSource::Dummy { seed: *seed }, progress)
+            }
+        }
+    }
+}
+
 /// A loaded model with its queue.
 pub struct Engine {
     scheduler: Scheduler,
@@ -148,12 +219,17 @@ pub struct Engine {
     /// The step that runs.
     running: Option<(StepPlan, InFlight)>,
     overlap: bool,
+    /// Of requests that leave it to the engine.
+    speculation: Speculation,
     trace: Option<Trace>,
     load: LoadTimes,
 }
 
 impl Engine {
-    /// Loads weights and reserves all memory.
+    /// Loads weights and reserves all memory. `progress` hears of the model, then of the draft model.
+    ///
+    /// # Errors
+    /// The models do not fit on the device or to each other ([`Error::DraftModel`]), or cannot be read.
     pub fn load(
         device: &Device,
         model: &ModelConfig,
@@ -161,11 +237,15 @@ impl Engine {
         config: &EngineConfig,
         progress: &LoadProgress<'_>,
     ) -> Result<Self> {
-        let dtype = compute_dtype(model);
+        let draft_config = config.draft.as_ref().map(DraftModel::config).transpose()?;
+        if let Some(draft) = &draft_config {
+            check_draft(model, draft, config)?;
+        }
         let mut limits = config.limits(device.is_cpu(), model);
         let memory = device.memory()?;
         // Too little memory is an error before the weights are read. Kernels and graphs are not counted yet.
-        let mut wanted = plan_pages(memory, model, dtype, config, &mut limits)?;
+        let shapes = Shapes { model, draft: draft_config.as_ref() };
+        let mut wanted = plan_pages(memory, shapes, config, &mut limits)?;
         if config.prefix_cache && device.emulation().is_none() && config.chooses_cache() && memory.is_some() {
             // Blocks that nobody uses are kept for prompts that start alike: all the memory is of use.
             wanted = usize::MAX;
@@ -173,19 +253,24 @@ impl Engine {
         let start = Instant::now();
         let stream = device.stream()?;
         let model = Model::load(&stream, model, source, progress)?;
+        let draft = match (&config.draft, &draft_config) {
+            (Some(draft), Some(shape)) => Some(draft.load(&stream, shape, progress)?),
+            _ => None,
+        };
         let weights = start.elapsed();
-        let page = KvCache::page_bytes(model.config(), dtype);
+        let page_of = |model: &Model| KvCache::page_bytes(model.config(), model.dtype());
+        let page = page_of(&model) + draft.as_ref().map_or(0, page_of);
         let host_pages = if config.prefix_cache { config.host_cache_bytes / page } else { 0 };
         let runner_config = RunnerConfig {
             limits,
             host_pages,
-            drafts: config.max_drafts.min(MAX_DRAFTS),
+            drafts: config.drafts(),
             synthetic_acceptance: config.synthetic_acceptance,
             eager: config.eager,
             batch_invariant: config.batch_invariant,
         };
         let mut pages = wanted;
-        let runner = Runner::new(stream, model, runner_config, |graphs| {
+        let runner = Runner::new(stream, model, draft, runner_config, |graphs| {
             pages = left_pages(memory, device.memory()?, config, graphs, page, wanted);
             Ok(pages)
         })?;
@@ -197,7 +282,15 @@ impl Engine {
         let load = LoadTimes { weights, ready: start.elapsed() - weights, used };
         let scheduler =
             SchedulerConfig { limits, policy: config.policy, prefix_cache: config.prefix_cache, host_pages };
-        Ok(Engine { scheduler: Scheduler::new(scheduler, pages), runner, running: None, overlap, trace: None, load })
+        Ok(Engine {
+            scheduler: Scheduler::new(scheduler, pages),
+            runner,
+            running: None,
+            overlap,
+            speculation: config.speculation,
+            trace: None,
+            load,
+        })
     }
 
     /// How long loading took, and the memory that the driver says it took.
@@ -251,8 +344,10 @@ impl Engine {
     }
 
     /// Queues a sequence.
-    pub fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
-        self.admission().check_tokens(&request)?;
+    pub fn add(&mut self, mut request: SequenceRequest) -> Result<RequestId> {
+        let admission = self.admission();
+        request.speculation = admission.resolve(request.speculation);
+        admission.check_tokens(&request)?;
         self.scheduler.add(request)
     }
 
@@ -262,6 +357,8 @@ impl Engine {
             scheduler: self.scheduler.admission(),
             vocab: self.runner.model().config().vocab_size,
             drafts: self.runner.config().drafts,
+            draft_model: self.runner.has_draft_model(),
+            speculation: self.speculation,
         }
     }
 
@@ -350,17 +447,48 @@ pub fn compute_dtype(model: &ModelConfig) -> DType {
     }
 }
 
+/// A draft model's vocabulary may lack some of the target's padding.
+const VOCAB_PADDING: usize = 1024;
+
+fn check_draft(model: &ModelConfig, draft: &ModelConfig, config: &EngineConfig) -> Result<()> {
+    let fail = |problem: String| Err(Error::DraftModel { problem });
+    let (target, own) = (model.vocab_size, draft.vocab_size);
+    if own > target || target - own >= VOCAB_PADDING {
+        return fail(format!(
+            "its vocabulary has {own} tokens, the model's {target}; give a draft model of the same family"
+        ));
+    }
+    if config.drafts() == 0 {
+        return fail("no draft tokens are asked for; set EngineConfig::speculation (--num-draft-tokens)".into());
+    }
+    Ok(())
+}
+
+/// Shapes of the models that share a device.
+#[derive(Clone, Copy)]
+struct Shapes<'a> {
+    model: &'a ModelConfig,
+    draft: Option<&'a ModelConfig>,
+}
+
+impl Shapes<'_> {
+    fn budget(&self, limits: &Limits, drafts: usize) -> MemoryBudget {
+        let draft = self.draft.map(|draft| (draft, compute_dtype(draft)));
+        let plain = MemoryBudget::of(self.model, compute_dtype(self.model), limits);
+        plain.with_drafts(self.model, limits, drafts, draft)
+    }
+}
+
 /// Pages of the KV cache; shortens `max_model_len` where it was not asked for and does not fit. `memory`: free and
 /// total bytes of the GPU, `None` on the CPU.
 fn plan_pages(
     memory: Option<(usize, usize)>,
-    model: &ModelConfig,
-    dtype: DType,
+    shapes: Shapes<'_>,
     config: &EngineConfig,
     limits: &mut Limits,
 ) -> Result<usize> {
     let needed = |tokens: usize| tokens.div_ceil(PAGE_TOKENS);
-    let budget = MemoryBudget::of(model, dtype, limits);
+    let budget = shapes.budget(limits, config.drafts());
     if let Some(tokens) = config.kv_cache_tokens {
         return Ok(needed(tokens).max(1));
     }
@@ -420,6 +548,10 @@ const ROUNDING: usize = 4 << 20;
 mod step_tests;
 
 #[cfg(test)]
+#[path = "draft_tests.rs"]
+mod draft_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -435,7 +567,7 @@ mod tests {
 
     fn plan(memory: Option<(usize, usize)>, config: EngineConfig) -> Result<(usize, Limits)> {
         let mut limits = config.limits(false, &model());
-        let pages = plan_pages(memory, &model(), DType::Bf16, &config, &mut limits)?;
+        let pages = plan_pages(memory, Shapes { model: &model(), draft: None }, &config, &mut limits)?;
         Ok((pages, limits))
     }
 

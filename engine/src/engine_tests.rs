@@ -10,7 +10,7 @@ const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,"
     "num_attention_heads":2,"num_hidden_layers":2,"num_key_value_heads":1,"head_dim":64,"vocab_size":160,
     "max_position_embeddings":512,"rope_theta":10000.0,"rms_norm_eps":1e-5}"#;
 
-const EAGER: EngineConfig = EngineConfig {
+pub(super) const EAGER: EngineConfig = EngineConfig {
     max_model_len: Some(192),
     max_num_seqs: 3,
     max_num_batched_tokens: Some(100),
@@ -21,18 +21,23 @@ const EAGER: EngineConfig = EngineConfig {
     host_cache_bytes: 0,
     policy: Policy::GuaranteedNoEvict,
     max_drafts: 0,
+    draft: None,
+    speculation: Speculation::Off,
     synthetic_acceptance: None,
     eager: true,
     batch_invariant: false,
     overlap: Some(false),
 };
 
-fn load(device: &Device, config: EngineConfig) -> Engine {
-    let model = ModelConfig::from_slice("config.json", CONFIG.as_bytes()).unwrap();
-    Engine::load(device, &model, WeightSource::Dummy { seed: 3 }, &config, &|_, _| ()).unwrap()
+pub(super) fn config() -> ModelConfig {
+    ModelConfig::from_slice("config.json", CONFIG.as_bytes()).unwrap()
 }
 
-fn request(i: u32) -> SequenceRequest {
+fn load(device: &Device, config: EngineConfig) -> Engine {
+    Engine::load(device, &self::config(), WeightSource::Dummy { seed: 3 }, &config, &|_, _| ()).unwrap()
+}
+
+pub(super) fn request(i: u32) -> SequenceRequest {
     let len = [5, 70, 64, 1, 130][i as usize % 5];
     let sampling = match i % 3 {
         0 => SamplingParams::default(),
@@ -90,11 +95,11 @@ fn batch_invariant_steps_give_the_same_bits_alone_batched_and_in_chunks() {
         [Target::Sm90a, Target::Sm80].map(|target| Device::emulated(target, 1)).into_iter().chain([Device::cpu()]);
     for device in devices {
         let config = EngineConfig { batch_invariant: true, prefix_cache: false, ..EAGER };
-        let mut engine = load(&device, config);
+        let mut engine = load(&device, config.clone());
         let alone: Vec<_> = ALL.iter().map(|&i| logprob_bits(&mut engine, &[i]).remove(0)).collect();
         // More than 128 rows take another kernel.
         for tokens in [192, 23] {
-            let mut engine = load(&device, EngineConfig { max_num_batched_tokens: Some(tokens), ..config });
+            let mut engine = load(&device, EngineConfig { max_num_batched_tokens: Some(tokens), ..config.clone() });
             assert_eq!(logprob_bits(&mut engine, &ALL), alone, "{tokens} tokens a step");
         }
     }

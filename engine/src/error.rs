@@ -12,6 +12,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A draft model that cannot serve the model that it was given for.
+    #[error("the draft model does not fit: {problem}")]
+    DraftModel {
+        /// What does not fit and what would.
+        problem: String,
+    },
     /// The operating system refused a file operation.
     #[error("cannot {action} {path}: {source}")]
     Io {

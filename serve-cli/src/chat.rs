@@ -20,6 +20,7 @@ use std::process::ExitCode;
     wootz chat                                             talk; /help, /reset, /system, /stats, /quit\n  \
     wootz chat --ask \"What is 12 plus 7?\"                  one answer on stdout and nothing else\n  \
     wootz chat ./Llama-3.1-8B-Instruct --device cuda:1     a Hugging Face model directory\n  \
+    wootz chat --draft-model tiny-draft                    a smaller model drafts, the answers stay the same\n  \
     wootz chat ./Qwen2.5-7B-Instruct --max-model-len 32K --system \"Answer in French.\"\n  \
     printf 'Spell cat.\\nNow reverse it.\\n' | wootz chat      each line is a turn\n\n\
     Ctrl-C stops an answer, Ctrl-D leaves. A line that ends in \\ goes on in the next one.\n\
@@ -56,6 +57,9 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut session = Session::new(llm, params, args.system.clone(), terminal)?;
     if let Some(text) = &args.ask {
         session.answer(text)?;
+        if let Some(line) = session.speculation().filter(|_| args.limits.verbose) {
+            writeln!(io::stderr(), "{line}")?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if terminal.stdin { talk(&mut session, terminal) } else { turns(&mut session) }

@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod model;
 mod parse;
+mod speculation;
 mod terminal;
 mod units;
 

@@ -1,11 +1,12 @@
 //! What the commands share: the model, its bounds, and how tokens are chosen.
 use crate::device::DeviceArgs;
+use crate::speculation::SpeculationArgs;
 use crate::terminal::{Progress, Terminal};
 use crate::{parse, units};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use engine::config::ModelConfig;
-use engine::engine::{Engine, EngineConfig, compute_dtype};
+use engine::engine::{DraftModel, Engine, EngineConfig, compute_dtype};
 use engine::generation_config::GenerationConfig;
 use engine::llm::{Llm, SamplingParams};
 use engine::runner::MemoryBudget;
@@ -93,6 +94,8 @@ pub struct LimitArgs {
     /// When a waiting request starts: when it is sure to fit to its end, or when its prompt fits
     #[arg(long, value_name = "POLICY", default_value = "guaranteed-no-evict", value_parser = policy)]
     pub scheduler_policy: Policy,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// Launch every kernel by itself instead of by CUDA graphs
     #[arg(long, visible_alias = "enforce-eager")]
     pub eager: bool,
@@ -132,7 +135,7 @@ impl LimitArgs {
             ensure!(len >= 2, "--max-model-len {len} leaves no room for a prompt and an answer: at least 2");
         }
         let default = EngineConfig::default();
-        Ok(EngineConfig {
+        let mut config = EngineConfig {
             max_model_len: self.max_model_len,
             max_num_seqs: self.max_num_seqs.unwrap_or(default.max_num_seqs),
             max_num_batched_tokens: self.max_num_batched_tokens,
@@ -142,12 +145,13 @@ impl LimitArgs {
             prefix_cache: !self.no_prefix_cache,
             host_cache_bytes: self.host_cache_bytes.unwrap_or(0) as usize,
             policy: self.scheduler_policy,
-            max_drafts: 0,
-            synthetic_acceptance: None,
             eager: self.eager,
             batch_invariant: self.batch_invariant,
             overlap: self.no_overlap.then_some(false),
-        })
+            ..default
+        };
+        self.speculation.apply(None, &mut config)?;
+        Ok(config)
     }
 }
 
@@ -155,7 +159,11 @@ impl LimitArgs {
 /// kills the process.
 pub fn check_host_memory(device: &Device, model: &ModelConfig, config: &EngineConfig) -> Result<()> {
     let (true, Some(total)) = (device.is_cpu(), host_memory()) else { return Ok(()) };
-    let budget = MemoryBudget::of(model, compute_dtype(model), &config.limits(device.is_cpu(), model));
+    let limits = config.limits(device.is_cpu(), model);
+    let draft = config.draft.as_ref().map(DraftModel::config).transpose()?;
+    let draft = draft.as_ref().map(|draft| (draft, compute_dtype(draft)));
+    let budget =
+        MemoryBudget::of(model, compute_dtype(model), &limits).with_drafts(model, &limits, config.drafts(), draft);
     let pages = config.kv_cache_tokens.unwrap_or(0).div_ceil(engine::kv::PAGE_TOKENS);
     let (fixed, cache) =
         ((budget.weights + budget.activations) as u64, (pages as u64).saturating_mul(budget.page as u64));

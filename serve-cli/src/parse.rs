@@ -61,6 +61,12 @@ pub fn share(text: &str) -> Result<f32, String> {
     if value > 0.0 && value <= 1.0 { Ok(value) } else { Err("must be above 0 and at most 1".into()) }
 }
 
+/// A probability, 0 and 1 included.
+pub fn probability(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| "expected a number such as 0.8".to_owned())?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("must be from 0 to 1".into()) }
+}
+
 /// A count within a range.
 pub fn count_in(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, String> + Clone {
     move |text| {

@@ -40,7 +40,7 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// Beam search instead of sampling.
     pub beam: Option<BeamParams>,
-    /// Where draft tokens come from.
+    /// Where draft tokens come from: as the engine was told, unless something else is said.
     pub speculation: Speculation,
     /// Lower is served sooner; equal ones by arrival.
     pub priority: i32,
@@ -68,7 +68,7 @@ impl Default for SamplingParams {
             logit_bias: greedy.logit_bias,
             logprobs: greedy.logprobs,
             beam: None,
-            speculation: Speculation::Off,
+            speculation: Speculation::Auto,
             priority: 0,
             cache_salt: None,
         }

@@ -1,4 +1,5 @@
 //! What device memory is for.
+use super::draft::Passes;
 use super::layout::Layout;
 use super::sampler::Sizes;
 use super::tables::BlockTables;
@@ -31,13 +32,46 @@ impl MemoryBudget {
         let vocab = config.vocab_size;
         let sizes = Sizes { vocab, rows: sequences, sequences, max_len: limits.max_model_len };
         let (logits, sampling) = sizes.bytes();
-        let inputs = input_bytes(limits, &sizes);
+        let inputs = input_bytes(limits, &sizes, 0);
         MemoryBudget {
             weights: crate::weights::parameter_count(config) as usize * size,
             activations: limits.max_tokens * per_token * size + logits + sampling + inputs + WORKSPACE,
             page: KvCache::page_bytes(config, dtype),
         }
     }
+
+    /// Adds what speculation takes: `drafts` more rows of logits a sequence and, where a model makes the drafts, all of
+    /// its own.
+    pub fn with_drafts(
+        mut self,
+        config: &ModelConfig,
+        limits: &Limits,
+        drafts: usize,
+        draft: Option<(&ModelConfig, DType)>,
+    ) -> Self {
+        let sizes = |rows| {
+            let Limits { max_sequences: sequences, max_model_len: max_len, .. } = *limits;
+            Sizes { vocab: config.vocab_size, rows, sequences, max_len }
+        };
+        let bytes = |sizes: Sizes, drafts| {
+            let (logits, sampling) = sizes.bytes();
+            logits + sampling + input_bytes(limits, &sizes, drafts)
+        };
+        let plain = bytes(sizes(limits.max_sequences), 0);
+        self.activations += bytes(sizes(head_rows(limits, drafts)), drafts) - plain;
+        if let Some((config, dtype)) = draft {
+            let own = Self::of(config, dtype, &super::draft::limits(limits));
+            self.weights += own.weights;
+            self.activations += own.activations + Passes::most(limits, drafts) * size_of::<u32>();
+            self.page += own.page;
+        }
+        self
+    }
+}
+
+/// Rows of logits that a step may have.
+pub(super) fn head_rows(limits: &Limits, drafts: usize) -> usize {
+    (limits.max_sequences * (1 + drafts)).min(limits.max_tokens.max(limits.max_sequences))
 }
 
 /// Words of the largest step's packed inputs.
@@ -46,8 +80,8 @@ pub(super) fn packed_words(limits: &Limits, sizes: &Sizes) -> usize {
 }
 
 /// Bytes of a step's packed inputs and of the block tables, on the device.
-pub(super) fn input_bytes(limits: &Limits, sizes: &Sizes) -> usize {
-    let tables = BlockTables::bytes(limits.max_sequences, limits.max_model_len.div_ceil(PAGE_TOKENS));
+pub(super) fn input_bytes(limits: &Limits, sizes: &Sizes, drafts: usize) -> usize {
+    let tables = BlockTables::bytes(limits.max_sequences, (limits.max_model_len + drafts).div_ceil(PAGE_TOKENS));
     packed_words(limits, sizes) * size_of::<u32>() + tables
 }
 

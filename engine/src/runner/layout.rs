@@ -1,8 +1,8 @@
 //! A step's small inputs as one run of words: written to pinned memory at once, copied at once, read as views.
 use super::graphs::GraphSize;
 use crate::model::StepInput;
-use crate::scheduler::StepPlan;
-use kernels_host::{Buffer, View};
+use crate::scheduler::{PlannedSequence, StepPlan};
+use kernels_host::View;
 use std::ops::Range;
 
 /// Sections start at multiples of 16 bytes.
@@ -58,6 +58,12 @@ impl StepShape {
         }
     }
 
+    /// The draft model's first pass over such a step: `queries` tokens each, of which the last chooses a draft if any
+    /// are wanted.
+    pub fn draft(sequences: usize, queries: usize, drafts: usize, max_kv: usize) -> Self {
+        StepShape { head_rows: if drafts > 0 { sequences } else { 0 }, ..StepShape::decode(sequences, queries, max_kv) }
+    }
+
     /// One prompt of `tokens` tokens.
     pub fn prefill(tokens: usize) -> Self {
         StepShape { tokens, sequences: 1, max_query: tokens, head_rows: 1, ..StepShape::default() }
@@ -68,14 +74,33 @@ impl StepShape {
         let max_query = self.max_query.max(self.max_decode_query);
         StepShape { decodes: 0, decode_tokens: 0, max_decode_query: 0, max_query, ..self }
     }
+}
 
-    /// What a graph must have been captured for: there are some for steps in which all sequences decode, equally many tokens
-    /// each, and all sample.
-    pub fn graph_size(&self) -> Option<GraphSize> {
-        let StepShape { sequences, max_decode_query: queries, max_kv, .. } = *self;
-        let uniform = sequences > 0 && *self == StepShape::decode(sequences, queries, max_kv);
-        uniform.then_some(GraphSize { queries, sequences, max_kv })
+/// The size of the graph that a plan needs: all sequences decode and sample, and have one query each, or 1 + `drafts`
+/// where anything has a draft. `None`: a plan of another kind, or the rows that pad sequences with fewer drafts would be
+/// too many.
+pub(super) fn graph_size(plan: &StepPlan, drafts: usize) -> Option<GraphSize> {
+    let queries = graph_queries(plan, drafts)?;
+    // Those with fewer drafts see their padding.
+    let kv_lens = plan.sequences.iter().map(|sequence| sequence.kv_len as usize + queries - sequence.queries as usize);
+    Some(GraphSize { queries, sequences: plan.sequences.len(), max_kv: kv_lens.max().unwrap_or(0) })
+}
+
+/// Queries of every sequence in the graph for a plan.
+fn graph_queries(plan: &StepPlan, drafts: usize) -> Option<usize> {
+    let sequences = plan.sequences.len();
+    if sequences == 0 || plan.decodes < sequences || plan.samples.len() != sequences {
+        return None;
     }
+    if plan.tokens.len() == sequences && plan.sequences.iter().all(|sequence| sequence.unseen.is_none()) {
+        return Some(1);
+    }
+    let queries = 1 + drafts;
+    // Products take up to 16 rows in the time of one.
+    let bearable = sequences * queries <= (2 * plan.tokens.len()).max(16);
+    // The draft model starts from two tokens.
+    let long = plan.sequences.iter().all(|sequence| sequence.kv_len > sequence.queries);
+    (bearable && long).then_some(queries)
 }
 
 /// Where what is.
@@ -113,33 +138,55 @@ impl Layout {
         }
     }
 
+    /// Leading sequences that decode.
+    fn decodes(&self) -> usize {
+        self.kv_lens.len() + 1 - self.query_starts.len()
+    }
+
     /// Most words of a step within the bounds.
     pub fn most(tokens: usize, sequences: usize, head_rows: usize) -> usize {
         3 * (tokens + ALIGN) + 2 * (sequences + ALIGN) + sequences + 1 + ALIGN + head_rows + ALIGN
     }
 
-    /// Writes a plan's inputs. Where the shape is of more sequences than the plan has (both of decodes with equally many
-    /// queries each), padding follows: tokens 0 at position 0, of which nothing is kept, seeing as many tokens of whatever
-    /// page is in their table.
-    pub fn write(&self, plan: &StepPlan, shape: &StepShape, words: &mut [u32]) {
-        let queries = shape.max_decode_query;
-        fill(&mut words[self.tokens.clone()], plan.tokens.iter().copied(), 0);
-        fill(&mut words[self.positions.clone()], plan.positions.iter().copied(), 0);
-        fill(&mut words[self.slots.clone()], plan.slots.iter().copied(), u32::MAX);
-        fill(&mut words[self.kv_lens.clone()], plan.sequences.iter().map(|sequence| sequence.kv_len), queries as u32);
-        let (decodes, prefills) = plan.sequences.split_at(plan.sequences.len().min(shape.decodes));
+    /// Writes a plan's inputs. `queries`: of every sequence of a graph's layout, all of which decode; 1 otherwise. Sequences
+    /// with fewer are padded to so many, and sequences follow that are only padding: tokens 0 of which nothing is kept,
+    /// seeing whatever page is in their table.
+    pub fn write(&self, plan: &StepPlan, queries: usize, words: &mut [u32]) {
+        // Not the plan's: a shape may take its decodes as prompts, and a graph have more of them.
+        let (decodes, prefills) = plan.sequences.split_at(plan.sequences.len().min(self.decodes()));
+        let mut rows = |section: &Range<usize>, values: &[u32], padding| {
+            let into = &mut words[section.clone()];
+            match queries {
+                1 => fill(into, values.iter().copied(), padding),
+                _ => fill(into, padded(decodes, values, queries, padding), padding),
+            }
+        };
+        rows(&self.tokens, &plan.tokens, 0);
+        rows(&self.positions, &plan.positions, 0);
+        rows(&self.slots, &plan.slots, u32::MAX);
+        let missing = |sequence: &PlannedSequence| (queries as u32).saturating_sub(sequence.queries);
+        let kv_lens = plan.sequences.iter().map(|sequence| sequence.kv_len + missing(sequence));
+        fill(&mut words[self.kv_lens.clone()], kv_lens, queries as u32);
         if !self.decode_starts.is_empty() {
-            let lengths = decodes.iter().map(|sequence| sequence.queries);
+            let lengths = decodes.iter().map(|sequence| sequence.queries.max(queries as u32));
             starts(&mut words[self.decode_starts.clone()], lengths, queries as u32);
         }
         starts(&mut words[self.query_starts.clone()], prefills.iter().map(|sequence| sequence.queries), 0);
-        let rows = plan.samples.iter().flat_map(|sample| sample.row..=sample.row + sample.drafts);
+        let mut start = 0;
+        let rows = plan.samples.iter().enumerate().flat_map(|(i, sample)| {
+            let mut first = sample.row;
+            if queries > 1 {
+                first += (i * queries) as u32 - start;
+                start += plan.sequences[i].queries;
+            }
+            first..=first + sample.drafts
+        });
         fill(&mut words[self.rows.clone()], rows, 0);
     }
 
     /// The inputs as the model wants them.
-    pub fn input<'a>(&self, shape: &StepShape, packed: &'a Buffer, fixed: Fixed<'a>) -> StepInput<'a> {
-        let section = |range: &Range<usize>| packed.view().columns(range.start, range.len());
+    pub fn input<'a>(&self, shape: &StepShape, packed: View<'a>, fixed: Fixed<'a>) -> StepInput<'a> {
+        let section = |range: &Range<usize>| packed.columns(range.start, range.len());
         StepInput {
             tokens: section(&self.tokens),
             last_tokens: fixed.last_tokens,
@@ -159,13 +206,13 @@ impl Layout {
     }
 
     /// Tokens of the step: u32 [1, tokens].
-    pub fn tokens<'a>(&self, packed: &'a Buffer) -> View<'a> {
-        packed.view().columns(self.tokens.start, self.tokens.len())
+    pub fn tokens<'a>(&self, packed: View<'a>) -> View<'a> {
+        packed.columns(self.tokens.start, self.tokens.len())
     }
 
     /// Rows that the head sees: u32 [1, head rows].
-    pub fn rows<'a>(&self, packed: &'a Buffer) -> View<'a> {
-        packed.view().columns(self.rows.start, self.rows.len())
+    pub fn rows<'a>(&self, packed: View<'a>) -> View<'a> {
+        packed.columns(self.rows.start, self.rows.len())
     }
 }
 
@@ -175,6 +222,21 @@ pub(super) struct Fixed<'a> {
     pub block_tables: View<'a>,
     pub last_tokens: View<'a>,
     pub drafts: Option<View<'a>>,
+}
+
+/// The sequences' values, one after another, each followed by padding up to `queries`.
+fn padded<'a>(
+    sequences: &'a [PlannedSequence],
+    values: &'a [u32],
+    queries: usize,
+    padding: u32,
+) -> impl Iterator<Item = u32> + 'a {
+    let mut rest = values;
+    sequences.iter().flat_map(move |sequence| {
+        let (own, others) = rest.split_at(sequence.queries as usize);
+        rest = others;
+        own.iter().copied().chain(std::iter::repeat_n(padding, queries.saturating_sub(own.len())))
+    })
 }
 
 /// Writes values, then `padding`.
@@ -227,8 +289,61 @@ mod tests {
             assert!(sections.iter().all(|section| section.start.is_multiple_of(ALIGN) && section.end <= layout.words));
             assert_eq!(layout.decode_starts.is_empty(), drafts == 0);
             assert!(layout.words <= Layout::most(shape.tokens, shape.sequences, shape.head_rows));
-            assert_eq!(shape.graph_size().map(|size| size.queries), (prefills == 0).then_some(1 + drafts));
         }
+    }
+
+    #[test]
+    fn sequences_with_fewer_drafts_are_padded_in_place() {
+        use crate::scheduler::{SampleRow, Scheduler, SchedulerConfig, SequenceRequest, Speculation};
+        // Two sequences whose last tokens have been there before, and one that has nothing to look up.
+        let limits = crate::scheduler::Limits { max_tokens: 64, max_sequences: 3, max_model_len: 64 };
+        let mut scheduler = Scheduler::new(SchedulerConfig::new(limits), 8);
+        let speculation = Speculation::Ngram { drafts: 3, max_n: 2, min_n: 1 };
+        for prompt in [vec![1, 2, 3, 4, 1], vec![5, 6, 7], vec![8, 9, 8]] {
+            scheduler.add(SequenceRequest { prompt, max_tokens: 9, speculation, ..Default::default() }).unwrap();
+        }
+        let plan = scheduler.plan().unwrap();
+        let chosen = [1, 9, 9].map(|token| crate::scheduler::Sampled { tokens: vec![token], logprobs: vec![] });
+        let _ = scheduler.commit(plan, &crate::scheduler::StepOutput { samples: chosen.into() });
+        let plan = scheduler.plan().unwrap();
+        assert_eq!(plan.tokens, [1, 2, 3, 4, 9, 9, 8, 9]);
+        let size = GraphSize { queries: 4, sequences: 3, max_kv: 9 };
+        assert_eq!(graph_size(&plan, 3), Some(size), "as long as the first, which has all its drafts");
+        assert_eq!(graph_size(&plan, 7), None, "24 rows for 8");
+        let layout = Layout::of(&StepShape::decode(4, 4, 100));
+        let mut words = vec![99; layout.words];
+        layout.write(&plan, 4, &mut words);
+        assert_eq!(words[layout.tokens.clone()], [1, 2, 3, 4, 9, 0, 0, 0, 9, 8, 9, 0, 0, 0, 0, 0]);
+        let written: Vec<usize> = (0..16).filter(|row| words[layout.slots.start + row] != u32::MAX).collect();
+        assert_eq!(written, [0, 1, 2, 3, 4, 8, 9, 10]);
+        assert_eq!(words[layout.kv_lens.clone()], [9, 7, 7, 4]);
+        assert_eq!(words[layout.decode_starts.clone()], [0, 4, 8, 12, 16]);
+        assert_eq!(words[layout.rows.clone()], [0, 1, 2, 3, 4, 8, 9, 10, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let first: Vec<u32> = plan.samples.iter().map(|SampleRow { row, .. }| *row).collect();
+        assert_eq!(first, [0, 4, 5]);
+    }
+
+    #[test]
+    fn decodes_may_be_prompts() {
+        use crate::scheduler::{Sampled, Scheduler, SchedulerConfig, SequenceRequest, StepOutput};
+        let limits = crate::scheduler::Limits { max_tokens: 64, max_sequences: 3, max_model_len: 64 };
+        let mut scheduler = Scheduler::new(SchedulerConfig::new(limits), 8);
+        scheduler.add(SequenceRequest { prompt: vec![1, 2], max_tokens: 9, ..Default::default() }).unwrap();
+        let plan = scheduler.plan().unwrap();
+        let output = StepOutput { samples: vec![Sampled { tokens: vec![3], logprobs: vec![] }] };
+        let _ = scheduler.commit(plan, &output);
+        scheduler.add(SequenceRequest { prompt: vec![4, 5, 6], max_tokens: 9, ..Default::default() }).unwrap();
+        let plan = scheduler.plan().unwrap();
+        assert_eq!((plan.decodes, plan.sequences.len()), (1, 2));
+        let shape = StepShape::of(&plan).without_decodes();
+        assert_eq!((shape.decodes, shape.decode_tokens, shape.max_query), (0, 0, 3));
+        let layout = Layout::of(&shape);
+        let mut words = vec![99; layout.words];
+        layout.write(&plan, 1, &mut words);
+        assert_eq!(words[layout.tokens.clone()], plan.tokens);
+        assert_eq!(words[layout.kv_lens.clone()], [3, 3]);
+        assert_eq!(words[layout.query_starts.clone()], [0, 1, 4]);
+        assert_eq!(words[layout.rows.clone()], [0, 3]);
     }
 
     #[test]
@@ -240,14 +355,14 @@ mod tests {
         let shape = StepShape::decode(4, 1, 100);
         let layout = Layout::of(&shape);
         let mut words = vec![99; layout.words];
-        layout.write(&plan, &shape, &mut words);
+        layout.write(&plan, 1, &mut words);
         assert_eq!(words[layout.tokens.clone()], [5, 6, 7, 0]);
         assert_eq!(words[layout.slots.clone()], [65, 130, 195, u32::MAX]);
         assert_eq!(words[layout.kv_lens.clone()], [1; 4]);
         let shape = StepShape::decode(3, 2, 100);
         let layout = Layout::of(&shape);
         let mut words = vec![99; layout.words];
-        layout.write(&plan, &shape, &mut words);
+        layout.write(&plan, 2, &mut words);
         assert_eq!((&words[layout.decode_starts.clone()], &words[layout.kv_lens]), (&[0, 2, 4, 6][..], &[2; 3][..]));
     }
 }

@@ -4,6 +4,7 @@
 //! [`Runner::submit`] queues a step and returns, [`Runner::collect`] waits for its tokens. Two steps may be in flight:
 //! the second one's inputs and launches are queued while the first one runs.
 mod budget;
+mod draft;
 mod graphs;
 mod layout;
 mod sampler;
@@ -16,9 +17,10 @@ use crate::error::Result;
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{Activations, Model};
 use crate::scheduler::{Limits, StepOutput, StepPlan};
+use draft::{Draft, Passes};
 use graphs::{GraphSize, Graphs};
 use kernels_host::{Buffer, DType, Device, Event, Graph, Pinned, Stream};
-use layout::{Fixed, Layout, StepShape};
+use layout::{Fixed, Layout, StepShape, graph_size};
 use sampler::{SampleStaging, Sampler, Sizes, Wanted};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -41,14 +43,15 @@ pub struct RunnerConfig {
     /// Launch every kernel by itself instead of capturing graphs.
     pub eager: bool,
     /// Compute every row in the same order whatever else is in a step: the same bits. Kernel by kernel, all attention by the
-    /// kernels of prefill.
+    /// kernels of prefill. A draft model runs as ever: its tokens are proposals, which ones come true does not change what is
+    /// said.
     pub batch_invariant: bool,
 }
 
 impl RunnerConfig {
     /// Rows of logits that a step may have.
     fn head_rows(&self) -> usize {
-        (self.limits.max_sequences * (1 + self.drafts)).min(self.limits.max_tokens.max(self.limits.max_sequences))
+        budget::head_rows(&self.limits, self.drafts)
     }
 
     fn sizes(&self, vocab: usize) -> Sizes {
@@ -84,12 +87,22 @@ struct Body {
     packed: Buffer,
     tables: BlockTables,
     sampler: Sampler,
+    draft: Option<Draft>,
+}
+
+/// What a step is launched with, and where its inputs are.
+struct Step {
+    shape: StepShape,
+    layout: Layout,
+    /// The draft model's, where there is one.
+    draft: Option<Passes>,
 }
 
 /// Pinned memory of one step in flight.
 struct Staging {
     inputs: Pinned,
     tables: Pinned,
+    draft: Option<Pinned>,
     sampling: SampleStaging,
 }
 
@@ -121,11 +134,13 @@ pub(crate) struct SubmitTimes {
 
 impl Runner {
     /// Allocates everything for steps within the bounds, loads the kernels that they need and captures the graphs.
+    /// `draft`: the model that makes the drafts, its vocabulary not larger than the other one's.
     /// `pages` says how many pages the KV cache gets, once all the rest is there: it is told how many bytes the graphs
     /// will take at most.
     pub fn new(
         stream: Stream,
         model: Model,
+        draft: Option<Model>,
         config: RunnerConfig,
         pages: impl FnOnce(usize) -> Result<usize>,
     ) -> Result<Self> {
@@ -136,14 +151,17 @@ impl Runner {
         // Kernels are loaded and a graph is measured over a cache of one page.
         let kv = KvCache::new(&device, shape, model.dtype(), 1, 0)?;
         let work = Activations::new(&stream, shape, model.dtype(), &limits)?;
-        let table_pages = limits.max_model_len.div_ceil(PAGE_TOKENS);
+        // The last drafts' padding in a graph is beyond a longest sequence's end.
+        let table_pages = (limits.max_model_len + config.drafts).div_ceil(PAGE_TOKENS);
         let tables = BlockTables::new(&stream, limits.max_sequences, table_pages)?;
         let sampler = Sampler::new(&stream, config.sizes(shape.vocab_size))?;
         let words = budget::packed_words(&config.limits, &config.sizes(shape.vocab_size));
+        let draft = draft.map(|model| Draft::new(&stream, model, &limits, config.drafts)).transpose()?;
         let staging = || -> Result<Staging> {
             Ok(Staging {
                 inputs: Pinned::new(&device, words * size_of::<u32>())?,
                 tables: tables.staging(&device)?,
+                draft: draft.as_ref().map(|draft| draft.staging(&stream)).transpose()?,
                 sampling: sampler.staging(&device)?,
             })
         };
@@ -151,7 +169,7 @@ impl Runner {
             graphs: Graphs::default(),
             staging: [staging()?, staging()?],
             stream,
-            body: Body { packed: Buffer::new(&device, DType::U32, words)?, model, kv, work, tables, sampler },
+            body: Body { packed: Buffer::new(&device, DType::U32, words)?, model, kv, work, tables, sampler, draft },
             submitted: 0,
             collected: 0,
             config,
@@ -182,6 +200,9 @@ impl Runner {
         let pages = pages(one * sizes.len())?;
         self.body.kv = KvCache::new(&device, self.body.model.config(), self.body.model.dtype(), pages, host_pages)?;
         self.body.kv.clear(&self.stream)?;
+        if let Some(draft) = &mut self.body.draft {
+            draft.reserve(&self.stream, pages, host_pages)?;
+        }
         self.body.tables.clear(&self.stream, self.body.kv.null_page())?;
         let before = free(&device)?;
         for size in sizes {
@@ -198,11 +219,20 @@ impl Runner {
             activations: self.body.work.bytes(),
             logits,
             sampling,
-            inputs: budget::input_bytes(&limits, &sizes),
+            inputs: budget::input_bytes(&limits, &sizes, self.config.drafts),
             kernels,
             graphs: before.saturating_sub(free(&device)?),
             pinned: self.body.kv.host_bytes() + self.staging.iter().map(Staging::bytes).sum::<usize>(),
         };
+        if let Some(draft) = &self.body.draft {
+            let [weights, kv_cache, activations, inputs] = draft.bytes();
+            let memory = &mut self.memory;
+            memory.weights += weights;
+            memory.kv_cache += kv_cache;
+            memory.activations += activations;
+            memory.inputs += inputs;
+            memory.pinned += draft.kv.host_bytes();
+        }
         Ok(())
     }
 
@@ -224,6 +254,11 @@ impl Runner {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.body.model
+    }
+
+    /// Whether a draft model runs beside it.
+    pub fn has_draft_model(&self) -> bool {
+        self.body.draft.is_some()
     }
 
     /// Batch sizes that graphs were captured for.
@@ -269,21 +304,21 @@ impl Runner {
         };
         mark(&self.stream, self.timing)?;
         self.move_pages(plan)?;
-        let (shape, layout, params) = self.upload(plan, number % IN_FLIGHT)?;
+        let (step, params, size) = self.upload(plan, number % IN_FLIGHT)?;
         mark(&self.stream, self.timing)?;
         let upload = start.elapsed();
         let (mut graph, mut kernels) = (None, None);
         if std::mem::take(&mut self.profile) {
-            kernels = Some(self.stream.profile(|stream| self.body.forward(stream, &shape, &layout))?);
-        } else if let Some((size, captured)) = shape.graph_size().and_then(|size| self.graphs.find(size)) {
+            kernels = Some(self.stream.profile(|stream| self.body.forward(stream, &step))?);
+        } else if let Some((size, captured)) = size.and_then(|size| self.graphs.find(size)) {
             captured.launch(&self.stream)?;
             graph = Some(size.sequences);
         } else {
-            self.body.forward(&self.stream, &shape, &layout)?;
+            self.body.forward(&self.stream, &step)?;
         }
         let Body { sampler, packed, .. } = &mut self.body;
         let staging = &mut self.staging[number % IN_FLIGHT].sampling;
-        sampler.sample(&self.stream, packed, layout.tokens(packed), params, staging)?;
+        sampler.sample(&self.stream, packed, step.layout.tokens(packed.view()), params, staging)?;
         mark(&self.stream, self.timing)?;
         let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
         let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events, kernels };
@@ -305,9 +340,10 @@ impl Runner {
     pub fn logits(&mut self, plan: &StepPlan, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         assert_eq!(self.submitted, self.collected, "logits beside a step in flight");
         self.move_pages(plan)?;
-        let (shape, layout, _) = self.upload(plan, 0)?;
+        let (mut step, ..) = self.upload(plan, 0)?;
         // Up to the hidden states: the head sees all rows, in parts.
-        self.body.forward(&self.stream, &StepShape { head_rows: 0, ..shape }, &layout)?;
+        step.shape.head_rows = 0;
+        self.body.forward(&self.stream, &step)?;
         let Body { model, work, packed, sampler, .. } = &mut self.body;
         let vocab = model.config().vocab_size;
         let rows: Vec<u32> = (0..plan.tokens.len() as u32).collect();
@@ -326,36 +362,49 @@ impl Runner {
 
     /// Moves and copies pages, as a plan says, in its order.
     fn move_pages(&mut self, plan: &StepPlan) -> Result<()> {
-        for &(page, host) in &plan.swap_out {
-            self.body.kv.swap_out(&self.stream, page, host)?;
-        }
-        for &(host, page) in &plan.swap_in {
-            self.body.kv.swap_in(&self.stream, host, page)?;
-        }
-        for &(from, to) in &plan.copies {
-            self.body.kv.copy_page(&self.stream, from, to)?;
+        let Body { kv, draft, .. } = &mut self.body;
+        for kv in [Some(kv), draft.as_mut().map(|draft| &mut draft.kv)].into_iter().flatten() {
+            for &(page, host) in &plan.swap_out {
+                kv.swap_out(&self.stream, page, host)?;
+            }
+            for &(host, page) in &plan.swap_in {
+                kv.swap_in(&self.stream, host, page)?;
+            }
+            for &(from, to) in &plan.copies {
+                kv.copy_page(&self.stream, from, to)?;
+            }
         }
         Ok(())
     }
 
-    /// Queues the copies of a plan's inputs. The shape is the graph's where there is one for the step.
-    fn upload(&mut self, plan: &StepPlan, slot: usize) -> Result<(StepShape, Layout, sampler::Params)> {
-        let mut shape = StepShape::of(plan);
-        if self.config.batch_invariant {
-            shape = shape.without_decodes();
-        }
-        if let Some((size, _)) = shape.graph_size().and_then(|size| self.graphs.find(size)) {
-            shape = StepShape::decode(size.sequences, size.queries, size.max_kv);
-        }
+    /// Queues the copies of a plan's inputs. The shapes are the graph's where there is one for the step; then its size
+    /// comes with them.
+    fn upload(&mut self, plan: &StepPlan, slot: usize) -> Result<(Step, sampler::Params, Option<GraphSize>)> {
+        let size = graph_size(plan, self.config.drafts).and_then(|size| self.graphs.find(size)).map(|(size, _)| size);
+        let (shape, passes) = match size {
+            Some(size) => self.graph_shapes(size),
+            None if self.config.batch_invariant => (StepShape::of(plan).without_decodes(), None),
+            None => (StepShape::of(plan), None),
+        };
         let layout = Layout::of(&shape);
-        let Staging { inputs, tables, sampling } = &mut self.staging[slot];
+        let queries = size.map_or(1, |size| size.queries);
+        let Staging { inputs, tables, sampling, draft: draft_inputs } = &mut self.staging[slot];
         self.body.sampler.enter(&self.stream, plan, sampling)?;
         self.body.tables.update(&self.stream, plan, tables)?;
         let words = inputs.host::<u32>()?;
-        layout.write(plan, &shape, words);
-        let params = self.body.sampler.write(plan, layout.words, words);
+        layout.write(plan, queries, words);
+        let params = self.body.sampler.write(plan, queries, layout.words, words);
         self.stream.upload_pinned(inputs, 0, self.body.packed.view_mut().columns(0, params.end()))?;
-        Ok((shape, layout, params))
+        let draft = match (&mut self.body.draft, draft_inputs) {
+            (Some(draft), Some(staging)) => Some(draft.upload(&self.stream, plan, passes, staging)?),
+            _ => None,
+        };
+        Ok((Step { shape, layout, draft }, params, size))
+    }
+
+    /// Longest cache that a row may see, a graph's padding included.
+    fn max_kv(&self) -> usize {
+        self.config.limits.max_model_len + self.config.drafts
     }
 
     /// Loads every kernel that steps within the bounds may launch. On an emulated device they are read when they run.
@@ -363,9 +412,9 @@ impl Runner {
         if self.device().is_cpu() || self.device().emulation().is_some() {
             return Ok(0);
         }
-        let limits = self.config.limits;
+        let (limits, max_kv) = (self.config.limits, self.max_kv());
         let mut shapes: Vec<StepShape> =
-            (1..=limits.max_sequences).map(|sequences| StepShape::decode(sequences, 1, limits.max_model_len)).collect();
+            (1..=limits.max_sequences).map(|sequences| StepShape::decode(sequences, 1, max_kv)).collect();
         // Kernels change with every token at first, later with every tile.
         let prefills = (1..=limits.max_tokens).filter(|tokens| *tokens <= 256 || tokens.is_multiple_of(64));
         shapes.extend(prefills.chain([limits.max_tokens]).map(StepShape::prefill));
@@ -373,15 +422,17 @@ impl Runner {
             let drafts = 2..=1 + self.config.drafts;
             shapes.extend(drafts.flat_map(|queries| {
                 let fits = 1..=limits.max_sequences.min(limits.max_tokens / queries);
-                fits.map(move |sequences| StepShape::decode(sequences, queries, limits.max_model_len))
+                fits.map(move |sequences| StepShape::decode(sequences, queries, max_kv))
             }));
         }
         let layers = 0..self.body.model.config().num_layers.min(2);
+        let drafts = self.config.drafts;
         let (body, staging) = (&mut self.body, &mut self.staging[0].sampling);
         self.stream.prepare(|stream| {
             for shape in &shapes {
                 body.layers(stream, shape, &Layout::of(shape), layers.clone())?;
             }
+            body.draft_passes(stream, &shapes, drafts, layers)?;
             body.sampler.prepare(stream, &body.packed, staging)
         })
     }
@@ -396,7 +447,7 @@ impl Runner {
             sizes.extend(graphs::ladder(most).into_iter().map(|size| (queries, size)));
         }
         let contexts = |(queries, sequences)| {
-            let contexts = graphs::contexts(sequences, limits.max_model_len).into_iter();
+            let contexts = graphs::contexts(sequences, self.max_kv()).into_iter();
             contexts.map(move |max_kv| GraphSize { queries, sequences, max_kv })
         };
         sizes.into_iter().flat_map(contexts).collect()
@@ -404,21 +455,55 @@ impl Runner {
 
     /// Captures a step in which so many sequences decode so many tokens each.
     fn capture(&mut self, size: GraphSize) -> Result<Graph> {
-        let shape = StepShape::decode(size.sequences, size.queries, size.max_kv);
-        let layout = Layout::of(&shape);
-        self.stream.capture(|stream| self.body.forward(stream, &shape, &layout))
+        let (shape, draft) = self.graph_shapes(size);
+        let step = Step { layout: Layout::of(&shape), shape, draft };
+        self.stream.capture(|stream| self.body.forward(stream, &step))
+    }
+
+    /// What the graph of a size runs: the target's step, and the draft model's passes where there is one.
+    fn graph_shapes(&self, size: GraphSize) -> (StepShape, Option<Passes>) {
+        let GraphSize { queries, sequences, max_kv } = size;
+        let draft = self.body.draft.as_ref().map(|_| Passes::graph(sequences, queries - 1, max_kv));
+        (StepShape::decode(sequences, queries, max_kv), draft)
     }
 }
 
 impl Body {
-    /// Queues the kernels of a step up to its logits, one by one.
-    fn forward(&mut self, stream: &Stream, shape: &StepShape, layout: &Layout) -> Result<()> {
-        self.layers(stream, shape, layout, 0..self.model.config().num_layers)
+    /// Queues the kernels of a step up to its logits, one by one: first the draft model's.
+    fn forward(&mut self, stream: &Stream, step: &Step) -> Result<()> {
+        if let (Some(draft), Some(passes)) = (&mut self.draft, &step.draft) {
+            let layers = 0..draft.model.config().num_layers;
+            draft.forward(stream, passes, &self.tables, &mut self.sampler, layers)?;
+        }
+        self.layers(stream, &step.shape, &step.layout, 0..self.model.config().num_layers)
     }
 
-    /// As [`Body::forward`], with some of the layers.
+    /// Launches what the draft model may launch in steps of these shapes, with some of its layers.
+    fn draft_passes(
+        &mut self,
+        stream: &Stream,
+        shapes: &[StepShape],
+        drafts: usize,
+        layers: Range<usize>,
+    ) -> Result<()> {
+        let Some(draft) = &mut self.draft else { return Ok(()) };
+        let layers = 0..layers.end.min(draft.model.config().num_layers);
+        for shape in shapes {
+            let passes = match shape.max_decode_query {
+                1 => Passes::graph(shape.sequences, drafts.min(2), shape.max_kv),
+                0 => Passes::reading(*shape),
+                // The target's alone.
+                _ => continue,
+            };
+            draft.forward(stream, &passes, &self.tables, &mut self.sampler, layers.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The target's part of a step, with some of the layers.
     fn layers(&mut self, stream: &Stream, shape: &StepShape, layout: &Layout, layers: Range<usize>) -> Result<()> {
-        let Body { model, kv, work, packed, tables, sampler } = self;
+        let Body { model, kv, work, packed, tables, sampler, .. } = self;
+        let packed = packed.view();
         let (last_tokens, drafts) = (sampler.last_tokens(), Some(sampler.drafts()));
         let step = layout.input(shape, packed, Fixed { block_tables: tables.view(), last_tokens, drafts });
         model.embed(stream, &step, work)?;
@@ -433,7 +518,8 @@ impl Body {
 
 impl Staging {
     fn bytes(&self) -> usize {
-        self.inputs.len() + self.tables.len() + self.sampling.bytes()
+        let draft = self.draft.as_ref().map_or(0, Pinned::len);
+        self.inputs.len() + self.tables.len() + self.sampling.bytes() + draft
     }
 }
 

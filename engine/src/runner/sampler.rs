@@ -7,7 +7,7 @@ use kernels_host::{Buffer, DType, Device, Pinned, Stream, View, ViewMut};
 /// Entries of a request's `logit_bias`, at most.
 pub const MAX_BIASES: usize = 1024;
 /// Words of a row's parameters.
-const WORDS: usize = sample::SamplingParams::WORDS;
+pub(super) const WORDS: usize = sample::SamplingParams::WORDS;
 /// Words of an accepted sequence: how many drafts, these, the token after them.
 const ACCEPTED: usize = MAX_DRAFTS + 2;
 /// Words that say whose tokens are counted.
@@ -190,6 +190,24 @@ impl Sampler {
         self.logits.matrix_mut(rows, self.sizes.stride()).columns(0, self.sizes.vocab)
     }
 
+    /// Where a draft model's head writes: f32 [rows, vocab], its vocabulary being no larger than the target's.
+    pub fn draft_logits_mut(&mut self, rows: usize, vocab: usize) -> ViewMut<'_> {
+        self.logits.matrix_mut(rows, self.sizes.stride()).columns(0, vocab)
+    }
+
+    /// Chooses drafts: the likeliest token of every row goes where its parameters' `seq_slot` says among the drafts.
+    pub fn draft(&mut self, stream: &Stream, params: View<'_>, vocab: usize) -> Result<()> {
+        let rows = params.rows();
+        Ok(Sample {
+            logits: self.logits.matrix(rows, self.sizes.stride()).columns(0, vocab),
+            params,
+            out: self.tokens.matrix_mut(1, rows),
+            last_tokens: Some(self.drafts.view_mut()),
+            adjust: None,
+        }
+        .launch(stream)?)
+    }
+
     /// Rows of logits.
     pub fn max_rows(&self) -> usize {
         self.sizes.rows
@@ -251,7 +269,8 @@ impl Sampler {
 
     /// Writes the parameters of the plan's rows from word `start` on. `tokens` is where the plan's tokens are among the
     /// packed inputs: host-given drafts are there.
-    pub fn write(&self, plan: &StepPlan, start: usize, words: &mut [u32]) -> Params {
+    /// `queries`: as [`Layout::write`](super::layout::Layout::write) takes it.
+    pub fn write(&self, plan: &StepPlan, queries: usize, start: usize, words: &mut [u32]) -> Params {
         let rows: usize = plan.samples.iter().map(|sample| 1 + sample.drafts as usize).sum();
         let drafts = plan.samples.iter().map(|sample| sample.drafts as usize).max().unwrap_or(0);
         // Drafts of the host are among the tokens; of a draft model in its buffer.
@@ -264,12 +283,16 @@ impl Sampler {
         let (into, biases) = words[start..].split_at_mut(rows * WORDS);
         let mut into = into.chunks_exact_mut(WORDS);
         let mut row = 0;
-        for sample in &plan.samples {
+        for (i, sample) in plan.samples.iter().enumerate() {
             let list = &sample.sampling.logit_bias;
             let mut device = device_params(sample);
             device.bias_start = params.biases as u32;
             device.bias_len = list.len() as u32;
-            device.draft_start = if host_drafts { sample.row + 1 } else { sample.seq_slot * MAX_DRAFTS as u32 };
+            device.draft_start = match host_drafts {
+                true if queries > 1 => (i * queries) as u32 + 1,
+                true => sample.row + 1,
+                false => sample.seq_slot * MAX_DRAFTS as u32,
+            };
             for (pair, &(token, bias)) in biases[2 * params.biases..].chunks_exact_mut(2).zip(list) {
                 pair.copy_from_slice(&[token, bias.to_bits()]);
             }

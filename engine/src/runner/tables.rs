@@ -113,6 +113,7 @@ mod tests {
                 queries: 1,
                 kv_len: 1,
                 pages: start..plan.pages.len(),
+                unseen: None,
             });
         }
         plan

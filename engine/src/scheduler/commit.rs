@@ -1,7 +1,7 @@
 //! Taking in what a step chose.
 use super::Scheduler;
 use super::plan::{Entry, Sampled, StepOutput, StepPlan};
-use super::request::{FinishReason, Progress};
+use super::request::{FinishReason, Progress, Speculation};
 use crate::kv::PAGE_TOKENS;
 
 impl Scheduler {
@@ -93,7 +93,11 @@ impl Scheduler {
         if sequence.needs_host() {
             sequence.kv = sequence.computed;
         }
-        while self.blocks.sharing() && (sequence.published + 1) * PAGE_TOKENS <= sequence.computed {
+        sequence.draft_lags = matches!(sequence.shared.speculation, Speculation::Draft { .. })
+            && (1..=accepted).contains(&(entry.drafts as usize));
+        // Who shares a block finds it whole in both caches.
+        let whole = sequence.computed - usize::from(sequence.draft_lags);
+        while self.blocks.sharing() && (sequence.published + 1) * PAGE_TOKENS <= whole {
             let at = sequence.published;
             let previous = at.checked_sub(1).map(|before| sequence.pages[before]);
             let tokens = &sequence.tokens[at * PAGE_TOKENS..][..PAGE_TOKENS];

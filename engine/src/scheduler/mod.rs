@@ -128,7 +128,11 @@ impl Scheduler {
             prompt: request.prompt.as_slice().into(),
             stop_tokens: request.stop_tokens,
             salt: request.salt,
-            speculation: if request.beam.is_some() { Speculation::Off } else { request.speculation },
+            speculation: match request.speculation {
+                Speculation::Auto => Speculation::Off,
+                _ if request.beam.is_some() => Speculation::Off,
+                speculation => speculation,
+            },
             reuse_prefix: request.reuse_prefix,
         });
         let group = self.groups.next();
@@ -152,6 +156,7 @@ impl Scheduler {
                 in_flight: 0,
                 pages: Vec::new(),
                 published: 0,
+                draft_lags: false,
                 epoch: 0,
                 forks: index == 0 && count > 1 && request.beam.is_none(),
                 beam: request.beam.is_some(),
@@ -320,7 +325,7 @@ impl Admission {
             check_beam(request, beam)?;
         }
         let drafts = match request.speculation {
-            Speculation::Off => 1,
+            Speculation::Auto | Speculation::Off => 1,
             Speculation::Draft { drafts } => drafts,
             Speculation::Ngram { drafts, max_n, min_n } => {
                 if min_n == 0 || max_n < min_n {

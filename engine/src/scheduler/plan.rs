@@ -77,6 +77,8 @@ pub struct PlannedSequence {
     pub kv_len: u32,
     /// Its pages, in [`StepPlan::pages`]: they cover `kv_len` tokens.
     pub pages: Range<usize>,
+    /// The token before its first row, if the draft model's cache lacks it.
+    pub unseen: Option<u32>,
 }
 
 /// A row whose logits choose a token, or 1 + drafts such rows.

@@ -88,7 +88,9 @@ impl Scheduler {
             row.draft_start = self.drafts.len();
             match sequence.shared.speculation {
                 _ if room == 0 => {}
-                Speculation::Off => {}
+                Speculation::Auto | Speculation::Off => {}
+                // The draft model starts from two tokens.
+                Speculation::Draft { .. } if sequence.kv == 0 => {}
                 Speculation::Draft { drafts } => {
                     let name = |j| FROM_DRAFT | (sequence.slot * MAX_DRAFTS as u32 + j);
                     self.drafts.extend((0..drafts.min(room) as u32).map(name));
@@ -322,6 +324,7 @@ impl Scheduler {
             queries: (row.queries + row.drafts) as u32,
             kv_len: (end + row.drafts) as u32,
             pages: table..table + used,
+            unseen: sequence.draft_lags.then(|| sequence.tokens[start - 1]),
         });
         plan.entries.push(Entry {
             id: sequence.id,

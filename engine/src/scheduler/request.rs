@@ -57,7 +57,7 @@ impl Default for SequenceRequest {
             sampling: SamplingParams::default(),
             n: 1,
             beam: None,
-            speculation: Speculation::Off,
+            speculation: Speculation::Auto,
             priority: 0,
             salt: None,
             reuse_prefix: true,
@@ -91,8 +91,10 @@ pub enum EarlyStopping {
 /// Where draft tokens come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Speculation {
-    /// No drafts.
+    /// As the engine was told; the scheduler by itself drafts nothing.
     #[default]
+    Auto,
+    /// No drafts.
     Off,
     /// The draft model on the device makes `drafts` tokens a step (at most [`MAX_DRAFTS`](super::MAX_DRAFTS)).
     Draft {
@@ -114,7 +116,7 @@ impl Speculation {
     /// Most draft tokens a step.
     pub fn drafts(self) -> usize {
         match self {
-            Speculation::Off => 0,
+            Speculation::Auto | Speculation::Off => 0,
             Speculation::Draft { drafts } | Speculation::Ngram { drafts, .. } => drafts,
         }
     }

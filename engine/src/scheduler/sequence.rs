@@ -59,6 +59,9 @@ pub struct Sequence {
     pub pages: Vec<u32>,
     /// Leading pages that are in the prefix tree.
     pub published: usize,
+    /// The draft model's cache ends one token before `kv`: all drafts of the last step came true, and it has not read
+    /// the last of them.
+    pub draft_lags: bool,
     /// How often it started over.
     pub epoch: u32,
     /// Its prompt's last row is sampled once for each answer of the request.
@@ -108,6 +111,7 @@ impl Sequence {
     /// Forgets what is cached. The pages are the caller's.
     pub fn start_over(&mut self) -> Vec<u32> {
         (self.kv, self.computed, self.published) = (0, 0, 0);
+        self.draft_lags = false;
         self.epoch += 1;
         std::mem::take(&mut self.pages)
     }

@@ -1,7 +1,7 @@
 //! The thread over an engine without a device: one token per request and step.
 use super::*;
 use crate::engine::EngineConfig;
-use crate::scheduler::{self, FinishReason, Limits, Policy};
+use crate::scheduler::{self, FinishReason, Limits, Policy, Speculation};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
 
@@ -24,7 +24,7 @@ impl EngineCore for Fake {
         let max_model_len = EngineConfig::default().max_num_seqs * 1000;
         let limits = Limits { max_tokens: 64, max_sequences: 8, max_model_len };
         let scheduler = scheduler::Admission { limits, policy: Policy::MaxUtilization, pages: 1 << 20 };
-        Admission { scheduler, vocab: 100, drafts: 0 }
+        Admission { scheduler, vocab: 100, drafts: 0, draft_model: false, speculation: Speculation::Off }
     }
     fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
         if request.prompt == [13] {

@@ -6,6 +6,7 @@ use super::workload::{self, Metrics, Run};
 use super::{BenchModelArgs, mean, percentile, sort, write_json, write_timeline};
 use crate::device::{self, EmulationNote};
 use crate::parse;
+use crate::speculation::Acceptance;
 use crate::terminal::{Progress, Terminal};
 use anyhow::Result;
 use clap::Args;
@@ -22,7 +23,9 @@ use std::process::ExitCode;
     wootz bench latency                                          tiny-chat\n  \
     wootz bench latency ./Llama-3.1-8B --batch-size 32 --input-len 1024 --output-len 128\n  \
     wootz bench latency ./Llama-3.1-8B/config.json --load-format dummy --input-len 2048 --batch-size 1\n  \
-    wootz bench latency ./Llama-3.1-8B --batch-size 1 --prefix-len 3686 --input-len 410   nine tenths of the prompt cached\n\n\
+    wootz bench latency ./Llama-3.1-8B --batch-size 1 --prefix-len 3686 --input-len 410   nine tenths of the prompt cached\n  \
+    wootz bench latency ./Llama-3.1-8B/config.json --load-format dummy --batch-size 1 \\\n      \
+        --draft-config ./Llama-3.2-1B/config.json --num-draft-tokens 4 --spec-synthetic-acceptance 0.8\n\n\
     Prompts are random tokens, answers do not end early. TTFT is the time until a sequence has its first token,\n\
     TPOT is (end to end - TTFT) / (output length - 1). With --load-format dummy a config.json is enough.")]
 pub struct LatencyArgs {
@@ -70,11 +73,12 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut rng = Rng::new(args.model.seed);
     let shared: Vec<u32> = (0..prefix).map(|_| rng.below(config.vocab_size) as u32).collect();
     let count = args.num_iters_warmup + args.num_iters;
-    let mut runs = Vec::new();
+    let (mut runs, mut counts) = (Vec::new(), engine.metrics());
     for i in 0..count {
         progress.set(i as u64, count as u64);
         if i == args.num_iters_warmup {
             engine.start_trace();
+            counts = engine.metrics();
         }
         let run = workload::run(&mut engine, requests(args, &shared, config.vocab_size, &mut rng), |_| ())?;
         if i >= args.num_iters_warmup {
@@ -83,6 +87,7 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     }
     drop(progress);
     let mut steps = engine.take_trace()?.unwrap_or_default();
+    let acceptance = Acceptance::between(&counts, &engine.metrics());
     if args.profile || args.timeline.is_some() {
         steps.extend(workload::profile(&mut engine, requests(args, &shared, config.vocab_size, &mut rng))?);
     }
@@ -101,6 +106,9 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
         (load.weights + load.ready).as_secs_f64()
     )?;
     write!(out, "{}{}{}", latencies.table(), metrics.table(), breakdown.table())?;
+    if let Some(acceptance) = &acceptance {
+        writeln!(out, "{:<24}{}", "Speculation", acceptance.line())?;
+    }
     if let Some(path) = &args.timeline {
         write_timeline(path, &steps)?;
     }
@@ -115,6 +123,9 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
         });
         latencies.write(&mut value);
         metrics.write(&mut value);
+        if let Some(acceptance) = &acceptance {
+            acceptance.write(&mut value);
+        }
         args.model.describe(&engine, &name, &device, &mut value);
         write_json(path, &value)?;
     }
@@ -126,6 +137,7 @@ fn requests(args: &LatencyArgs, shared: &[u32], vocab: usize, rng: &mut Rng) -> 
         .map(|_| SequenceRequest {
             prompt: shared.iter().copied().chain((0..args.input_len).map(|_| rng.below(vocab) as u32)).collect(),
             max_tokens: args.output_len,
+            sampling: workload::greedy(rng),
             ..SequenceRequest::default()
         })
         .collect()

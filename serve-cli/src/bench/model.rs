@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use engine::checkpoint::Checkpoint;
 use engine::config::ModelConfig;
-use engine::engine::{Engine, EngineConfig};
+use engine::engine::{DraftModel, Engine, EngineConfig};
 use engine::model::WeightSource;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// What `latency` and `throughput` share.
 #[derive(Args, Debug)]
@@ -18,6 +19,9 @@ pub struct BenchModelArgs {
     /// Read the checkpoint, or make random weights from config.json alone
     #[arg(long, value_enum, default_value = "auto")]
     pub load_format: LoadFormat,
+    /// A config.json for a draft model with random weights
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["draft_model", "spec_ngram"])]
+    pub draft_config: Option<PathBuf>,
     /// Seed of the prompts and of random weights
     #[arg(long, default_value = "0")]
     pub seed: u64,
@@ -75,7 +79,10 @@ impl BenchModelArgs {
         if !device.is_cpu() && device.emulation().is_none() {
             limits.max_num_batched_tokens.get_or_insert(OFFLINE_STEP_TOKENS);
         }
+        // It is asked for below, where this command's own flags are known.
+        let speculation = std::mem::take(&mut limits.speculation);
         let mut engine_config = limits.engine_config(config)?;
+        speculation.apply(self.draft()?, &mut engine_config)?;
         if device.is_cpu() && engine_config.kv_cache_memory_bytes.is_none() {
             let cache = len.next_multiple_of(engine::kv::PAGE_TOKENS) * sequences;
             engine_config =
@@ -91,6 +98,13 @@ impl BenchModelArgs {
         ensure!(len <= fits, "{lens} do not fit in the {fits} tokens that the KV cache leaves for a sequence");
         print!("{}", model::memory_table(&engine));
         Ok(engine)
+    }
+
+    /// A draft model with random weights.
+    fn draft(&self) -> Result<Option<DraftModel>> {
+        let Some(path) = &self.draft_config else { return Ok(None) };
+        let (_, config) = ModelArgs { model: Some(path.clone()) }.config()?;
+        Ok(Some(DraftModel::Dummy { config: Box::new(config), seed: self.seed }))
     }
 
     /// The checkpoint, beside the config.json if that is what MODEL names.
@@ -113,6 +127,9 @@ impl BenchModelArgs {
         value["load_ready_s"] = json!(load.ready.as_secs_f64());
         value["max_num_seqs"] = json!(engine.limits().max_sequences);
         value["max_num_batched_tokens"] = json!(engine.limits().max_tokens);
+        let config = engine.runner().config();
+        value["num_draft_tokens"] = json!(config.drafts);
+        value["spec_synthetic_acceptance"] = json!(config.synthetic_acceptance);
         value["kv_cache_tokens"] = json!(engine.kv_tokens());
         value["memory_bytes"] = memory.lines().iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes))).collect();
         value["memory_driver_bytes"] = json!(load.used);

@@ -5,6 +5,7 @@ use super::workload::{self, Metrics};
 use super::{BenchModelArgs, write_json, write_timeline};
 use crate::device::{self, EmulationNote};
 use crate::parse;
+use crate::speculation::Acceptance;
 use crate::terminal::{Progress, Terminal};
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -82,6 +83,7 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
     )?;
     let progress = Progress::new(terminal, &format!("{name}: requests"));
     engine.start_trace();
+    let before = engine.metrics();
     let run = workload::run(&mut engine, requests, |done| progress.set(done as u64, args.num_prompts as u64))?;
     drop(progress);
     let mut steps = engine.take_trace()?.unwrap_or_default();
@@ -105,6 +107,10 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
         run.seconds
     )?;
     write!(out, "{}{}", metrics.table(), breakdown.table())?;
+    let acceptance = Acceptance::between(&before, &counts);
+    if let Some(acceptance) = &acceptance {
+        writeln!(out, "{:<24}{}", "Speculation", acceptance.line())?;
+    }
     if prefix > 0 {
         let share = counts.prefix_hits as f64 / counts.prefix_queries.max(1) as f64;
         writeln!(out, "{:<24}{:>9.1}%", "Prefix cache hits", share * 100.0)?;
@@ -130,6 +136,9 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
             "breakdown": breakdown.json(),
         });
         metrics.write(&mut value);
+        if let Some(acceptance) = &acceptance {
+            acceptance.write(&mut value);
+        }
         args.model.describe(&engine, &name, &device, &mut value);
         write_json(path, &value)?;
     }
@@ -146,12 +155,14 @@ fn requests(args: &ThroughputArgs, vocab: usize) -> Vec<SequenceRequest> {
         let spread = (len as f64 * args.random_range_ratio) as usize;
         (len - spread + rng.below(2 * spread + 1)).max(1)
     };
+    let mut seeds = Rng::new(!args.model.seed);
     (0..args.num_prompts)
         .map(|i| {
             let own = length(&mut rng, args.input_len);
             SequenceRequest {
                 prompt: [prefixes[i % prefixes.len()].clone(), tokens(&mut rng, own)].concat(),
                 max_tokens: length(&mut rng, args.output_len),
+                sampling: workload::greedy(&mut seeds),
                 ..SequenceRequest::default()
             }
         })

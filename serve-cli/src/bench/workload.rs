@@ -2,8 +2,10 @@
 use super::{mean, percentile, sort};
 use anyhow::{Context, Result};
 use engine::engine::Engine;
+use engine::sampling::SamplingParams;
 use engine::scheduler::{RequestId, SequenceRequest};
 use engine::trace::StepTimes;
+use kernels_host::case::Rng;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -39,6 +41,11 @@ pub struct Run {
     pub seconds: f64,
     /// Of every request.
     pub records: Vec<Record>,
+}
+
+/// The likeliest token each time. The seed counts for synthetic acceptance, which must differ among sequences.
+pub fn greedy(rng: &mut Rng) -> SamplingParams {
+    SamplingParams { seed: rng.bits(), ..SamplingParams::default() }
 }
 
 /// Queues all requests at once and runs the engine until they have ended. `progress` hears how many have.

@@ -1,10 +1,11 @@
 //! A conversation with a loaded model.
+use crate::speculation::Acceptance;
 use crate::terminal::{Terminal, harmless};
 use crate::{device, units};
 use anyhow::Result;
 use engine::chat_template::message;
 use engine::llm::{Completion, Llm, SamplingParams};
-use engine::scheduler::FinishReason;
+use engine::scheduler::{FinishReason, SchedulerMetrics};
 use serde_json::Value;
 use signal_hook::consts::SIGINT;
 use std::io::{self, Write};
@@ -145,6 +146,12 @@ impl Session {
         parts.join(" · ")
     }
 
+    /// What became of drafts, if there were any.
+    pub fn speculation(&self) -> Option<String> {
+        let acceptance = Acceptance::between(&SchedulerMetrics::default(), &self.llm.engine().metrics())?;
+        Some(format!("drafts     {}", acceptance.line()))
+    }
+
     /// One clear line for a full context.
     pub fn context_full(&self) -> String {
         format!("the context of {} tokens is full: /reset starts a new conversation", self.llm.engine().max_len())
@@ -180,6 +187,7 @@ impl Session {
                 units::duration(totals.time)
             ),
         ];
+        lines.extend(self.speculation());
         if self.last.is_some() {
             lines.push(format!("last       {}", self.last_line(Outcome::Done)));
         }
