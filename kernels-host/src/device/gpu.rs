@@ -58,6 +58,7 @@ pub(crate) struct Function {
     /// Whether its module waits for the grids before it (`griddepcontrol.wait`): sm_80 has no such instruction.
     pub waits: bool,
     shared: u32,
+    prefers_l1: bool,
 }
 
 // SAFETY: driver handles may be used from any thread; every call below makes the context current first.
@@ -219,19 +220,26 @@ impl Gpu {
         Ok(Allocation { ptr: DevicePtr(ptr), gpu: self.clone() })
     }
 
-    /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory.
-    pub fn function(&self, entry: &'static str, shared: u32) -> Result<Function, Error> {
+    /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory, with as little of it as can
+    /// be beside the L1 cache if it is to `prefer_l1`.
+    pub fn function(&self, entry: &'static str, shared: u32, prefer_l1: bool) -> Result<Function, Error> {
         let key = (entry.as_ptr().addr(), entry.len());
         let known = self.functions.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(&key).copied();
         match known {
-            Some(function) if shared <= function.shared => Ok(function),
-            known => self.prepare(entry, shared, known),
+            Some(function) if shared <= function.shared && function.prefers_l1 >= prefer_l1 => Ok(function),
+            known => self.prepare(entry, shared, prefer_l1, known),
         }
     }
 
-    /// Loads the entry where it is not `known`, and allows the shared memory.
+    /// Loads the entry where it is not `known`, allows the shared memory and sets the preference.
     #[cold]
-    fn prepare(&self, entry: &'static str, shared: u32, known: Option<Function>) -> Result<Function, Error> {
+    fn prepare(
+        &self,
+        entry: &'static str,
+        shared: u32,
+        prefer_l1: bool,
+        known: Option<Function>,
+    ) -> Result<Function, Error> {
         // Outside of the lock: several threads load different entries.
         let function = match known {
             Some(function) => function,
@@ -244,7 +252,14 @@ impl Gpu {
             let result = unsafe { sys::cuFuncSetAttribute(function.handle, MAX_SHARED, shared as i32) };
             check(result, &format!("cuFuncSetAttribute for {shared} bytes of shared memory of {entry}"))?;
         }
-        let function = Function { shared: function.shared.max(shared), ..function };
+        if prefer_l1 && !function.prefers_l1 {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT;
+            // SAFETY: as above. 0 percent is what the kernel takes and no more.
+            let result = unsafe { sys::cuFuncSetAttribute(function.handle, CARVEOUT, 0) };
+            check(result, &format!("cuFuncSetAttribute for the L1 cache of {entry}"))?;
+        }
+        let function =
+            Function { shared: function.shared.max(shared), prefers_l1: function.prefers_l1 || prefer_l1, ..function };
         let mut functions = self.functions.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         functions.insert((entry.as_ptr().addr(), entry.len()), function);
         Ok(function)
@@ -257,7 +272,7 @@ impl Gpu {
         if let Some(&count) = known.get(&(entry, cluster, shared)) {
             return Ok(count);
         }
-        let function = self.function(entry, shared)?;
+        let function = self.function(entry, shared, false)?;
         self.enter()?;
         let value = sys::CUlaunchAttributeValue {
             clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
@@ -317,7 +332,7 @@ impl Gpu {
         // part of a capture.
         // SAFETY: writes one int; the handle is live.
         check(unsafe { sys::cuFuncGetAttribute(&mut registers, REGISTERS, function) }, &call)?;
-        Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED })
+        Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED, prefers_l1: false })
     }
 }
 

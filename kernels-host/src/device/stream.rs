@@ -39,16 +39,26 @@ pub struct Launch {
     pub cluster: u32,
     /// Threads per block where it is fewer than the entry declares.
     pub threads: Option<u32>,
+    /// Whether the kernel's multiprocessors shall keep as much of their memory as L1 cache as its shared memory allows. By
+    /// default the driver decides, and leaves what the kernels before it had: 28 KiB beside those that fill shared memory.
+    pub prefer_l1: bool,
 }
 
 impl Launch {
     /// A one-dimensional grid.
     pub fn grid(blocks: usize) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None }
+        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None, prefer_l1: false }
     }
     /// A three-dimensional grid.
     pub fn grid3(x: usize, y: usize, z: usize) -> Self {
-        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1, threads: None }
+        Launch {
+            grid: [x as u32, y as u32, z as u32],
+            shared: 0,
+            dependent: false,
+            cluster: 1,
+            threads: None,
+            prefer_l1: false,
+        }
     }
     /// With dynamic shared memory.
     pub fn shared(self, bytes: u32) -> Self {
@@ -61,6 +71,10 @@ impl Launch {
     /// With fewer threads per block than the entry declares.
     pub fn threads(self, threads: u32) -> Self {
         Launch { threads: Some(threads), ..self }
+    }
+    /// With as much L1 cache as can be.
+    pub fn prefer_l1(self) -> Self {
+        Launch { prefer_l1: true, ..self }
     }
     /// In clusters of `blocks` blocks, of which the grid has a whole number.
     pub fn cluster(self, blocks: u32) -> Self {
