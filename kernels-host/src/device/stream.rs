@@ -39,15 +39,15 @@ pub struct Launch {
     pub cluster: u32,
     /// Threads per block where it is fewer than the entry declares.
     pub threads: Option<u32>,
-    /// Whether the kernel's multiprocessors shall keep as much of their memory as L1 cache as its shared memory allows. By
-    /// default the driver decides, and leaves what the kernels before it had: 28 KiB beside those that fill shared memory.
-    pub prefer_l1: bool,
+    /// Bytes of shared memory that a multiprocessor shall have while it runs the kernel; the rest is L1 cache. 0: the driver
+    /// decides, and leaves what the kernel before it had: behind one that fills shared memory 28 KiB of cache.
+    pub carveout: u32,
 }
 
 impl Launch {
     /// A one-dimensional grid.
     pub fn grid(blocks: usize) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None, prefer_l1: false }
+        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None, carveout: 0 }
     }
     /// A three-dimensional grid.
     pub fn grid3(x: usize, y: usize, z: usize) -> Self {
@@ -57,7 +57,7 @@ impl Launch {
             dependent: false,
             cluster: 1,
             threads: None,
-            prefer_l1: false,
+            carveout: 0,
         }
     }
     /// With dynamic shared memory.
@@ -72,9 +72,9 @@ impl Launch {
     pub fn threads(self, threads: u32) -> Self {
         Launch { threads: Some(threads), ..self }
     }
-    /// With as much L1 cache as can be.
-    pub fn prefer_l1(self) -> Self {
-        Launch { prefer_l1: true, ..self }
+    /// With `bytes` of shared memory per multiprocessor and as much L1 cache as there is beside it.
+    pub fn carveout(self, bytes: u32) -> Self {
+        Launch { carveout: bytes, ..self }
     }
     /// In clusters of `blocks` blocks, of which the grid has a whole number.
     pub fn cluster(self, blocks: u32) -> Self {
