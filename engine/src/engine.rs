@@ -431,7 +431,7 @@ impl Engine {
             let first = plan.positions.first().copied().unwrap_or(0) as usize;
             self.runner.logits(&plan, |row, logits| all[(first + row) * vocab..][..vocab].copy_from_slice(logits))?;
             let sampled = Sampled { tokens: vec![0], logprobs: Vec::new() };
-            let output = StepOutput { samples: vec![sampled; plan.samples.len()] };
+            let output = StepOutput { samples: vec![sampled; plan.samples.len()], pooled: Vec::new() };
             let _ = self.scheduler.commit(plan, &output);
         }
         self.cancel(id);

@@ -55,7 +55,7 @@ impl EngineCore for Fake {
             *at += 1;
             let finished = (at == len).then_some(FinishReason::Length);
             let token = Some(*at as u32 - 1);
-            Progress { id: *id, index: *index, token, logprobs: None, finished, score: None }
+            Progress { id: *id, index: *index, token, logprobs: None, finished, score: None, embedding: None }
         });
         let progress: Vec<_> = progress.collect();
         self.open.retain(|(.., at, len)| at < len);
