@@ -8,6 +8,7 @@ mod completions;
 mod device;
 mod doctor;
 mod generate;
+mod hub;
 mod inspect;
 mod model;
 mod parse;
@@ -33,10 +34,11 @@ use terminal::Terminal;
     after_help = "Examples:\n  \
         wootz chat                                   talk to the model in the binary\n  \
         wootz chat --ask \"What is 12 plus 7?\"        one answer on stdout\n  \
-        wootz chat ./Llama-3.1-8B-Instruct           a Hugging Face model directory\n  \
+        wootz chat ./Llama-3.1-8B-Instruct           a Hugging Face model directory\n\
+        wootz chat Qwen/Qwen3-0.6B                   from the hub's cache, or downloaded into it\n  \
         wootz doctor                                 what works on this machine\n\n\
-        MODEL is a directory with config.json, *.safetensors and tokenizer.json; by default it is\n\
-        tiny-chat, which is inside the binary. `wootz COMMAND --help` shows examples of each command."
+        MODEL is a directory with config.json, *.safetensors and tokenizer.json, or a name on Hugging\n\
+        Face's hub (ORG/NAME or ORG/NAME@REVISION); by default it is tiny-chat, which is inside the binary. `wootz COMMAND --help` shows examples of each command."
 )]
 struct Cli {
     #[command(subcommand)]
