@@ -98,6 +98,21 @@ impl AsyncLlm {
         Ok(PendingEmbedding::new(self.engine.submit(request)?, tokens, normalize))
     }
 
+    /// Whether tokens can be embedded.
+    ///
+    /// # Errors
+    /// There are none, too many, or one that the vocabulary lacks.
+    pub fn check_embed(&self, tokens: &[u32]) -> Result<()> {
+        let request =
+            SequenceRequest { prompt: tokens.to_vec(), pooling: Some(Pooling::Mean), ..SequenceRequest::default() };
+        self.engine.admission().check(&request)
+    }
+
+    /// Numbers of an embedding.
+    pub fn embedding_size(&self) -> usize {
+        self.engine.admission().hidden_size
+    }
+
     /// Answers a conversation of [`message`](crate::message)s.
     ///
     /// # Errors

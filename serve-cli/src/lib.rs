@@ -12,6 +12,7 @@ mod hub;
 mod inspect;
 mod model;
 mod parse;
+mod serve;
 mod speculation;
 mod terminal;
 mod units;
@@ -57,6 +58,8 @@ enum Command {
     #[command(after_help = "Example: wootz doctor\n\n\
         Exits with code 1 only if `wootz chat` cannot work; what a build of Wootz needs is a warning.")]
     Doctor,
+    /// Serve.
+    Serve(Box<serve::ServeArgs>),
     /// Time kernels or a model.
     Bench(bench::BenchArgs),
     /// Print a shell's completion script.
@@ -92,6 +95,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(&args, terminal),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor => doctor::run(terminal),
+        Command::Serve(args) => serve::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
         Command::Completions(args) => completions::run(&args),
     }

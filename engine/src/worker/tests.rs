@@ -24,7 +24,14 @@ impl EngineCore for Fake {
         let max_model_len = EngineConfig::default().max_num_seqs * 1000;
         let limits = Limits { max_tokens: 64, max_sequences: 8, max_model_len };
         let scheduler = scheduler::Admission { limits, policy: Policy::MaxUtilization, pages: 1 << 20 };
-        Admission { scheduler, vocab: 100, drafts: 0, draft_model: false, speculation: Speculation::Off }
+        Admission {
+            scheduler,
+            vocab: 100,
+            hidden_size: 1,
+            drafts: 0,
+            draft_model: false,
+            speculation: Speculation::Off,
+        }
     }
     fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
         if request.prompt == [13] {
