@@ -26,7 +26,7 @@ fn decoding() -> (Scheduler, VecDeque<StepPlan>) {
 fn commit(scheduler: &mut Scheduler, plans: &mut VecDeque<StepPlan>) -> Duration {
     let Some(plan) = plans.pop_front() else { return Duration::ZERO };
     let samples = plan.samples.iter().map(|_| Sampled { tokens: vec![5], logprobs: Vec::new() });
-    let output = StepOutput { samples: samples.collect() };
+    let output = StepOutput { samples: samples.collect(), pooled: Vec::new() };
     let start = Instant::now();
     let progress = scheduler.commit(plan, &output);
     let time = start.elapsed();

@@ -1,7 +1,7 @@
 //! A model for many callers: requests from any thread or task, answers as streams.
 //!
 //! ```
-//! use engine::{AsyncLlm, SamplingParams, message};
+//! use engine::{AsyncLlm, Pooling, SamplingParams, message};
 //!
 //! # pollster::block_on(async {
 //! let llm = AsyncLlm::load("tiny-chat")?;
@@ -16,11 +16,16 @@
 //! let both = SamplingParams { n: 2, temperature: 1.0, max_tokens: Some(8), ..SamplingParams::default() };
 //! let completion = llm.generate("Wootz is", both)?.completion().await?;
 //! assert_eq!(completion.answers.len(), 2);
+//!
+//! let embedding = llm.embed("Wootz is a steel", Pooling::Mean, true)?.await?;
+//! assert_eq!(embedding.values.len(), 256);
 //! llm.handle().shutdown(std::time::Duration::from_secs(10))
 //! # }).unwrap();
 //! ```
 use crate::error::Result;
 use crate::llm::{Completion, Delta, Growth, Llm, Prompt, SamplingParams, TextModel};
+use crate::pooling::{PendingEmbedding, Pooling};
+use crate::scheduler::SequenceRequest;
 use crate::source::ModelSource;
 use crate::worker::{EngineHandle, MAX_OPEN_REQUESTS, TokenStream, block_on};
 use std::future::poll_fn;
@@ -79,6 +84,33 @@ impl AsyncLlm {
         self.engine.admission().check(&request)?;
         let growth = Growth::new(self.text.tokenizer(), &request.prompt, &params)?;
         Ok(CompletionStream { tokens: self.engine.submit(request)?, growth })
+    }
+
+    /// A prompt's embedding, of length one if `normalize`. It is computed as a prompt is that somebody wants continued: in
+    /// the same queue and steps.
+    ///
+    /// # Errors
+    /// As [`AsyncLlm::generate`].
+    pub fn embed(&self, prompt: impl Into<Prompt>, pooling: Pooling, normalize: bool) -> Result<PendingEmbedding> {
+        let prompt = self.text.encode(prompt.into())?;
+        let tokens = prompt.len();
+        let request = SequenceRequest { prompt, pooling: Some(pooling), ..SequenceRequest::default() };
+        Ok(PendingEmbedding::new(self.engine.submit(request)?, tokens, normalize))
+    }
+
+    /// Whether tokens can be embedded.
+    ///
+    /// # Errors
+    /// There are none, too many, or one that the vocabulary lacks.
+    pub fn check_embed(&self, tokens: &[u32]) -> Result<()> {
+        let request =
+            SequenceRequest { prompt: tokens.to_vec(), pooling: Some(Pooling::Mean), ..SequenceRequest::default() };
+        self.engine.admission().check(&request)
+    }
+
+    /// Numbers of an embedding.
+    pub fn embedding_size(&self) -> usize {
+        self.engine.admission().hidden_size
     }
 
     /// Answers a conversation of [`message`](crate::message)s.

@@ -110,6 +110,8 @@ pub struct Admission {
     pub scheduler: scheduler::Admission,
     /// Tokens that there are.
     pub vocab: usize,
+    /// Numbers of an embedding.
+    pub hidden_size: usize,
     /// Most draft tokens of a request in a step.
     pub drafts: usize,
     /// Whether there is a draft model: without one, drafts are looked up.
@@ -356,6 +358,7 @@ impl Engine {
         Admission {
             scheduler: self.scheduler.admission(),
             vocab: self.runner.model().config().vocab_size,
+            hidden_size: self.runner.model().config().hidden_size,
             drafts: self.runner.config().drafts,
             draft_model: self.runner.has_draft_model(),
             speculation: self.speculation,
@@ -431,7 +434,7 @@ impl Engine {
             let first = plan.positions.first().copied().unwrap_or(0) as usize;
             self.runner.logits(&plan, |row, logits| all[(first + row) * vocab..][..vocab].copy_from_slice(logits))?;
             let sampled = Sampled { tokens: vec![0], logprobs: Vec::new() };
-            let output = StepOutput { samples: vec![sampled; plan.samples.len()] };
+            let output = StepOutput { samples: vec![sampled; plan.samples.len()], pooled: Vec::new() };
             let _ = self.scheduler.commit(plan, &output);
         }
         self.cancel(id);

@@ -1,6 +1,7 @@
 //! The same answers however a step is run: alone, batched, in chunks, kernel by kernel or by graphs, with the next step
 //! queued or not.
 use super::*;
+use crate::pooling::Pooling;
 use crate::sampling::SamplingParams;
 use crate::scheduler::Speculation;
 use kernels_host::Target;
@@ -262,4 +263,82 @@ fn blocks_that_went_to_the_host_come_back() {
         assert_eq!(run(&mut engine, &[4]), first, "{device:?}");
         assert!(engine.metrics().swapped_in > 0, "{:?}", engine.metrics());
     }
+}
+
+/// Prompts' embeddings, all at once.
+fn embed(engine: &mut Engine, requests: &[u32], pooling: Pooling) -> Vec<Vec<f32>> {
+    let request =
+        |i: u32| SequenceRequest { prompt: request(i).prompt, pooling: Some(pooling), ..SequenceRequest::default() };
+    let ids: Vec<_> = requests.iter().map(|&i| engine.add(request(i)).unwrap()).collect();
+    let mut embeddings = vec![Vec::new(); ids.len()];
+    while engine.has_work() {
+        for progress in engine.step().unwrap() {
+            let at = ids.iter().position(|id| *id == progress.id).unwrap();
+            embeddings[at] = progress.embedding.unwrap();
+        }
+    }
+    embeddings
+}
+
+#[test]
+fn embeddings_are_the_same_alone_batched_and_in_chunks() {
+    let cpu = Device::cpu();
+    for pooling in [Pooling::Mean, Pooling::Last] {
+        let alone: Vec<_> = ALL.iter().map(|&i| embed(&mut load(&cpu, EAGER), &[i], pooling).remove(0)).collect();
+        assert!(alone.iter().all(|embedding| embedding.len() == 64));
+        assert_ne!(alone[0], alone[1]);
+        for tokens in [192, 23] {
+            for overlap in OVERLAPS {
+                let step = EngineConfig { max_num_batched_tokens: Some(tokens), overlap: Some(overlap), ..EAGER };
+                let mut engine = load(&cpu, step);
+                assert_eq!(embed(&mut engine, &ALL, pooling), alone, "{tokens} tokens a step");
+                // Again, with the prompts' blocks in the cache; and beside answers.
+                let backwards: Vec<u32> = ALL.into_iter().rev().collect();
+                let beside = engine.add(self::request(4)).unwrap();
+                let mut again = Vec::new();
+                for &i in &backwards {
+                    again.extend(embed_beside(&mut engine, i, pooling));
+                }
+                engine.cancel(beside);
+                again.reverse();
+                assert_eq!(again, alone);
+            }
+        }
+    }
+}
+
+/// One embedding, while others are computed.
+fn embed_beside(engine: &mut Engine, i: u32, pooling: Pooling) -> Option<Vec<f32>> {
+    let prompt = request(i).prompt;
+    let id = engine.add(SequenceRequest { prompt, pooling: Some(pooling), ..SequenceRequest::default() }).unwrap();
+    loop {
+        let found = engine.step().unwrap().into_iter().find(|progress| progress.id == id);
+        if let Some(progress) = found {
+            return progress.embedding;
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_the_states_that_the_head_sees() {
+    let engine = &mut load(&Device::cpu(), EAGER);
+    let prompt = request(1).prompt;
+    let logits = engine.score(&prompt).unwrap();
+    let embedding = embed(engine, &[1], Pooling::Last).remove(0);
+    assert_eq!(engine.runner.project(&embedding).unwrap(), logits[logits.len() - 160..]);
+    let means = embed(engine, &[1], Pooling::Mean).remove(0);
+    // A prompt's mean is the mean of its prefixes' last tokens.
+    let mut sum = vec![0.0f64; 64];
+    for len in 1..=prompt.len() {
+        let prompt = prompt[..len].to_vec();
+        let id = engine.add(SequenceRequest { prompt, pooling: Some(Pooling::Last), ..Default::default() }).unwrap();
+        while engine.has_work() {
+            for progress in engine.step().unwrap() {
+                assert_eq!(progress.id, id);
+                sum.iter_mut().zip(progress.embedding.unwrap()).for_each(|(sum, x)| *sum += f64::from(x));
+            }
+        }
+    }
+    let by_prefixes: Vec<f32> = sum.iter().map(|sum| (sum / prompt.len() as f64) as f32).collect();
+    assert_eq!(means, by_prefixes);
 }

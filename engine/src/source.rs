@@ -15,6 +15,13 @@ use crate::tokenizer::Tokenizer;
 pub enum ModelSource {
     /// A directory in Hugging Face's layout.
     Dir(PathBuf),
+    /// Such a directory in the cache of a model hub, where directories have no readable names.
+    Hub {
+        /// The model's name on the hub.
+        id: String,
+        /// The snapshot.
+        dir: PathBuf,
+    },
     /// A model inside the binary.
     Embedded(&'static EmbeddedModel),
 }
@@ -66,13 +73,14 @@ impl From<&ModelSource> for ModelSource {
 }
 
 impl ModelSource {
-    /// The directory's last part, or the embedded model's name.
+    /// The directory's last part, the name on the hub, or the embedded model's.
     pub fn name(&self) -> String {
         match self {
             ModelSource::Dir(dir) => match dir.file_name() {
                 Some(name) => name.to_string_lossy().into_owned(),
                 None => dir.display().to_string(),
             },
+            ModelSource::Hub { id, .. } => id.clone(),
             ModelSource::Embedded(model) => model.name().to_owned(),
         }
     }
@@ -80,7 +88,7 @@ impl ModelSource {
     /// The checked `config.json`.
     pub fn config(&self) -> Result<ModelConfig> {
         match self {
-            ModelSource::Dir(dir) => ModelConfig::from_dir(dir),
+            ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => ModelConfig::from_dir(dir),
             ModelSource::Embedded(model) => model.config(),
         }
     }
@@ -88,7 +96,7 @@ impl ModelSource {
     /// The weights.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         match self {
-            ModelSource::Dir(dir) => Checkpoint::open(dir),
+            ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => Checkpoint::open(dir),
             ModelSource::Embedded(model) => model.checkpoint(),
         }
     }
@@ -96,7 +104,7 @@ impl ModelSource {
     /// The tokenizer, checked against the model's vocabulary.
     pub fn tokenizer(&self, config: &ModelConfig) -> Result<Tokenizer> {
         let tokenizer = match self {
-            ModelSource::Dir(dir) => Tokenizer::from_dir(dir)?,
+            ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => Tokenizer::from_dir(dir)?,
             ModelSource::Embedded(model) => model.tokenizer()?,
         };
         tokenizer.check_vocab(config.vocab_size)?;
@@ -106,7 +114,7 @@ impl ModelSource {
     /// The chat template; `None` for a base model, which has none.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         let template = match self {
-            ModelSource::Dir(dir) => ChatTemplate::from_dir(dir),
+            ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => ChatTemplate::from_dir(dir),
             ModelSource::Embedded(model) => model.chat_template(),
         };
         match template {
@@ -124,7 +132,7 @@ impl ModelSource {
         template: Option<&ChatTemplate>,
     ) -> Result<GenerationConfig> {
         let mut generation = match self {
-            ModelSource::Dir(dir) => GenerationConfig::from_dir(dir)?,
+            ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => GenerationConfig::from_dir(dir)?,
             ModelSource::Embedded(model) => model.generation_config()?,
         };
         let eos = template.and_then(|t| t.special_token("eos_token"));
@@ -144,7 +152,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let json = TINY_CHAT.file("config.json").unwrap();
         write_dummy(json, dir.path(), 1 << 20, 1).unwrap();
-        for source in [ModelSource::Dir(dir.path().to_owned()), ModelSource::Embedded(&TINY_CHAT)] {
+        let dir = dir.path().to_owned();
+        let hub = ModelSource::Hub { id: "makers/name".into(), dir: dir.clone() };
+        assert_eq!(hub.name(), "makers/name");
+        for source in [ModelSource::Dir(dir), hub, ModelSource::Embedded(&TINY_CHAT)] {
             let config = source.config().unwrap();
             assert_eq!(config, TINY_CHAT.config().unwrap());
             let tokenizer = source.tokenizer(&config).unwrap();

@@ -8,9 +8,11 @@ mod completions;
 mod device;
 mod doctor;
 mod generate;
+mod hub;
 mod inspect;
 mod model;
 mod parse;
+mod serve;
 mod speculation;
 mod terminal;
 mod units;
@@ -33,10 +35,11 @@ use terminal::Terminal;
     after_help = "Examples:\n  \
         wootz chat                                   talk to the model in the binary\n  \
         wootz chat --ask \"What is 12 plus 7?\"        one answer on stdout\n  \
-        wootz chat ./Llama-3.1-8B-Instruct           a Hugging Face model directory\n  \
+        wootz chat ./Llama-3.1-8B-Instruct           a Hugging Face model directory\n\
+        wootz chat Qwen/Qwen3-0.6B                   from the hub's cache, or downloaded into it\n  \
         wootz doctor                                 what works on this machine\n\n\
-        MODEL is a directory with config.json, *.safetensors and tokenizer.json; by default it is\n\
-        tiny-chat, which is inside the binary. `wootz COMMAND --help` shows examples of each command."
+        MODEL is a directory with config.json, *.safetensors and tokenizer.json, or a name on Hugging\n\
+        Face's hub (ORG/NAME or ORG/NAME@REVISION); by default it is tiny-chat, which is inside the binary. `wootz COMMAND --help` shows examples of each command."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -55,6 +58,8 @@ enum Command {
     #[command(after_help = "Example: wootz doctor\n\n\
         Exits with code 1 only if `wootz chat` cannot work; what a build of Wootz needs is a warning.")]
     Doctor,
+    /// Serve.
+    Serve(Box<serve::ServeArgs>),
     /// Time kernels or a model.
     Bench(bench::BenchArgs),
     /// Print a shell's completion script.
@@ -90,6 +95,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(&args, terminal),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor => doctor::run(terminal),
+        Command::Serve(args) => serve::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
         Command::Completions(args) => completions::run(&args),
     }

@@ -1,5 +1,6 @@
 //! What the commands share: the model, its bounds, and how tokens are chosen.
 use crate::device::DeviceArgs;
+use crate::hub::{Hub, HubId, Part};
 use crate::speculation::SpeculationArgs;
 use crate::terminal::{Progress, Terminal};
 use crate::{parse, units};
@@ -20,14 +21,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// A Hugging Face model directory; by default tiny-chat, which is inside the binary.
+    /// A Hugging Face model directory, or a name on the hub (ORG/NAME, ORG/NAME@REVISION); by default tiny-chat, which is inside the binary.
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
 }
 
 impl ModelArgs {
-    /// Where the files are. Only looks whether there is such a directory.
+    /// Where the files are. Looks whether there is such a directory; a name on the hub is downloaded if it is not in the
+    /// cache.
     pub fn source(&self) -> Result<ModelSource> {
+        self.part(Part::All)
+    }
+
+    fn part(&self, part: Part) -> Result<ModelSource> {
         let Some(path) = &self.model else { return Ok(ModelSource::default()) };
         let shown = path.display();
         match std::fs::metadata(path) {
@@ -35,10 +41,16 @@ impl ModelArgs {
             Ok(_) => {
                 bail!("{shown} is a file; MODEL must be a directory with config.json, *.safetensors and tokenizer.json")
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
-                "{shown} does not exist; MODEL must be a directory with config.json, *.safetensors and tokenizer.json \
-                 (`hf download NAME --local-dir DIR` makes one)"
-            ),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let Some(id) = path.to_str().and_then(HubId::parse) else {
+                    bail!(
+                        "{shown} does not exist; MODEL must be a directory with config.json, *.safetensors and \
+                         tokenizer.json, or a name on Hugging Face's hub (ORG/NAME)"
+                    )
+                };
+                let dir = Hub::from_env(Terminal::detect().stderr)?.model(&id, part)?;
+                Ok(ModelSource::Hub { id: id.name, dir })
+            }
             Err(error) => Err(error).with_context(|| format!("cannot open {shown}")),
         }
     }
@@ -56,7 +68,7 @@ impl ModelArgs {
                 ))
             }
             _ => {
-                let source = self.source()?;
+                let source = self.part(Part::Config)?;
                 Ok((source.name(), source.config()?))
             }
         }

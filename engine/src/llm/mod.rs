@@ -24,7 +24,8 @@ use crate::chat_template::{ChatInput, ChatTemplate};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::generation_config::GenerationConfig;
-use crate::scheduler::RequestId;
+use crate::pooling::{Embedding, Pooling};
+use crate::scheduler::{RequestId, SequenceRequest};
 use crate::source::ModelSource;
 use crate::tokenizer::Tokenizer;
 pub(crate) use answer::Growth;
@@ -166,6 +167,43 @@ impl Llm {
         let prompts = prompts.into_prompts().into_iter().map(|prompt| self.text.encode(prompt));
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
         self.stream(&prompts, &params, None, |_, _| ControlFlow::Continue(()))
+    }
+
+    /// Embeddings of one prompt or many, in the prompts' order; of length one if `normalize`.
+    ///
+    /// # Errors
+    /// As [`Llm::generate`].
+    pub fn embed(&mut self, prompts: impl Prompts, pooling: Pooling, normalize: bool) -> Result<Vec<Embedding>> {
+        let mut embeddings = Vec::new();
+        let mut places: HashMap<RequestId, usize> = HashMap::new();
+        for prompt in prompts.into_prompts() {
+            let added = self.text.encode(prompt).and_then(|prompt| {
+                let prompt_tokens = prompt.len();
+                let request = SequenceRequest { prompt, pooling: Some(pooling), ..SequenceRequest::default() };
+                Ok((self.engine.add(request)?, prompt_tokens))
+            });
+            match added {
+                Ok((id, prompt_tokens)) => {
+                    places.insert(id, embeddings.len());
+                    embeddings.push(Embedding { values: Vec::new(), prompt_tokens });
+                }
+                Err(error) => {
+                    places.into_keys().for_each(|id| self.engine.cancel(id));
+                    return Err(error);
+                }
+            }
+        }
+        while self.engine.has_work() {
+            for progress in self.engine.step()? {
+                if let (Some(at), Some(values)) = (places.get(&progress.id), progress.embedding) {
+                    embeddings[*at].values = values;
+                }
+            }
+        }
+        if normalize {
+            embeddings.iter_mut().for_each(Embedding::normalize);
+        }
+        Ok(embeddings)
     }
 
     /// Answers a conversation of [`message`](crate::message)s.

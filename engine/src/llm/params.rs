@@ -121,6 +121,7 @@ impl SamplingParams {
             priority: self.priority,
             salt: self.cache_salt.clone(),
             reuse_prefix: true,
+            pooling: None,
         })
     }
 }

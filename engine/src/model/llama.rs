@@ -160,8 +160,13 @@ impl Model {
         self.layers(stream, 0..self.layers.len(), step, kv, work)
     }
 
+    /// `work.normed` = the final norm of `work.hidden`, both [tokens, hidden_size].
+    pub fn final_norm(&self, stream: &Stream, tokens: usize, work: &mut Activations) -> Result<()> {
+        self.norm.forward(stream, work, tokens)
+    }
+
     /// Logits of some rows of `work.hidden`: `rows` is u32 [1, n], `logits` f32 [n, vocab_size].
-    pub fn head(&self, stream: &Stream, rows: View<'_>, work: &mut Activations, mut logits: ViewMut<'_>) -> Result<()> {
+    pub fn head(&self, stream: &Stream, rows: View<'_>, work: &mut Activations, logits: ViewMut<'_>) -> Result<()> {
         let (count, hidden) = (rows.cols(), self.config.hidden_size);
         let tokens = work.max_tokens();
         let table = work.hidden.matrix(tokens, hidden);
@@ -175,7 +180,12 @@ impl Model {
         }
         .launch(stream)?;
         self.norm.apply(stream, work.head_rows.matrix(count, hidden), work.normed.matrix_mut(count, hidden))?;
-        let x = work.normed.matrix(count, hidden);
+        self.project(stream, work.normed.matrix(count, hidden), logits)
+    }
+
+    /// Logits, f32 [n, vocab_size], of states after the final norm, [n, hidden_size].
+    pub fn project(&self, stream: &Stream, x: View<'_>, mut logits: ViewMut<'_>) -> Result<()> {
+        let hidden = self.config.hidden_size;
         let out = logits.reborrow();
         match &self.head {
             Some(head) => head.forward(stream, x, Activation::None, false, out)?,

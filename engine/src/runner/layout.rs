@@ -304,7 +304,7 @@ mod tests {
         }
         let plan = scheduler.plan().unwrap();
         let chosen = [1, 9, 9].map(|token| crate::scheduler::Sampled { tokens: vec![token], logprobs: vec![] });
-        let _ = scheduler.commit(plan, &crate::scheduler::StepOutput { samples: chosen.into() });
+        let _ = scheduler.commit(plan, &crate::scheduler::StepOutput { samples: chosen.into(), pooled: Vec::new() });
         let plan = scheduler.plan().unwrap();
         assert_eq!(plan.tokens, [1, 2, 3, 4, 9, 9, 8, 9]);
         let size = GraphSize { queries: 4, sequences: 3, max_kv: 9 };
@@ -330,7 +330,7 @@ mod tests {
         let mut scheduler = Scheduler::new(SchedulerConfig::new(limits), 8);
         scheduler.add(SequenceRequest { prompt: vec![1, 2], max_tokens: 9, ..Default::default() }).unwrap();
         let plan = scheduler.plan().unwrap();
-        let output = StepOutput { samples: vec![Sampled { tokens: vec![3], logprobs: vec![] }] };
+        let output = StepOutput { samples: vec![Sampled { tokens: vec![3], logprobs: vec![] }], pooled: vec![] };
         let _ = scheduler.commit(plan, &output);
         scheduler.add(SequenceRequest { prompt: vec![4, 5, 6], max_tokens: 9, ..Default::default() }).unwrap();
         let plan = scheduler.plan().unwrap();

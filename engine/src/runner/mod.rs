@@ -16,6 +16,7 @@ pub use sampler::MAX_BIASES;
 use crate::error::Result;
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{Activations, Model};
+use crate::pooling::Pooled;
 use crate::scheduler::{Limits, StepOutput, StepPlan};
 use draft::{Draft, Passes};
 use graphs::{GraphSize, Graphs};
@@ -111,6 +112,7 @@ struct Staging {
 pub struct InFlight {
     number: usize,
     wanted: Wanted,
+    pooled: Vec<Pooled>,
     /// What the host did.
     pub(crate) times: SubmitTimes,
 }
@@ -319,10 +321,11 @@ impl Runner {
         let Body { sampler, packed, .. } = &mut self.body;
         let staging = &mut self.staging[number % IN_FLIGHT].sampling;
         sampler.sample(&self.stream, packed, step.layout.tokens(packed.view()), params, staging)?;
+        let pooled = self.body.pool(&self.stream, plan)?;
         mark(&self.stream, self.timing)?;
         let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
         let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events, kernels };
-        Ok(InFlight { number, wanted: Wanted::of(plan, params), times })
+        Ok(InFlight { number, wanted: Wanted::of(plan, params), pooled, times })
     }
 
     /// Waits for a step's tokens.
@@ -333,7 +336,7 @@ impl Runner {
         assert_eq!(step.number, self.collected, "steps are collected in their order");
         self.collected += 1;
         let staging = &mut self.staging[step.number % IN_FLIGHT].sampling;
-        Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, staging)? })
+        Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, staging)?, pooled: step.pooled })
     }
 
     /// Runs one step without sampling and calls `each` with every token's row and its logits, `vocab_size` of them.
@@ -360,6 +363,18 @@ impl Runner {
         Ok(())
     }
 
+    /// The head alone: logits of one state after the final norm.
+    #[cfg(test)]
+    pub(crate) fn project(&mut self, state: &[f32]) -> Result<Vec<f32>> {
+        let Body { model, work, sampler, .. } = &mut self.body;
+        let bits: Vec<u16> = state.iter().map(|x| model.dtype().encode(*x)).collect();
+        self.stream.upload(&bits, work.normed.matrix_mut(1, state.len()))?;
+        model.project(&self.stream, work.normed.matrix(1, state.len()), sampler.logits_mut(1))?;
+        let mut logits = Vec::new();
+        sampler.download_logits(&self.stream, 1, &mut logits)?;
+        Ok(logits)
+    }
+
     /// Moves and copies pages, as a plan says, in its order.
     fn move_pages(&mut self, plan: &StepPlan) -> Result<()> {
         let Body { kv, draft, .. } = &mut self.body;
@@ -380,7 +395,9 @@ impl Runner {
     /// Queues the copies of a plan's inputs. The shapes are the graph's where there is one for the step; then its size
     /// comes with them.
     fn upload(&mut self, plan: &StepPlan, slot: usize) -> Result<(Step, sampler::Params, Option<GraphSize>)> {
-        let size = graph_size(plan, self.config.drafts).and_then(|size| self.graphs.find(size)).map(|(size, _)| size);
+        // A graph's rows are not the plan's.
+        let size = if plan.pools.is_empty() { graph_size(plan, self.config.drafts) } else { None };
+        let size = size.and_then(|size| self.graphs.find(size)).map(|(size, _)| size);
         let (shape, passes) = match size {
             Some(size) => self.graph_shapes(size),
             None if self.config.batch_invariant => (StepShape::of(plan).without_decodes(), None),
@@ -476,6 +493,28 @@ impl Body {
             draft.forward(stream, passes, &self.tables, &mut self.sampler, layers)?;
         }
         self.layers(stream, &step.shape, &step.layout, 0..self.model.config().num_layers)
+    }
+
+    /// Sums of the hidden states that a plan wants. Waits for the step, if it wants any: they are in a buffer that the
+    /// next step writes, and a step of prompts is long enough to plan another one after it.
+    fn pool(&mut self, stream: &Stream, plan: &StepPlan) -> Result<Vec<Pooled>> {
+        if plan.pools.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Body { model, work, .. } = self;
+        let (tokens, hidden, dtype) = (plan.tokens.len(), model.config().hidden_size, model.dtype());
+        model.final_norm(stream, tokens, work)?;
+        let mut states: Vec<u16> = Vec::new();
+        let sums = plan.pools.iter().map(|pool| {
+            let rows = pool.rows.len();
+            states.resize(rows * hidden, 0);
+            let from = work.normed.matrix(tokens, hidden).row_range(pool.rows.start as usize, rows);
+            stream.download(from, &mut states)?;
+            let mut pooled = Pooled::default();
+            states.chunks(hidden).for_each(|state| pooled.push(state.iter().map(|bits| dtype.decode(*bits))));
+            Ok(pooled)
+        });
+        sums.collect()
     }
 
     /// Launches what the draft model may launch in steps of these shapes, with some of its layers.

@@ -41,7 +41,7 @@ impl Scheduler {
             let last = answer.content.len();
             let mut tell = |token: Option<u32>, finished: Option<FinishReason>| {
                 let score = finished.map(|_| answer.score as f32);
-                progress.push(Progress { id: request, index, token, logprobs: None, finished, score });
+                progress.push(Progress { id: request, index, token, logprobs: None, finished, score, embedding: None });
             };
             for (i, token) in (1..).zip(&answer.content) {
                 tell(Some(*token), (i == last && !answer.stopped).then_some(reason));

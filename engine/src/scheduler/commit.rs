@@ -12,13 +12,15 @@ impl Scheduler {
     pub fn commit(&mut self, mut plan: StepPlan, output: &StepOutput) -> Vec<Progress> {
         assert_eq!(plan.number, self.committed, "plans are committed in their order");
         assert_eq!(plan.samples.len(), output.samples.len(), "one output for each sample of the plan");
+        assert_eq!(plan.pools.len(), output.pooled.len(), "one sum for each of the plan's pools");
         self.committed += 1;
         let mut progress = Vec::with_capacity(output.samples.len());
         let mut beams = Vec::new();
-        let mut at = 0;
+        let (mut at, mut pooled) = (0, output.pooled.iter());
         for entry in &plan.entries {
             let sampled = entry.samples.then(|| &output.samples[at]);
             at += usize::from(entry.samples);
+            let pooled = if entry.pools { pooled.next() } else { None };
             // Whoever ended or was cancelled during the step has nobody to tell.
             let Some(sequence) = self.sequences.get_mut(entry.id) else { continue };
             sequence.in_flight -= 1;
@@ -29,6 +31,12 @@ impl Scheduler {
                     beams.push((self.sequences[entry.id.index].group, entry.id, sampled));
                 }
                 continue;
+            }
+            // Of rows from before it started over there is nothing left.
+            if let Some(pooled) = pooled
+                && sequence.epoch == entry.epoch
+            {
+                sequence.pooled.join(pooled);
             }
             let finished = sampled.and_then(|sampled| self.take(entry, sampled, &mut progress));
             self.cached(entry, sampled.map_or(0, |sampled| sampled.tokens.len() - 1));
@@ -71,6 +79,7 @@ impl Scheduler {
                 logprobs: sampled.logprobs.get(i).cloned(),
                 finished,
                 score: None,
+                embedding: sequence.shared.pooling.map(|_| sequence.pooled.mean()),
             });
             if finished.is_some() {
                 return finished;

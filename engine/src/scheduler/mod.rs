@@ -40,6 +40,7 @@ pub use request::*;
 
 use crate::error::{Error, Result};
 use crate::kv::PAGE_TOKENS;
+use crate::pooling::{Pooled, Pooling};
 use beam::BeamSearch;
 use blocks::Blocks;
 use group::{Group, Groups};
@@ -130,10 +131,12 @@ impl Scheduler {
             salt: request.salt,
             speculation: match request.speculation {
                 Speculation::Auto => Speculation::Off,
-                _ if request.beam.is_some() => Speculation::Off,
+                _ if request.beam.is_some() || request.pooling.is_some() => Speculation::Off,
                 speculation => speculation,
             },
-            reuse_prefix: request.reuse_prefix,
+            // A mean needs all the rows.
+            reuse_prefix: request.reuse_prefix && request.pooling != Some(Pooling::Mean),
+            pooling: request.pooling,
         });
         let group = self.groups.next();
         let mut members = Vec::with_capacity(count);
@@ -160,6 +163,7 @@ impl Scheduler {
                 epoch: 0,
                 forks: index == 0 && count > 1 && request.beam.is_none(),
                 beam: request.beam.is_some(),
+                pooled: Pooled::default(),
                 shared: shared.clone(),
                 sampling: Arc::new(sampling),
             }));
@@ -315,6 +319,9 @@ impl Admission {
         }
         if len >= max {
             return Err(Error::PromptTooLong { tokens: len, max });
+        }
+        if request.pooling.is_some() && (request.n, request.max_tokens, request.beam) != (1, 1, None) {
+            return fail("an embedding is asked for with n 1, max_tokens 1 and without beams".into());
         }
         let (name, count) = request.beam.map_or(("n", request.n), |beam| ("the beam width", beam.width));
         let most = self.limits.max_sequences;

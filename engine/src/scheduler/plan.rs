@@ -1,5 +1,6 @@
 //! What goes to the device and what comes back: one step, as plain data.
 use super::SequenceId;
+use crate::pooling::Pooled;
 use crate::sampling::SamplingParams;
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct StepPlan {
     pub decodes: usize,
     /// Who samples, in the order of the rows. Several may name the same row: `n` > 1 answers to one prompt.
     pub samples: Vec<SampleRow>,
+    /// Rows whose hidden states are wanted, in the order of the rows.
+    pub pools: Vec<PooledRows>,
     /// What commit needs, in the order of the rows.
     pub(super) entries: Vec<Entry>,
     /// Plans made before this one.
@@ -96,6 +99,13 @@ pub struct SampleRow {
     pub sampling: Arc<SamplingParams>,
 }
 
+/// Rows of a prompt whose hidden states, after the final norm, are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PooledRows {
+    /// The rows: all that the sequence has in the step, or only its prompt's last one.
+    pub rows: Range<u32>,
+}
+
 /// What commit needs to know about a sequence in a plan.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
@@ -110,6 +120,8 @@ pub(super) struct Entry {
     pub kv: u32,
     /// Whether it has one of the plan's `samples`.
     pub samples: bool,
+    /// Whether it has one of the plan's `pools`.
+    pub pools: bool,
 }
 
 /// What a step chose.
@@ -117,6 +129,8 @@ pub(super) struct Entry {
 pub struct StepOutput {
     /// One for each of the plan's [`samples`](StepPlan::samples), in their order.
     pub samples: Vec<Sampled>,
+    /// One for each of the plan's [`pools`](StepPlan::pools), in their order: the sum of the rows.
+    pub pooled: Vec<Pooled>,
 }
 
 /// Tokens of one sequence from one step.
@@ -168,6 +182,7 @@ impl StepPlan {
         self.pages.clear();
         self.decodes = 0;
         self.samples.clear();
+        self.pools.clear();
         self.entries.clear();
     }
 }

@@ -1,10 +1,13 @@
 //! Making a plan: rows within the budget, then pages in the order of service, then newcomers.
 use super::blocks::Match;
-use super::plan::{Entering, Entry, FROM_DRAFT, FROM_SLOT, MAX_DRAFTS, PlannedSequence, SampleRow, StepPlan};
+use super::plan::{
+    Entering, Entry, FROM_DRAFT, FROM_SLOT, MAX_DRAFTS, PlannedSequence, PooledRows, SampleRow, StepPlan,
+};
 use super::request::Speculation;
 use super::sequence::{Key, NO_SLOT, Sequence, State};
 use super::{MAX_PLANS, Scheduler, ngram};
 use crate::kv::PAGE_TOKENS;
+use crate::pooling::Pooling;
 
 /// A sequence's part in the step that is being planned.
 #[derive(Clone, Copy, Debug)]
@@ -326,6 +329,12 @@ impl Scheduler {
             pages: table..table + used,
             unseen: sequence.draft_lags.then(|| sequence.tokens[start - 1]),
         });
+        let rows = first..first + row.queries as u32;
+        let pooled = match sequence.shared.pooling {
+            Some(Pooling::Mean) => Some(rows),
+            Some(Pooling::Last) if samples => Some(rows.end - 1..rows.end),
+            _ => None,
+        };
         plan.entries.push(Entry {
             id: sequence.id,
             epoch: sequence.epoch,
@@ -333,7 +342,9 @@ impl Scheduler {
             drafts: row.drafts as u32,
             kv: end as u32,
             samples,
+            pools: pooled.is_some(),
         });
+        plan.pools.extend(pooled.map(|rows| PooledRows { rows }));
         sequence.kv = end;
         sequence.in_flight += 1;
         if samples {
@@ -391,7 +402,7 @@ impl Scheduler {
                 sampling: sequence.sampling.clone(),
             });
             let (id, epoch) = (sequence.id, sequence.epoch);
-            plan.entries.push(Entry { id, epoch, queries: 0, drafts: 0, kv: kv as u32, samples: true });
+            plan.entries.push(Entry { id, epoch, queries: 0, drafts: 0, kv: kv as u32, samples: true, pools: false });
             self.run(index);
         }
         self.reserve(at);

@@ -1,5 +1,6 @@
 //! What callers of the scheduler say and hear.
 use super::plan::TokenLogprobs;
+use crate::pooling::Pooling;
 use crate::sampling::SamplingParams;
 use std::sync::Arc;
 
@@ -45,6 +46,8 @@ pub struct SequenceRequest {
     pub salt: Option<Arc<str>>,
     /// Take the prompt's prefix from the cache if it is there. False computes every row.
     pub reuse_prefix: bool,
+    /// Report the prompt's embedding with the end of the one answer, which is one token long and means nothing.
+    pub pooling: Option<Pooling>,
 }
 
 impl Default for SequenceRequest {
@@ -61,6 +64,7 @@ impl Default for SequenceRequest {
             priority: 0,
             salt: None,
             reuse_prefix: true,
+            pooling: None,
         }
     }
 }
@@ -148,4 +152,6 @@ pub struct Progress {
     pub finished: Option<FinishReason>,
     /// Beam search's score of the answer, with the last one.
     pub score: Option<f32>,
+    /// The prompt's embedding, hidden_size numbers, if asked for.
+    pub embedding: Option<Vec<f32>>,
 }

@@ -1,6 +1,7 @@
 //! A sequence's state, and the places where sequences live.
 use super::request::{RequestId, SequenceId, Speculation};
 use crate::kv::PAGE_TOKENS;
+use crate::pooling::{Pooled, Pooling};
 use crate::sampling::SamplingParams;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub struct Shared {
     pub salt: Option<Arc<str>>,
     pub speculation: Speculation,
     pub reuse_prefix: bool,
+    pub pooling: Option<Pooling>,
 }
 
 /// Where a sequence is.
@@ -68,6 +70,8 @@ pub struct Sequence {
     pub forks: bool,
     /// A beam.
     pub beam: bool,
+    /// Of the rows that are committed.
+    pub pooled: Pooled,
     pub shared: Arc<Shared>,
     pub sampling: Arc<SamplingParams>,
 }
@@ -112,6 +116,7 @@ impl Sequence {
     pub fn start_over(&mut self) -> Vec<u32> {
         (self.kv, self.computed, self.published) = (0, 0, 0);
         self.draft_lags = false;
+        self.pooled = Pooled::default();
         self.epoch += 1;
         std::mem::take(&mut self.pages)
     }

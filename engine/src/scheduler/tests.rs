@@ -14,7 +14,7 @@ fn request(prompt: std::ops::Range<u32>, max_tokens: usize) -> SequenceRequest {
 
 fn output(plan: &StepPlan, token: u32) -> StepOutput {
     let sampled = Sampled { tokens: vec![token], logprobs: Vec::new() };
-    StepOutput { samples: vec![sampled; plan.samples.len()] }
+    StepOutput { samples: vec![sampled; plan.samples.len()], pooled: Vec::new() }
 }
 
 /// Runs to the end with one token; returns the steps.
@@ -174,7 +174,7 @@ fn drafts_stay_within_the_answer_and_only_accepted_ones_count() {
     assert_eq!(plan.tokens, [3, 4, 5], "three tokens are left, so two drafts");
     assert_eq!((plan.decodes, plan.samples[0].drafts, plan.sequences[0].kv_len), (1, 2, 11));
     let samples = vec![Sampled { tokens: vec![4, 9], logprobs: Vec::new() }];
-    let progress = scheduler.commit(plan, &StepOutput { samples });
+    let progress = scheduler.commit(plan, &StepOutput { samples, pooled: Vec::new() });
     assert_eq!(progress.iter().map(|p| p.token).collect::<Vec<_>>(), [Some(4), Some(9)]);
     let plan = scheduler.plan().unwrap();
     assert_eq!((plan.tokens.as_slice(), plan.positions.as_slice()), (&[9][..], &[10][..]));

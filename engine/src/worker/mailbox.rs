@@ -72,7 +72,8 @@ impl Writer {
     pub fn abort(mut self, id: RequestId, at: Instant) {
         for index in self.open.clone() {
             let finished = Some(FinishReason::Abort);
-            let _ = self.push(Progress { id, index, token: None, logprobs: None, finished, score: None }, at);
+            let _ = self
+                .push(Progress { id, index, token: None, logprobs: None, finished, score: None, embedding: None }, at);
         }
     }
 

@@ -24,7 +24,14 @@ impl EngineCore for Fake {
         let max_model_len = EngineConfig::default().max_num_seqs * 1000;
         let limits = Limits { max_tokens: 64, max_sequences: 8, max_model_len };
         let scheduler = scheduler::Admission { limits, policy: Policy::MaxUtilization, pages: 1 << 20 };
-        Admission { scheduler, vocab: 100, drafts: 0, draft_model: false, speculation: Speculation::Off }
+        Admission {
+            scheduler,
+            vocab: 100,
+            hidden_size: 1,
+            drafts: 0,
+            draft_model: false,
+            speculation: Speculation::Off,
+        }
     }
     fn add(&mut self, request: SequenceRequest) -> Result<RequestId> {
         if request.prompt == [13] {
@@ -55,7 +62,7 @@ impl EngineCore for Fake {
             *at += 1;
             let finished = (at == len).then_some(FinishReason::Length);
             let token = Some(*at as u32 - 1);
-            Progress { id: *id, index: *index, token, logprobs: None, finished, score: None }
+            Progress { id: *id, index: *index, token, logprobs: None, finished, score: None, embedding: None }
         });
         let progress: Vec<_> = progress.collect();
         self.open.retain(|(.., at, len)| at < len);

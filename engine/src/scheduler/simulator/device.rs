@@ -97,7 +97,7 @@ impl Device {
         }
         ensure!(hashes.len() == plan.tokens.len(), "rows without a sequence");
         let samples = plan.samples.iter().map(|sample| self.sample(sample, &hashes)).collect();
-        Ok(StepOutput { samples })
+        Ok(StepOutput { samples, pooled: Vec::new() })
     }
 
     fn move_pages(&mut self, plan: &StepPlan) -> Result<(), String> {

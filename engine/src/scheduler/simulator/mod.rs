@@ -223,6 +223,7 @@ impl<'a> Run<'a> {
             priority: arrival.priority,
             salt: (arrival.salt > 0).then(|| format!("salt {}", arrival.salt).into()),
             reuse_prefix: arrival.reuse_prefix,
+            pooling: None,
         });
         let id = id.ok();
         self.arrived.push(id);

@@ -1,0 +1,229 @@
+//! Downloads into the cache. What was interrupted goes on where it stopped, in the next try and the next run.
+use super::{CONFIG, Hub, HubId, INDEX, MAIN, Part, WEIGHTS, is_small, repo, shards};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
+use hf_hub::{Repo, RepoType};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Tries of a file that bring nothing, one after another.
+const TRIES: u32 = 5;
+
+impl Hub {
+    /// Downloads what is missing; `lacks` says what that is.
+    pub(super) fn download(&self, id: &HubId, part: Part, lacks: &str) -> Result<PathBuf> {
+        let api = ApiBuilder::from_cache(self.cache())
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_progress(false)
+            .with_retries(0)
+            .with_user_agent("wootz", env!("CARGO_PKG_VERSION"))
+            .build()
+            .context("cannot make an HTTP client")?;
+        let info = api.repo(repo(id)).info().map_err(|error| self.refused(id, lacks, &error))?;
+        let commit = info.sha;
+        ensure!(!commit.is_empty() && commit.chars().all(|c| c.is_ascii_hexdigit()), "{commit:?} is no commit");
+        // All files of one commit, whatever happens to the branch meanwhile.
+        let fixed = Repo::with_revision(id.name.clone(), RepoType::Model, commit.clone());
+        let transfer = Transfer { hub: self, id, lacks, api: &api, repo: api.repo(fixed.clone()), fixed };
+        let dir = self.cache().repo(transfer.fixed.clone()).pointer_path(&commit);
+        let there: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+        ensure!(there.contains(&CONFIG), "{id} has no {CONFIG}: it is no model that transformers could load");
+        if self.visible || part == Part::All {
+            let _ = writeln!(std::io::stderr(), "Downloading {id} to {}", dir.display());
+        }
+        let small = |file: &&str| match part {
+            Part::Config => *file == CONFIG,
+            Part::All => is_small(file),
+        };
+        for file in there.iter().copied().filter(small) {
+            transfer.file(&dir, file)?;
+        }
+        if part == Part::All {
+            for file in weights(id, &dir, &there)? {
+                transfer.file(&dir, &file)?;
+            }
+        }
+        if id.revision != commit {
+            let written = self.cache().repo(repo(id)).create_ref(&commit);
+            written.with_context(|| format!("cannot write to the cache {}", self.cache.display()))?;
+        }
+        Ok(dir)
+    }
+
+    /// Why the hub gives nothing, and what to do.
+    fn refused(&self, id: &HubId, lacks: &str, error: &ApiError) -> anyhow::Error {
+        let (hub, HubId { name, revision }) = (&self.endpoint, id);
+        match status(error) {
+            Some(404) if revision != MAIN => {
+                anyhow!("{lacks}, and {hub} has no model {name} with a revision {revision}")
+            }
+            Some(404) => anyhow!("{lacks}, and {hub} has no model of that name"),
+            Some(401 | 403) if self.token.is_some() => anyhow!(
+                "{lacks}, and {hub} does not give it to the owner of this token: check the name, and ask for access on {hub}/{name}"
+            ),
+            // The hub says the same of names that it does not know.
+            Some(401 | 403) => anyhow!(
+                "{lacks}, and {hub} has no such model for everybody: check the name; if it is gated or private, ask for access on {hub}/{name} and set HF_TOKEN"
+            ),
+            Some(code) => anyhow!("{lacks}, and {hub} answers with HTTP status {code}: try again later"),
+            None => anyhow!(
+                "{lacks}, and it cannot be downloaded from {hub} ({error}): connect to the network, or give a directory"
+            ),
+        }
+    }
+}
+
+/// The HTTP status of a refusal.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(error) => match **error {
+            ureq::Error::StatusCode(code) => Some(code),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Files with the weights, as the index says or all in one.
+fn weights(id: &HubId, dir: &Path, there: &[&str]) -> Result<Vec<String>> {
+    if there.contains(&WEIGHTS) {
+        return Ok(vec![WEIGHTS.into()]);
+    }
+    if !there.contains(&INDEX) {
+        let pickled = there.iter().any(|file| file.ends_with(".bin") || file.ends_with(".pth"));
+        let hint = if pickled { ", only weights in PyTorch's own format" } else { "" };
+        bail!("{id} has no {WEIGHTS}{hint}: choose a model with safetensors");
+    }
+    let shards = shards(&dir.join(INDEX))?;
+    match shards.iter().find(|shard| shard.contains('/') || !there.contains(&shard.as_str())) {
+        Some(shard) => bail!("{id} lacks {shard}, which its {INDEX} names"),
+        None => Ok(shards.into_iter().collect()),
+    }
+}
+
+/// A model that is being downloaded.
+struct Transfer<'a> {
+    hub: &'a Hub,
+    id: &'a HubId,
+    lacks: &'a str,
+    api: &'a Api,
+    /// At the commit.
+    repo: ApiRepo,
+    fixed: Repo,
+}
+
+impl Transfer<'_> {
+    /// Brings one file into the snapshot.
+    fn file(&self, dir: &Path, file: &str) -> Result<()> {
+        let (mut failures, mut pause, mut had) = (0, self.hub.pause, 0);
+        while !dir.join(file).is_file() {
+            let error = match self.attempt(dir, file) {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            match status(&error) {
+                Some(code @ (400..=407 | 409..=415 | 417..=428)) => {
+                    let context = format!("HTTP status {code} for {file}");
+                    return Err(self.hub.refused(self.id, self.lacks, &error).context(context));
+                }
+                // Another process downloads it: in the end it is there.
+                None if matches!(error, ApiError::LockAcquisition(_)) => continue,
+                _ => {}
+            }
+            let have = self.part(file).map_or(0, |part| size(&part));
+            if have > had {
+                (failures, pause, had) = (0, self.hub.pause, have);
+            }
+            failures += 1;
+            if failures == TRIES {
+                let why = self.hub.refused(self.id, self.lacks, &error);
+                return Err(why.context(format!("{file} was tried {TRIES} times; the next run goes on from there")));
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        Ok(())
+    }
+
+    /// One try, which goes on where the one before it was cut off.
+    fn attempt(&self, dir: &Path, file: &str) -> Result<(), ApiError> {
+        let metadata = self.api.metadata(&self.repo.url(file))?;
+        let blob = self.blob(&metadata);
+        if size(&blob) == metadata.size() as u64 && blob.is_file() && link(&blob, &dir.join(file)).is_ok() {
+            // Of another revision.
+            return Ok(());
+        }
+        let part = blob.with_extension("part");
+        if size(&part) >= metadata.size() as u64 {
+            // Nothing can be asked for after its end.
+            let _ = std::fs::remove_file(part);
+        }
+        let path = self.repo.download_with_progress(file, Bar::new(self.hub.visible))?;
+        if size(&blob) != metadata.size() as u64 {
+            // A server that does not know ranges has sent all of it again.
+            let _ = (std::fs::remove_file(path), std::fs::remove_file(blob));
+            return Err(std::io::Error::other("its length is wrong").into());
+        }
+        Ok(())
+    }
+
+    fn blob(&self, metadata: &Metadata) -> PathBuf {
+        self.hub.cache().repo(self.fixed.clone()).blob_path(metadata.etag())
+    }
+
+    /// Where a file's first bytes wait for the others.
+    fn part(&self, file: &str) -> Option<PathBuf> {
+        let metadata = self.api.metadata(&self.repo.url(file)).ok()?;
+        Some(self.blob(&metadata).with_extension("part"))
+    }
+}
+
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len())
+}
+
+/// Gives a blob a name in a snapshot, as Hugging Face's tools do.
+fn link(blob: &Path, name: &Path) -> std::io::Result<()> {
+    let (Some(dir), Some(etag)) = (name.parent(), blob.file_name()) else {
+        return Err(std::io::ErrorKind::NotFound.into());
+    };
+    std::fs::create_dir_all(dir)?;
+    std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), name)
+}
+
+/// Shows how a file comes.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(visible: bool) -> Self {
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Bar(bar)
+    }
+}
+
+impl hf_hub::api::Progress for Bar {
+    fn init(&mut self, size: usize, file: &str) {
+        self.0.set_length(size as u64);
+        self.0.set_position(0);
+        self.0.set_message(file.to_owned());
+    }
+    fn update(&mut self, bytes: usize) {
+        self.0.inc(bytes as u64);
+    }
+    fn finish(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,274 @@
+//! Against a hub of our own on a local port, which breaks what networks break.
+use super::*;
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+#[test]
+fn names_have_one_slash_and_no_tricks() {
+    let parsed = |text| HubId::parse(text).map(|id| (id.name, id.revision));
+    assert_eq!(parsed("Qwen/Qwen3-0.6B"), Some(("Qwen/Qwen3-0.6B".into(), "main".into())));
+    assert_eq!(parsed("a/b@refs/pr/1"), Some(("a/b".into(), "refs/pr/1".into())));
+    for text in
+        ["", "gpt2", "a/b/c", "./a", "../a", "/a/b", "a/", "/b", "a/..", "a/b@", "a/b@../../x", "a b/c", "a/b@x//y"]
+    {
+        assert_eq!(parsed(text), None, "{text:?}");
+    }
+    assert_eq!(HubId::parse("a/b").unwrap().to_string(), "a/b");
+    assert_eq!(HubId::parse("a/b@v1").unwrap().to_string(), "a/b@v1");
+}
+
+#[test]
+fn the_environment_is_read_as_other_tools_read_it() {
+    let hub = |vars: &[(&str, &str)]| {
+        let vars: HashMap<String, OsString> = vars.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        Hub::from_vars(false, |name| vars.get(name).cloned())
+    };
+    let plain = hub(&[("HOME", "/h")]).unwrap();
+    assert_eq!(plain.cache, Path::new("/h/.cache/huggingface/hub"));
+    assert_eq!((plain.endpoint.as_str(), plain.token.clone(), plain.offline), ("https://huggingface.co", None, false));
+    assert_eq!(hub(&[("HOME", "/h"), ("HF_HOME", "/f")]).unwrap().cache, Path::new("/f/hub"));
+    assert_eq!(hub(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]).unwrap().cache, Path::new("/c"));
+    let all = [("HOME", "/h"), ("HF_TOKEN", " t\n"), ("HF_HUB_OFFLINE", "True"), ("HF_ENDPOINT", "http://x/")];
+    let all = hub(&all).unwrap();
+    assert_eq!((all.endpoint.as_str(), all.token.as_deref(), all.offline), ("http://x", Some("t"), true));
+    assert!(!hub(&[("HOME", "/h"), ("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+    assert!(hub(&[]).unwrap_err().to_string().contains("HF_HOME"));
+}
+
+/// What the hub does wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// Cuts the first so many transfers of the weights in half.
+    Cut(usize),
+    /// The same, and sends all of a file whatever range is asked for.
+    CutWithoutRanges(usize),
+    /// Answers with this status to all.
+    Status(u16),
+    /// Answers with this status to files.
+    FileStatus(u16),
+}
+
+struct FakeHub {
+    url: String,
+    /// First lines and ranges of all requests.
+    heard: Arc<Mutex<Vec<String>>>,
+    home: tempfile::TempDir,
+}
+
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let shard = |seed: usize| (0..300_000).map(|i| (i * seed / 7) as u8).collect::<Vec<u8>>();
+    let index = r#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+    vec![
+        (".gitattributes", b"x".to_vec()),
+        ("README.md", b"# A model".to_vec()),
+        (CONFIG, b"{}".to_vec()),
+        ("model-1.safetensors", shard(3)),
+        ("model-2.safetensors", shard(5)),
+        (INDEX, index.into()),
+        ("pytorch_model.bin", vec![1; 10]),
+        (TOKENIZER, b"{\"a\":1}".to_vec()),
+        ("tokenizer_config.json", b"{\"b\":2}".to_vec()),
+    ]
+}
+
+impl FakeHub {
+    fn new(fault: Fault) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let own = heard.clone();
+        std::thread::spawn(move || {
+            let cut = AtomicUsize::new(0);
+            for stream in listener.incoming().flatten() {
+                // A client that goes away is not the hub's fault.
+                let _ = serve(&stream, fault, &cut, &own);
+            }
+        });
+        FakeHub { url, heard, home: tempfile::tempdir().unwrap() }
+    }
+
+    fn hub(&self) -> Hub {
+        let vars = HashMap::from([
+            ("HF_HOME", self.home.path().as_os_str().to_owned()),
+            ("HF_ENDPOINT", self.url.clone().into()),
+        ]);
+        let hub = Hub::from_vars(false, |name| vars.get(name).cloned()).unwrap();
+        Hub { pause: Duration::ZERO, ..hub }
+    }
+
+    /// How often a request with all the parts was heard.
+    fn count(&self, parts: &[&str]) -> usize {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().filter(|request| parts.iter().all(|part| request.contains(part))).count()
+    }
+}
+
+fn serve(mut stream: &TcpStream, fault: Fault, cut: &AtomicUsize, heard: &Mutex<Vec<String>>) -> std::io::Result<()> {
+    let (mut head, mut reader) = (String::new(), BufReader::new(stream));
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    let path = head.split(' ').nth(1).unwrap().to_owned();
+    let range = head.lines().find_map(|line| Some(line.to_ascii_lowercase().strip_prefix("range: bytes=")?.to_owned()));
+    let token = head.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization")).unwrap_or_default();
+    heard.lock().unwrap().push(format!("{path} {} {token}", range.as_deref().unwrap_or_default()));
+    let refuse = |status: u16| format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    if let Fault::Status(status) = fault {
+        return stream.write_all(refuse(status).as_bytes());
+    }
+    if path.starts_with("/api/models/makers/model/revision/") {
+        let names: Vec<_> = files().iter().map(|(name, _)| serde_json::json!({ "rfilename": name })).collect();
+        let body = serde_json::json!({ "sha": COMMIT, "siblings": names }).to_string();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        return stream.write_all((head + &body).as_bytes());
+    }
+    let found = path.strip_prefix(&format!("/makers/model/resolve/{COMMIT}/"));
+    let Some((name, bytes)) = found.and_then(|file| files().into_iter().find(|(name, _)| *name == file)) else {
+        return stream.write_all(refuse(404).as_bytes());
+    };
+    if let Fault::FileStatus(status) = fault {
+        return stream.write_all(refuse(status).as_bytes());
+    }
+    let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or_default();
+    let start: usize = start.parse().unwrap_or(0);
+    let end: usize = end.parse().map_or(bytes.len(), |last: usize| last + 1);
+    let breaks = match fault {
+        Fault::Cut(most) | Fault::CutWithoutRanges(most) => end == bytes.len() && cut.load(Ordering::SeqCst) < most,
+        _ => false,
+    };
+    let ranges = end == 1 || !matches!(fault, Fault::CutWithoutRanges(_));
+    let body = if ranges { &bytes[start..end] } else { &bytes[..] };
+    let total = bytes.len();
+    let head = format!(
+        "HTTP/1.1 206 Partial Content\r\netag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\ncontent-range: bytes \
+         {start}-{}/{total}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        etag(name),
+        end - 1,
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    if breaks && name.starts_with("model-") {
+        cut.fetch_add(1, Ordering::SeqCst);
+        return stream.write_all(&body[..body.len() / 2]);
+    }
+    stream.write_all(body)
+}
+
+fn etag(name: &str) -> String {
+    name.replace('.', "-")
+}
+
+fn id() -> HubId {
+    HubId::parse("makers/model").unwrap()
+}
+
+/// The snapshot has what the engine reads, byte for byte, and nothing else.
+fn check(dir: &Path) {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let all = files();
+    for name in &names {
+        let (_, bytes) = all.iter().find(|(other, _)| other == name).unwrap();
+        assert!(std::fs::read(dir.join(name)).unwrap() == *bytes, "{name}");
+    }
+    let expected =
+        ["config.json", "model-1.safetensors", "model-2.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json"];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_found_offline_afterwards() {
+    let fake = FakeHub::new(Fault::None);
+    let hub = Hub { token: Some("secret".into()), ..fake.hub() };
+    let config = hub.model(&id(), Part::Config).unwrap();
+    assert_eq!(fake.count(&["safetensors"]), 0, "a config alone needs no weights");
+    let dir = hub.model(&id(), Part::All).unwrap();
+    assert_eq!(dir, config);
+    check(&dir);
+    assert!(fake.count(&["Bearer secret"]) > 0);
+    let requests = fake.count(&[]);
+    let offline = Hub { offline: true, endpoint: "http://127.0.0.1:1".into(), ..fake.hub() };
+    assert_eq!(offline.model(&id(), Part::All).unwrap(), dir);
+    let by_commit = HubId { revision: COMMIT.into(), ..id() };
+    assert_eq!(offline.model(&by_commit, Part::All).unwrap(), dir);
+    assert_eq!(hub.model(&id(), Part::All).unwrap(), dir);
+    assert_eq!(fake.count(&[]), requests, "what is in the cache is not asked for");
+    // One file is lost: it alone is fetched again, from its blob.
+    std::fs::remove_file(dir.join("model-2.safetensors")).unwrap();
+    let error = offline.model(&id(), Part::All).unwrap_err().to_string();
+    assert!(error.contains("lacks model-2.safetensors") && error.contains("HF_HUB_OFFLINE"), "{error}");
+    check(&hub.model(&id(), Part::All).unwrap());
+    assert_eq!(fake.count(&["model-1.safetensors"]), 3, "metadata twice, bytes once");
+}
+
+#[test]
+fn a_broken_transfer_goes_on_where_it_stopped() {
+    let fake = FakeHub::new(Fault::Cut(3));
+    check(&fake.hub().model(&id(), Part::All).unwrap());
+    assert_eq!(fake.count(&["model-1.safetensors 150000-"]), 1, "{:?}", fake.heard.lock().unwrap());
+    assert_eq!(fake.count(&["model-1.safetensors 0- "]), 1);
+}
+
+#[test]
+fn the_next_run_goes_on_after_one_that_was_given_up() {
+    let fake = FakeHub::new(Fault::None);
+    let blobs = fake.home.path().join("hub/models--makers--model/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let (name, bytes) = files().remove(3);
+    std::fs::write(blobs.join(etag(name)).with_extension("part"), &bytes[..1000]).unwrap();
+    check(&fake.hub().model(&id(), Part::All).unwrap());
+    assert_eq!(fake.count(&["model-1.safetensors 1000-"]), 1, "{:?}", fake.heard.lock().unwrap());
+    // One that was whole but not named yet cannot be gone on with.
+    let fake = FakeHub::new(Fault::None);
+    let blobs = fake.home.path().join("hub/models--makers--model/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join(etag(name)).with_extension("part"), &bytes).unwrap();
+    check(&fake.hub().model(&id(), Part::All).unwrap());
+}
+
+#[test]
+fn a_hub_without_ranges_costs_another_try_and_no_damage() {
+    let fake = FakeHub::new(Fault::CutWithoutRanges(1));
+    check(&fake.hub().model(&id(), Part::All).unwrap());
+}
+
+#[test]
+fn transfers_that_break_for_ever_end() {
+    let fake = FakeHub::new(Fault::FileStatus(503));
+    let error = format!("{:#}", fake.hub().model(&id(), Part::All).unwrap_err());
+    assert!(error.contains("was tried 5 times") && error.contains("503"), "{error}");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    for (fault, revision, part) in [
+        (Fault::Status(404), "main", "no model of that name"),
+        (Fault::Status(404), "v9", "with a revision v9"),
+        (Fault::Status(401), "main", "set HF_TOKEN"),
+        (Fault::FileStatus(403), "main", "set HF_TOKEN"),
+        (Fault::Status(500), "main", "status 500"),
+    ] {
+        let fake = FakeHub::new(fault);
+        let id = HubId { revision: revision.into(), ..id() };
+        let error = format!("{:#}", fake.hub().model(&id, Part::All).unwrap_err());
+        assert!(error.contains(part) && error.contains("neither a directory"), "{error}");
+        let with_token = Hub { token: Some("t".into()), ..fake.hub() };
+        let error = format!("{:#}", with_token.model(&id, Part::All).unwrap_err());
+        assert!(!error.contains("set HF_TOKEN"), "{error}");
+    }
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let hub =
+        Hub { endpoint: format!("http://{nobody}"), cache: home.path().into(), ..FakeHub::new(Fault::None).hub() };
+    let error = hub.model(&id(), Part::All).unwrap_err().to_string();
+    assert!(error.contains("connect to the network") && error.contains(&format!("{nobody}")), "{error}");
+}

@@ -1,0 +1,22 @@
+//! `wootz serve` as its clients see it: real processes, real sockets.
+mod chaos;
+mod client;
+
+use anyhow::Result;
+use libtest_mimic::Trial;
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut add = |name: &str, run: fn() -> Result<()>| {
+        trials.push(Trial::test(format!("serve::{name}"), move || run().map_err(|e| format!("{e:#}").into())));
+    };
+    add("crowd", chaos::crowd);
+    add("huge", chaos::huge);
+    add("slow_reader", chaos::slow_reader);
+    add("drain", chaos::drain);
+    add("drain_in_vain", chaos::drain_in_vain);
+    add("killed", chaos::killed);
+    add("fault", chaos::fault);
+    trials
+}
