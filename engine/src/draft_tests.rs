@@ -217,6 +217,25 @@ fn a_draft_model_of_another_family_is_refused() {
     assert!(engine.add(ngram).unwrap_err().to_string().contains("n-grams"));
 }
 
+#[test]
+fn a_draft_model_with_other_tokens_is_refused() {
+    assert!(tiny_draft().unwrap().check_tokenizer(&TINY_CHAT.tokenizer().unwrap()).is_ok());
+    let mut json: serde_json::Value = serde_json::from_slice(TINY_CHAT.file("tokenizer.json").unwrap()).unwrap();
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    let last = vocab.len() as u64 - 1;
+    for id in vocab.values_mut() {
+        *id = match id.as_u64().unwrap() {
+            id if id == last => last - 1,
+            id if id == last - 1 => last,
+            id => id,
+        }
+        .into();
+    }
+    let other = Tokenizer::from_slice("swapped", json.to_string().as_bytes()).unwrap();
+    let error = tiny_draft().unwrap().check_tokenizer(&other).unwrap_err().to_string();
+    assert!(error.contains("same tokenizer"), "{error}");
+}
+
 fn tiny_chat(config: EngineConfig) -> Engine {
     let (weights, shape) = (TINY_CHAT.checkpoint().unwrap(), TINY_CHAT.config().unwrap());
     Engine::load(&Device::cpu(), &shape, WeightSource::Checkpoint(&weights), &config, &|_, _| ()).unwrap()
@@ -232,7 +251,8 @@ fn question(text: &str) -> Vec<u32> {
 
 /// A question after `turns` others.
 fn later_question(text: &str, turns: usize) -> Vec<u32> {
-    let turn = |i: usize| [message("user", &format!("What is {i} plus 7?")), message("assistant", &(i + 7).to_string())];
+    let turn =
+        |i: usize| [message("user", &format!("What is {i} plus 7?")), message("assistant", &(i + 7).to_string())];
     let messages = (0..turns).flat_map(turn).chain([message("user", text)]).collect();
     let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
     let text = TINY_CHAT.chat_template().unwrap().render(&input).unwrap();
@@ -269,7 +289,11 @@ fn questions() -> Vec<SequenceRequest> {
         let repetition_penalty = if i.is_multiple_of(5) { 1.2 } else { 1.0 };
         let sampling =
             SamplingParams { temperature, seed: u64::from(i), repetition_penalty, ..SamplingParams::default() };
-        SequenceRequest { sampling, speculation: Speculation::Auto, ..greedy(later_question(&text, [5, 3, 5, 2][i as usize % 4]), 14) }
+        SequenceRequest {
+            sampling,
+            speculation: Speculation::Auto,
+            ..greedy(later_question(&text, [5, 3, 5, 2][i as usize % 4]), 14)
+        }
     };
     (0..32).map(request).collect()
 }

@@ -10,6 +10,7 @@ use crate::scheduler::{
     SequenceRequest, Speculation, StepOutput, StepPlan,
 };
 use crate::source::ModelSource;
+use crate::tokenizer::Tokenizer;
 use crate::trace::{LoadTimes, StepTimes, Trace};
 use kernels_host::{DType, Device, Stream};
 use std::time::Instant;
@@ -31,6 +32,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f32,
     /// Keep computed blocks for prompts that start alike.
     pub prefix_cache: bool,
+    /// With `prefix_cache`, where memory decides: a cache of all of it. False: no more than `max_num_seqs` full sequences take.
+    pub fill_memory: bool,
     /// Bytes of host memory for blocks that the GPU has no room for; 0 is off.
     pub host_cache_bytes: usize,
     /// When waiting sequences start.
@@ -61,6 +64,7 @@ impl Default for EngineConfig {
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             prefix_cache: true,
+            fill_memory: true,
             host_cache_bytes: 0,
             policy: Policy::GuaranteedNoEvict,
             max_drafts: 0,
@@ -201,6 +205,25 @@ impl DraftModel {
         }
     }
 
+    /// Refuses a draft model whose tokens are other texts than the target's. One without a tokenizer.json, and one of random
+    /// weights, is not asked.
+    pub fn check_tokenizer(&self, target: &Tokenizer) -> Result<()> {
+        let DraftModel::Model(source) = self else { return Ok(()) };
+        if source.dir().is_some_and(|dir| !dir.join("tokenizer.json").exists()) {
+            return Ok(());
+        }
+        let own = source.tokenizer(&source.config()?)?;
+        let differs = |id: &u32| own.token(*id) != target.token(*id);
+        let Some(id) = (0..own.vocab_size().min(target.vocab_size()) as u32).find(differs) else { return Ok(()) };
+        let text = |tokenizer: &Tokenizer| tokenizer.token(id).unwrap_or_default();
+        let problem = format!(
+            "its token {id} is {:?}, the model's is {:?}; give a draft model with the same tokenizer",
+            text(&own),
+            text(target)
+        );
+        Err(Error::DraftModel { problem })
+    }
+
     fn load(&self, stream: &Stream, config: &ModelConfig, progress: &LoadProgress<'_>) -> Result<Model> {
         match self {
             DraftModel::Model(source) => {
@@ -248,7 +271,8 @@ impl Engine {
         // Too little memory is an error before the weights are read. Kernels and graphs are not counted yet.
         let shapes = Shapes { model, draft: draft_config.as_ref() };
         let mut wanted = plan_pages(memory, shapes, config, &mut limits)?;
-        if config.prefix_cache && device.emulation().is_none() && config.chooses_cache() && memory.is_some() {
+        let fill = config.prefix_cache && config.fill_memory && config.chooses_cache();
+        if fill && device.emulation().is_none() && memory.is_some() {
             // Blocks that nobody uses are kept for prompts that start alike: all the memory is of use.
             wanted = usize::MAX;
         }

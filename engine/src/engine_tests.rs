@@ -19,6 +19,7 @@ pub(super) const EAGER: EngineConfig = EngineConfig {
     kv_cache_memory_bytes: None,
     gpu_memory_utilization: 0.9,
     prefix_cache: true,
+    fill_memory: true,
     host_cache_bytes: 0,
     policy: Policy::GuaranteedNoEvict,
     max_drafts: 0,

@@ -85,6 +85,14 @@ impl ModelSource {
         }
     }
 
+    /// The directory, if it is one.
+    pub fn dir(&self) -> Option<&Path> {
+        match self {
+            ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => Some(dir),
+            ModelSource::Embedded(_) => None,
+        }
+    }
+
     /// The checked `config.json`.
     pub fn config(&self) -> Result<ModelConfig> {
         match self {

@@ -48,7 +48,8 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
     args.sampling.validate()?;
     ensure!(args.ask.as_ref().is_none_or(|text| !text.trim().is_empty()), "--ask is empty: say what to answer");
     let source = args.model.source()?;
-    let llm = model::load(&source, &args.device, &args.limits, terminal)?;
+    let limits = LimitArgs { one_conversation: true, ..args.limits.clone() };
+    let llm = model::load(&source, &args.device, &limits, terminal)?;
     let _note = EmulationNote::new(llm.engine().runner().device());
     let params = match &args.ask {
         Some(_) => args.sampling.greedy_unless_asked(llm.generation_config()),

@@ -15,7 +15,7 @@ use engine::scheduler::Policy;
 use engine::source::ModelSource;
 use kernels_host::Device;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The model.
@@ -61,11 +61,7 @@ impl ModelArgs {
             Some(path) if path.is_file() => {
                 let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
                 let config = ModelConfig::from_slice(&path.display().to_string(), &bytes)?;
-                let folder = path.canonicalize().ok().and_then(|path| Some(path.parent()?.file_name()?.to_owned()));
-                Ok((
-                    folder.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned()),
-                    config,
-                ))
+                Ok((named_after(path), config))
             }
             _ => {
                 let source = self.part(Part::Config)?;
@@ -75,6 +71,13 @@ impl ModelArgs {
     }
 }
 
+/// A model's name by its configuration: the file's, or of a config.json the folder's.
+fn named_after(config: &Path) -> String {
+    let folder = || config.canonicalize().ok()?.parent()?.file_name().map(ToOwned::to_owned);
+    let stem = config.file_stem().filter(|stem| *stem != "config").map(ToOwned::to_owned);
+    stem.or_else(folder).map_or_else(|| config.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
 /// Bounds and memory; names and meanings are vLLM's.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Engine")]
@@ -82,7 +85,7 @@ pub struct LimitArgs {
     /// Longest sequence, prompt and answer together; 32K is 32·1024, 32k is 32·1000 [default: the model's]
     #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
     pub max_model_len: Option<usize>,
-    /// Most sequences that run at once [default: 64]
+    /// Most sequences that run at once [default: 64, of `chat` 1]
     #[arg(long, value_name = "N", value_parser = parse::count_in(1..=4096))]
     pub max_num_seqs: Option<usize>,
     /// Most tokens in a step: longer prompts are prefilled in pieces [default: 2048, on the CPU 256]
@@ -117,6 +120,9 @@ pub struct LimitArgs {
     /// Plan a step only once the one before it has ended
     #[arg(long, visible_alias = "no-async-scheduling")]
     pub no_overlap: bool,
+    /// One conversation instead of many requests: one sequence, and memory for no more.
+    #[arg(skip)]
+    pub one_conversation: bool,
     /// Say on stderr how long loading took and what memory is used for
     #[arg(short, long)]
     pub verbose: bool,
@@ -149,12 +155,13 @@ impl LimitArgs {
         let default = EngineConfig::default();
         let mut config = EngineConfig {
             max_model_len: self.max_model_len,
-            max_num_seqs: self.max_num_seqs.unwrap_or(default.max_num_seqs),
+            max_num_seqs: self.max_num_seqs.unwrap_or(if self.one_conversation { 1 } else { default.max_num_seqs }),
             max_num_batched_tokens: self.max_num_batched_tokens,
             kv_cache_tokens: self.kv_cache_tokens,
             kv_cache_memory_bytes: self.kv_cache_memory_bytes.map(|bytes| bytes as usize),
             gpu_memory_utilization: self.gpu_memory_utilization,
             prefix_cache: !self.no_prefix_cache,
+            fill_memory: !self.one_conversation,
             host_cache_bytes: self.host_cache_bytes.unwrap_or(0) as usize,
             policy: self.scheduler_policy,
             eager: self.eager,
@@ -340,6 +347,15 @@ fn sampled(model: &GenerationConfig) -> SamplingParams {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_are_named_after_their_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(named_after(&dir.path().join("shapes.json")), "shapes");
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        assert_eq!(named_after(&dir.path().join("config.json")), folder);
+    }
 
     #[test]
     fn greedy_unless_a_flag_asks() {

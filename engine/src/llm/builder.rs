@@ -49,6 +49,7 @@ impl<'a> LlmBuilder<'a> {
         let device = device.map_or_else(default_device, Ok)?;
         let model = source.config()?;
         let tokenizer = source.tokenizer(&model)?;
+        config.draft.as_ref().map_or(Ok(()), |draft| draft.check_tokenizer(&tokenizer))?;
         let template = source.chat_template()?;
         let generation = source.generation_config(&model, &tokenizer, template.as_ref())?;
         let checkpoint = source.checkpoint()?;
