@@ -53,7 +53,7 @@ pub fn run(args: &KernelArgs, terminal: &Terminal) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         DeviceChoice::Auto => Device::cuda(0),
-        DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal),
+        DeviceChoice::Cuda(ordinal, target) => Device::cuda_with_target(ordinal, target),
     };
     let device = match device {
         Ok(device) => device,

@@ -121,7 +121,7 @@ struct Pools {
 pub fn run(args: &TuneArgs) -> Result<ExitCode> {
     let mut out = io::stdout();
     let device = match args.device.device {
-        DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal),
+        DeviceChoice::Cuda(ordinal, target) => Device::cuda_with_target(ordinal, target),
         _ => Device::cuda(0),
     };
     let device = match device {

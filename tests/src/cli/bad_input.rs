@@ -61,7 +61,7 @@ fn patch(path: &Path, from: &str, to: &str) -> Result<()> {
 
 fn bad_flags() -> Result<()> {
     for (flag, value, part) in [
-        ("--device", "gpu", "expected auto, cpu, cuda, cuda:N, emulated or"),
+        ("--device", "gpu", "expected auto, cpu, cuda, cuda:N, cuda:N:TARGET, emulated or"),
         ("--max-model-len", "7Q", "32K"),
         ("--max-num-seqs", "0", "must be from 1"),
         ("--max-num-batched-tokens", "2M", "must be from 1 to 1M"),
