@@ -125,7 +125,10 @@ fn client(address: SocketAddr, i: usize) -> Result<()> {
         // Reads slowly.
         7 => {
             let end = stream(address, &long(i, 24), Duration::from_millis(40))?;
-            ensure!(matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)), "{end:?}");
+            ensure!(
+                matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)),
+                "{end:?}"
+            );
             Ok(())
         }
         // Sends what nobody understands.
@@ -145,7 +148,10 @@ fn client(address: SocketAddr, i: usize) -> Result<()> {
         }
         _ => {
             let end = stream(address, &long(i, 8 + i % 32), Duration::ZERO)?;
-            ensure!(matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)), "{end:?}");
+            ensure!(
+                matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)),
+                "{end:?}"
+            );
             Ok(())
         }
     }
@@ -275,7 +281,7 @@ pub fn drain() -> Result<()> {
 /// SIGTERM with more to do than there is time for: the rest is told that it ends.
 pub fn drain_in_vain() -> Result<()> {
     let mut server = Server::start(&["--shutdown-timeout", "0"])?;
-    let mut streams = running(&server, 8, 100_000)?;
+    let mut streams = running(&server, 8, 1_900)?;
     server.signal("TERM")?;
     for events in &mut streams {
         // An end that is no natural one, or an error, or no end at all: but never a whole answer, and never a hang.
@@ -293,7 +299,7 @@ pub fn drain_in_vain() -> Result<()> {
 pub fn killed() -> Result<()> {
     let mut server = Server::start(&[])?;
     let port = server.address().port().to_string();
-    let mut streams = running(&server, 20, 100_000)?;
+    let mut streams = running(&server, 20, 1_900)?;
     server.signal("KILL")?;
     for events in &mut streams {
         let end = read(events, Duration::ZERO);
@@ -311,7 +317,7 @@ pub fn fault() -> Result<()> {
     sings(&server)?;
     let address = server.address();
     at_once(20, |i| {
-        let end = match Events::open(address, CHAT, &long(i, 3000)) {
+        let end = match Events::open(address, CHAT, &long(i, 1_900)) {
             Ok(Ok(mut events)) => read(&mut events, Duration::ZERO),
             Ok(Err(answer)) => answer.refused(503).map(|_| End::Refused(503)),
             // The process has ended already.

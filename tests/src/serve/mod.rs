@@ -1,6 +1,8 @@
 //! `wootz serve` as its clients see it: real processes, real sockets.
 mod chaos;
 mod client;
+mod fuzz;
+mod schema;
 
 use anyhow::Result;
 use libtest_mimic::Trial;
@@ -18,5 +20,6 @@ pub fn trials() -> Vec<Trial> {
     add("drain_in_vain", chaos::drain_in_vain);
     add("killed", chaos::killed);
     add("fault", chaos::fault);
+    add("openapi", fuzz::openapi);
     trials
 }
