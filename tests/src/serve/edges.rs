@@ -40,21 +40,24 @@ pub fn embeddings() -> Result<()> {
         let length: f64 = vector.iter().map(|x| x * x).sum();
         ensure!(vector.len() == 256 && (length - 1.0).abs() < 1e-5, "{} numbers, {length}", vector.len());
     }
-    for (text, vector) in texts.as_array().context("texts")?.iter().zip(&found) {
-        let alone = vectors(&embed(text.clone(), json!({}))?)?;
-        ensure!(alone == [vector.clone()], "{text} alone is another vector");
-    }
-    let last = vectors(&embed(texts.clone(), json!({ "pooling": "last" }))?)?;
-    ensure!(last[0] != found[0], "last is mean");
-    let raw = vectors(&embed(texts.clone(), json!({ "normalize": false }))?)?;
     let cosine = |a: &[f64], b: &[f64]| {
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     };
+    for (text, vector) in texts.as_array().context("texts")?.iter().zip(&found) {
+        let alone = vectors(&embed(text.clone(), json!({}))?)?.remove(0);
+        // Steps of other shapes may round a state differently.
+        ensure!(cosine(&alone, vector) > 0.9999, "{text} alone is another vector");
+    }
+    ensure!(cosine(&found[0], &found[1]) < 0.99, "different texts, one vector");
+    let last = vectors(&embed(texts.clone(), json!({ "pooling": "last" }))?)?;
+    ensure!(last[0] != found[0], "last is mean");
+    let raw = vectors(&embed(texts.clone(), json!({ "normalize": false }))?)?;
     ensure!((cosine(&raw[0], &found[0]) - 1.0).abs() < 1e-5, "another direction");
     let tokens = embed(json!([[5, 6, 7], [8]]), json!({}))?;
     ensure!(tokens["usage"] == json!({ "prompt_tokens": 4, "total_tokens": 4 }), "{}", tokens["usage"]);
-    ensure!(vectors(&tokens)?[0] == vectors(&embed(json!([5, 6, 7]), json!({}))?)?[0], "tokens alone");
+    let alone = vectors(&embed(json!([5, 6, 7]), json!({}))?)?;
+    ensure!(cosine(&vectors(&tokens)?[0], &alone[0]) > 0.9999, "tokens alone");
     let packed = embed(texts.clone(), json!({ "encoding_format": "base64" }))?;
     let text = packed["data"][0]["embedding"].as_str().context("base64")?;
     ensure!(text.len() == (256usize * 4).div_ceil(3) * 4, "{} characters", text.len());
@@ -101,7 +104,11 @@ pub fn responses() -> Result<()> {
     while let Some((name, data)) = events.next()? {
         let event: Value = serde_json::from_str(&data)?;
         ensure!(event["type"] == name.as_str() && event["sequence_number"] == count, "{name}: {event}");
-        text.push_str(if name == "response.output_text.delta" { event["delta"].as_str().context("delta")? } else { "" });
+        text.push_str(if name == "response.output_text.delta" {
+            event["delta"].as_str().context("delta")?
+        } else {
+            ""
+        });
         (last, count) = (event, count + 1);
     }
     ensure!(last["type"] == "response.completed" && text == "19", "{last}");
