@@ -80,7 +80,7 @@ impl Detokenizer {
 
     /// The bytes that a token adds in the middle of an answer; empty for ids that the tokenizer does not know. No token is
     /// held back or changed by its neighbours here: an incomplete character is its own bytes.
-    pub(crate) fn token_bytes(&self, id: u32) -> Vec<u8> {
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         let Some(mut token) = self.tokenizer.token(id) else { return Vec::new() };
         for stage in &self.stages {
             match stage {

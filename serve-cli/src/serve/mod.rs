@@ -31,8 +31,12 @@ pub fn run(args: &ServeArgs, terminal: &Terminal) -> Result<ExitCode> {
     let llm = engine::AsyncLlm::new(llm)?;
     let state = state::AppState { served: Arc::new(state::Served { id, llm }) };
     let app: Router = Router::new()
+        .merge(openai::chat::routes())
+        .merge(openai::completions::routes())
         .merge(openai::embeddings::routes())
+        .merge(openai::models::routes())
         .merge(openai::responses::routes())
+        .merge(openai::tokenize::routes())
         .route("/health", get(|| async { "ok" }))
         .with_state(state);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
