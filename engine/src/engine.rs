@@ -378,6 +378,11 @@ impl Engine {
         }
     }
 
+    /// Open answers that follow a grammar.
+    pub fn open_grammars(&self) -> usize {
+        self.matchers.len()
+    }
+
     /// Drops a sequence.
     pub fn cancel(&mut self, id: RequestId) {
         let _ = self.scheduler.cancel(id);

@@ -59,7 +59,6 @@ impl Matchers {
     }
 
     /// How many answers with a grammar are open.
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.open.len()
     }

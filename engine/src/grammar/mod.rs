@@ -3,8 +3,8 @@
 mod compile;
 mod matchers;
 
-pub use compile::CompiledGrammar;
 pub(crate) use compile::Grammars;
+pub use compile::{CompiledGrammar, synthetic_json};
 pub(crate) use matchers::Matchers;
 use std::sync::Arc;
 
@@ -40,3 +40,6 @@ fn escaped(c: char) -> impl Iterator<Item = char> {
     let special = "\\.+*?()|[]{}^$#&-~/".contains(c);
     special.then_some('\\').into_iter().chain([c])
 }
+
+#[cfg(test)]
+mod tests;
