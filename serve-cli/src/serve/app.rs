@@ -14,8 +14,12 @@ pub fn app(state: &AppState, admin: Admin) -> Router {
         Router::new().route("/admin/models", any(admin::off)).route("/admin/models/{what}", any(admin::off))
     };
     Router::new()
+        .merge(openai::chat::routes())
+        .merge(openai::completions::routes())
         .merge(openai::embeddings::routes())
+        .merge(openai::models::routes())
         .merge(openai::responses::routes())
+        .merge(openai::tokenize::routes())
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(openapi::routes())

@@ -138,7 +138,6 @@ impl Metrics {
 
 /// What one request tells of itself.
 #[derive(Debug)]
-#[must_use = "dropped at once it counts as an aborted request"]
 pub struct RequestMetrics {
     series: Arc<Series>,
     label: Model,
@@ -157,14 +156,8 @@ impl RequestMetrics {
         self.start = at;
     }
 
-    /// A token of the only answer, and when the engine had it.
-    pub fn token(&mut self, at: Instant) {
-        self.answer_token(0, at);
-    }
-
-    /// A token of one of several answers.
-    pub fn answer_token(&mut self, index: u32, at: Instant) {
-        let index = index as usize;
+    /// A token of one of the answers, and when the engine had it.
+    pub fn answer_token(&mut self, index: usize, at: Instant) {
         if self.last.len() <= index {
             self.last.resize(index + 1, None);
         }
@@ -323,7 +316,7 @@ mod tests {
         let mut whole = metrics.request("m", 7);
         whole.started(start);
         for i in 1..=3 {
-            whole.token(start + Duration::from_millis(10 * i));
+            whole.answer_token(0, start + Duration::from_millis(10 * i));
         }
         whole.finish("stop");
         drop(metrics.request("m", 1));

@@ -11,8 +11,14 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 #[openapi(
     info(title = "Wootz", description = "A server of language models with OpenAI's API."),
     paths(
+        openai::chat::create,
+        openai::completions::create,
         openai::embeddings::create,
+        openai::models::list,
+        openai::models::one,
         openai::responses::create,
+        openai::tokenize::tokenize,
+        openai::tokenize::detokenize,
         health::health,
         health::version,
         metrics::metrics,

@@ -111,7 +111,7 @@ impl AppState {
         &self.inner.registry
     }
 
-    /// Where requests report: `let mut m = state.metrics().request(&served.id, prompt_tokens)`, `m.token(delta.at)`,
+    /// Where requests report: `let mut m = state.metrics().request(&served.id, prompt_tokens)`, `m.answer_token(0, at)`,
     /// `m.finish("stop")`.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
