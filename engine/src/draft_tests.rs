@@ -232,7 +232,8 @@ fn question(text: &str) -> Vec<u32> {
 
 /// A question after `turns` others.
 fn later_question(text: &str, turns: usize) -> Vec<u32> {
-    let turn = |i: usize| [message("user", &format!("What is {i} plus 7?")), message("assistant", &(i + 7).to_string())];
+    let turn =
+        |i: usize| [message("user", &format!("What is {i} plus 7?")), message("assistant", &(i + 7).to_string())];
     let messages = (0..turns).flat_map(turn).chain([message("user", text)]).collect();
     let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
     let text = TINY_CHAT.chat_template().unwrap().render(&input).unwrap();
@@ -269,7 +270,11 @@ fn questions() -> Vec<SequenceRequest> {
         let repetition_penalty = if i.is_multiple_of(5) { 1.2 } else { 1.0 };
         let sampling =
             SamplingParams { temperature, seed: u64::from(i), repetition_penalty, ..SamplingParams::default() };
-        SequenceRequest { sampling, speculation: Speculation::Auto, ..greedy(later_question(&text, [5, 3, 5, 2][i as usize % 4]), 14) }
+        SequenceRequest {
+            sampling,
+            speculation: Speculation::Auto,
+            ..greedy(later_question(&text, [5, 3, 5, 2][i as usize % 4]), 14)
+        }
     };
     (0..32).map(request).collect()
 }

@@ -1,6 +1,9 @@
 //! `wootz serve` as its clients see it: real processes, real sockets.
 mod chaos;
 mod client;
+mod edges;
+mod fuzz;
+mod schema;
 
 use anyhow::Result;
 use libtest_mimic::Trial;
@@ -18,5 +21,8 @@ pub fn trials() -> Vec<Trial> {
     add("drain_in_vain", chaos::drain_in_vain);
     add("killed", chaos::killed);
     add("fault", chaos::fault);
+    add("embeddings", edges::embeddings);
+    add("responses", edges::responses);
+    add("openapi", fuzz::openapi);
     trials
 }

@@ -65,6 +65,7 @@ pub struct ResponseRequest {
     /// Whether several may be called at once.
     pub parallel_tool_calls: Option<bool>,
     /// Accepted; this server stores nothing, and answers with `store: false`.
+    #[allow(dead_code, reason = "known, and of no effect")]
     pub store: Option<bool>,
     /// Refused: nothing is stored.
     pub previous_response_id: Option<String>,
