@@ -1,7 +1,7 @@
 //! All routes, with what stands before them.
 use super::admin::{self, Admin};
 use super::state::AppState;
-use super::{health, limits, metrics, openai, openapi};
+use super::{health, limits, live, metrics, openai, openapi, page};
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::{Router, routing::any};
@@ -22,6 +22,8 @@ pub fn app(state: &AppState, admin: Admin) -> Router {
         .merge(openai::tokenize::routes())
         .merge(health::routes())
         .merge(metrics::routes())
+        .merge(live::routes())
+        .merge(page::routes())
         .merge(openapi::routes())
         .merge(admin)
         .layer(DefaultBodyLimit::max(state.limits().max_body))

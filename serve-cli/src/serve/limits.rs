@@ -35,10 +35,6 @@ impl Default for Limits {
     }
 }
 
-/// The name of a request in logs.
-#[derive(Clone, Debug)]
-pub struct RequestId(pub HeaderValue);
-
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids of clients are replaced.
 const LONGEST_ID: usize = 128;
@@ -57,9 +53,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("req"))
 }
 
-/// What anybody may ask: probes and scrapers have no keys.
+/// What anybody may ask: probes and scrapers have no keys, and the page asks for one.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/" | "/health" | "/metrics" | "/version" | "/openapi.json" | "/favicon.ico")
+    matches!(
+        path,
+        "/" | "/page.css" | "/page.js" | "/favicon.ico" | "/health" | "/metrics" | "/version" | "/openapi.json"
+    )
 }
 
 /// Whether a key opens. Takes as long whatever the key is.
@@ -78,13 +77,13 @@ fn authorized(headers: &HeaderMap, keys: &[String]) -> bool {
 }
 
 /// The middleware around all routes.
-pub async fn front(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+pub async fn front(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    request.extensions_mut().insert(RequestId(id.clone()));
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let entry = Entry::new(&state, peer, &request, &id);
     // What is only looked at does not keep the server from ending.
-    let guard = (!is_open(request.uri().path())).then(|| state.begin());
+    let path = request.uri().path();
+    let guard = (!is_open(path) && path != "/live").then(|| state.begin());
     let head = request.method() == Method::HEAD;
     let answer = match admit(&state, &request) {
         Ok(()) => match AssertUnwindSafe(next.run(request)).catch_unwind().await {

@@ -1,7 +1,7 @@
 //! `/openapi.json`: all routes with what they take and give.
 use super::openai;
 use super::state::AppState;
-use super::{admin, health, metrics};
+use super::{admin, health, live, metrics};
 use axum::{Json, Router, routing::get};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -22,6 +22,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
         health::health,
         health::version,
         metrics::metrics,
+        live::live,
         admin::list,
         admin::load,
         admin::unload,

@@ -8,7 +8,7 @@ use crate::terminal::Terminal;
 use crate::units;
 use anyhow::{Result, bail};
 use engine::engine::{Admission, Engine};
-use engine::scheduler::{Progress, RequestId, SchedulerMetrics, SequenceRequest};
+use engine::scheduler::{Progress, RequestId, SchedulerMetrics, SequenceRequest, Snapshot};
 use engine::worker::{EngineCore, EngineHandle};
 use engine::{AsyncLlm, Llm};
 use std::io::Write;
@@ -130,5 +130,8 @@ impl EngineCore for Faulty {
     }
     fn metrics(&self) -> SchedulerMetrics {
         self.engine.metrics()
+    }
+    fn snapshot(&self) -> Snapshot {
+        self.engine.snapshot()
     }
 }
