@@ -2,7 +2,7 @@
 use super::ToolFormat;
 use crate::error::{Error, Result};
 use crate::grammar::Grammar;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Which calls an answer must consist of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub fn force_tools(
         _ => ToolFormat::Json,
     };
     let key = if format == ToolFormat::Llama3Json { "parameters" } else { "arguments" };
-    let mut calls = Vec::new();
+    let (mut calls, mut definitions) = (Vec::new(), Map::new());
     for (at, tool) in tools.iter().enumerate() {
         let function = tool.get("function").unwrap_or(tool);
         let name = function["name"].as_str().ok_or_else(|| refused(format!("tools[{at}] has no name")))?;
@@ -39,7 +39,14 @@ pub fn force_tools(
             continue;
         }
         let arguments = match function.get("parameters") {
-            Some(schema @ Value::Object(_)) => object(schema),
+            Some(schema @ Value::Object(_)) => {
+                // Within the whole grammar's schema its references lead elsewhere.
+                let home = format!("t{at}");
+                let mut schema = object(schema);
+                rehome(&mut schema, &home);
+                definitions.insert(home.clone(), schema);
+                json!({"$ref": format!("#/$defs/{home}")})
+            }
             _ => json!({"type": "object"}),
         };
         calls.push(json!({
@@ -56,21 +63,48 @@ pub fn force_tools(
         }));
     }
     let call = if calls.len() == 1 { calls.remove(0) } else { json!({"anyOf": calls}) };
+    let mut with_definitions = |mut schema: Value| {
+        schema["$defs"] = Value::Object(std::mem::take(&mut definitions));
+        schema
+    };
     let grammar = match (format, parallel) {
         (ToolFormat::Hermes, _) => {
             let repeat = if parallel { "(\"\\n\" call)*" } else { "" };
-            let call = Grammar::bounded_json(call);
+            let call = Grammar::bounded_json(with_definitions(call));
             let text = format!(
                 "start: call {repeat}\ncall: \"<tool_call>\\n\" json \"\\n</tool_call>\"\njson: %json {call}\n"
             );
             Grammar::Lark(text.into())
         }
         (ToolFormat::Json, true) => {
-            Grammar::JsonSchema(json!({"type": "array", "minItems": 1, "items": call}).to_string().into())
+            let calls = json!({"type": "array", "minItems": 1, "items": call});
+            Grammar::JsonSchema(with_definitions(calls).to_string().into())
         }
-        _ => Grammar::JsonSchema(call.to_string().into()),
+        _ => Grammar::JsonSchema(with_definitions(call).to_string().into()),
     };
     Ok((grammar, format))
+}
+
+/// Makes references to the schema's root go to its new place among the definitions.
+fn rehome(schema: &mut Value, home: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(target) if name == "$ref" => {
+                        if let Some(path) =
+                            target.strip_prefix('#').filter(|path| path.is_empty() || path.starts_with('/'))
+                        {
+                            *target = format!("#/$defs/{home}{path}");
+                        }
+                    }
+                    value => rehome(value, home),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| rehome(item, home)),
+        _ => {}
+    }
 }
 
 /// A schema of arguments, whose calls are objects whether or not it says so.

@@ -20,7 +20,10 @@ const WHITESPACE: &str = r"[ \n]{1,8}";
 
 /// A grammar compiled for a model's vocabulary. Clones share it; equal are those that share it.
 #[derive(Clone)]
-pub struct CompiledGrammar(Arc<Compiled>);
+pub struct CompiledGrammar {
+    compiled: Arc<Compiled>,
+    ignore_eos: bool,
+}
 
 struct Compiled {
     grammar: Grammar,
@@ -33,35 +36,45 @@ struct Compiled {
 impl CompiledGrammar {
     /// The state before an answer's first token, independent of all others.
     pub(crate) fn matcher(&self) -> Matcher {
-        lock(&self.0.start).deep_clone()
+        lock(&self.compiled.start).deep_clone()
     }
 
     /// Tokens that end an answer.
     pub(crate) fn eos(&self) -> &[u32] {
-        &self.0.eos
+        &self.compiled.eos
+    }
+
+    /// The answer goes on as long as the grammar lets it.
+    pub(crate) fn ignoring_eos(self, ignore_eos: bool) -> Self {
+        CompiledGrammar { ignore_eos, ..self }
+    }
+
+    /// Whether the answer goes on as long as the grammar lets it.
+    pub(crate) fn ignores_eos(&self) -> bool {
+        self.ignore_eos
     }
 
     /// What it was compiled from.
     pub fn grammar(&self) -> &Grammar {
-        &self.0.grammar
+        &self.compiled.grammar
     }
 }
 
 impl PartialEq for CompiledGrammar {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.compiled, &other.compiled) && self.ignore_eos == other.ignore_eos
     }
 }
 
 impl fmt::Debug for CompiledGrammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CompiledGrammar").field(&self.0.grammar).finish()
+        f.debug_tuple("CompiledGrammar").field(self.grammar()).finish()
     }
 }
 
 /// A model's compiler, with the grammars that it compiled last.
 pub(crate) struct Grammars {
-    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
     eos: Vec<u32>,
     /// Made by the first request with a grammar: 0.2 s for 128 thousand tokens.
     factory: OnceLock<std::result::Result<ParserFactory, String>>,
@@ -69,9 +82,20 @@ pub(crate) struct Grammars {
     kept: Mutex<VecDeque<CompiledGrammar>>,
 }
 
+/// What tokens mean.
+enum Vocabulary {
+    Of(Tokenizer),
+    /// So many tokens without a tokenizer.
+    Synthetic(u32),
+}
+
 impl Grammars {
     pub fn new(tokenizer: Tokenizer, eos: Vec<u32>) -> Self {
-        Grammars { tokenizer, eos, factory: OnceLock::new(), kept: Mutex::new(VecDeque::new()) }
+        Grammars::over(Vocabulary::Of(tokenizer), eos)
+    }
+
+    fn over(vocabulary: Vocabulary, eos: Vec<u32>) -> Self {
+        Grammars { vocabulary, eos, factory: OnceLock::new(), kept: Mutex::new(VecDeque::new()) }
     }
 
     /// Compiles a grammar, or finds it.
@@ -82,15 +106,17 @@ impl Grammars {
         if let Some(found) = self.find(grammar) {
             return Ok(found);
         }
-        let factory = self.factory.get_or_init(|| factory(&self.tokenizer, &self.eos));
+        let factory = self.factory.get_or_init(|| factory(&self.vocabulary, &self.eos));
         let factory = factory.as_ref().map_err(|problem| Error::Request { problem: problem.clone() })?;
         let parser = factory.create_parser(top_level(grammar)?);
-        let start = Matcher::new(parser);
+        let mut start = Matcher::new(parser);
+        // The first mask fills the lexer's caches for all answers, and shows grammars that are too large.
+        let _ = start.compute_mask();
         if let Some(problem) = start.get_error() {
             return Err(refused(grammar, &problem));
         }
         let compiled = Compiled { grammar: grammar.clone(), start: Mutex::new(start), eos: self.eos.clone() };
-        let compiled = CompiledGrammar(Arc::new(compiled));
+        let compiled = CompiledGrammar { compiled: Arc::new(compiled), ignore_eos: false };
         let mut kept = lock(&self.kept);
         if kept.len() == KEPT {
             kept.pop_front();
@@ -158,13 +184,26 @@ pub(super) fn bounded(schema: Value) -> Value {
 }
 
 /// The trie of all tokens' bytes, and what is computed from it once.
-fn factory(tokenizer: &Tokenizer, eos: &[u32]) -> std::result::Result<ParserFactory, String> {
-    let vocab = tokenizer.vocab_size() as u32;
+fn factory(vocabulary: &Vocabulary, eos: &[u32]) -> std::result::Result<ParserFactory, String> {
+    let words = match vocabulary {
+        Vocabulary::Of(tokenizer) => words(tokenizer).map_err(|e| e.to_string())?,
+        Vocabulary::Synthetic(tokens) => (0..*tokens).map(synthetic_word).collect(),
+    };
+    let vocab = words.len() as u32;
     let eos: Vec<u32> = eos.iter().copied().filter(|token| *token < vocab).collect();
     let Some(&first) = eos.first() else {
         return Err("grammars need to end answers, and the model has no end-of-sequence token".into());
     };
-    let detokenizer = Detokenizer::new(tokenizer, false).map_err(|e| e.to_string())?;
+    let trie = TokTrie::from(&TokRxInfo::new(vocab, first), &words).with_eos_tokens(&eos);
+    let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+    let mut factory = ParserFactory::new_simple(&env).map_err(|e| e.to_string())?;
+    factory.quiet().limits_mut().verbose_errors = false;
+    Ok(factory)
+}
+
+/// Every token's bytes.
+fn words(tokenizer: &Tokenizer) -> Result<Vec<Vec<u8>>> {
+    let detokenizer = Detokenizer::new(tokenizer, false)?;
     let word = |id: u32| {
         let mut bytes = detokenizer.token_bytes(id);
         // Marked, so that no text matches them; byte 0xff is in no text, and a lone token of it would look like a mark.
@@ -175,10 +214,54 @@ fn factory(tokenizer: &Tokenizer, eos: &[u32]) -> std::result::Result<ParserFact
         }
         bytes
     };
-    let words: Vec<Vec<u8>> = (0..vocab).map(word).collect();
-    let trie = TokTrie::from(&TokRxInfo::new(vocab, first), &words).with_eos_tokens(&eos);
-    let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-    let mut factory = ParserFactory::new_simple(&env).map_err(|e| e.to_string())?;
-    factory.quiet().limits_mut().verbose_errors = false;
-    Ok(factory)
+    Ok((0..tokenizer.vocab_size() as u32).map(word).collect())
+}
+
+/// A token of a vocabulary that nobody trained: bytes, the end of a text, then words of letters, every other one behind a
+/// space. No two are alike, and they are as long as those of trained vocabularies.
+fn synthetic_word(token: u32) -> Vec<u8> {
+    if let Ok(byte) = u8::try_from(token) {
+        return if byte == TokTrie::SPECIAL_TOKEN_MARKER { Vec::new() } else { vec![byte] };
+    }
+    if token == SYNTHETIC_EOS {
+        return b"\xff<|end|>".to_vec();
+    }
+    let mut word = if token % 2 == 0 { vec![b' '] } else { Vec::new() };
+    // Two letters or more: single ones are bytes.
+    let mut rest = token / 2 + 26;
+    while rest > 0 {
+        word.push(b'a' + (rest % 26) as u8);
+        rest /= 26;
+    }
+    word
+}
+
+const SYNTHETIC_EOS: u32 = 256;
+
+/// Lines of JSON without end, over a vocabulary of `vocab_size` tokens that nobody trained: for benchmarks of models that have
+/// no tokenizer.
+///
+/// # Errors
+/// [`Error::Request`]: there are fewer than 512 tokens.
+pub fn synthetic_json(vocab_size: usize) -> Result<CompiledGrammar> {
+    if vocab_size < 512 {
+        return Err(Error::Request {
+            problem: format!("a vocabulary of {vocab_size} tokens is too small for grammars, it takes 512"),
+        });
+    }
+    let schema = bounded(json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "address": {"type": "object", "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+                "required": ["street", "city"], "additionalProperties": false},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["name", "age", "address", "tags"],
+        "additionalProperties": false,
+    }));
+    let grammar = format!("start: line+\nline: json \"\\n\"\njson: %json {schema}\n");
+    let grammars = Grammars::over(Vocabulary::Synthetic(vocab_size as u32), vec![SYNTHETIC_EOS]);
+    Ok(grammars.compile(&Grammar::Lark(grammar.into()))?.ignoring_eos(true))
 }

@@ -1,9 +1,11 @@
 //! What an answer must be: JSON, a regular expression, a grammar. Which tokens may come next is a mask over the vocabulary,
 //! computed on the CPU by `llguidance` while the GPU runs the forward pass, and applied where the token is drawn.
 mod compile;
+mod matchers;
 
-pub use compile::CompiledGrammar;
 pub(crate) use compile::Grammars;
+pub use compile::{CompiledGrammar, synthetic_json};
+pub(crate) use matchers::Matchers;
 use std::sync::Arc;
 
 /// What an answer must be. Cheap to clone; compiled for a model's vocabulary where a request is made.
@@ -38,3 +40,6 @@ fn escaped(c: char) -> impl Iterator<Item = char> {
     let special = "\\.+*?()|[]{}^$#&-~/".contains(c);
     special.then_some('\\').into_iter().chain([c])
 }
+
+#[cfg(test)]
+mod tests;
