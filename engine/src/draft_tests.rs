@@ -227,8 +227,15 @@ fn tiny_draft() -> Option<DraftModel> {
 }
 
 fn question(text: &str) -> Vec<u32> {
-    let input =
-        ChatInput { messages: vec![message("user", text)], add_generation_prompt: true, ..ChatInput::default() };
+    later_question(text, 0)
+}
+
+/// A question after `turns` others.
+fn later_question(text: &str, turns: usize) -> Vec<u32> {
+    let turn =
+        |i: usize| [message("user", &format!("What is {i} plus 7?")), message("assistant", &(i + 7).to_string())];
+    let messages = (0..turns).flat_map(turn).chain([message("user", text)]).collect();
+    let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
     let text = TINY_CHAT.chat_template().unwrap().render(&input).unwrap();
     TINY_CHAT.tokenizer().unwrap().encode(&text, true).unwrap()
 }
@@ -249,7 +256,8 @@ fn tiny_draft_drafts_for_tiny_chat() {
     assert!(share > 0.5, "{metrics:?}");
 }
 
-/// Questions of many kinds; every third answer is sampled, every fifth has penalties.
+/// Questions of many kinds; every third answer is sampled, every fifth has penalties. Half of them share a page of turns
+/// before them, the others need a second page while they are answered.
 fn questions() -> Vec<SequenceRequest> {
     let request = |i: u32| {
         let text = match i % 4 {
@@ -262,7 +270,11 @@ fn questions() -> Vec<SequenceRequest> {
         let repetition_penalty = if i.is_multiple_of(5) { 1.2 } else { 1.0 };
         let sampling =
             SamplingParams { temperature, seed: u64::from(i), repetition_penalty, ..SamplingParams::default() };
-        SequenceRequest { sampling, speculation: Speculation::Auto, ..greedy(question(&text), 14) }
+        SequenceRequest {
+            sampling,
+            speculation: Speculation::Auto,
+            ..greedy(later_question(&text, [5, 3, 5, 2][i as usize % 4]), 14)
+        }
     };
     (0..32).map(request).collect()
 }
@@ -292,30 +304,73 @@ fn arrivals(engine: &mut Engine) -> Vec<Vec<u32>> {
     }
 }
 
+/// All combinations, but for the host's memory behind few pages, which says nothing new with speculation.
 #[test]
-fn speculation_changes_nothing_with_arrivals_cancels_chunks_prefix_hits_and_few_pages() {
+fn nothing_changes_with_arrivals_cancels_chunks_prefix_hits_few_pages_overlap_and_speculation() {
     let base = EngineConfig { max_num_seqs: 32, kv_cache_tokens: Some(4096), ..EngineConfig::default() };
     let mut engine = tiny_chat(base.clone());
     let alone: Vec<_> = questions().into_iter().map(|request| run(&mut engine, vec![request]).remove(0)).collect();
     drop(engine);
     let ngram = Speculation::Ngram { drafts: 5, max_n: 4, min_n: 1 };
-    let few = EngineConfig { policy: Policy::MaxUtilization, kv_cache_tokens: Some(12 * 64), ..base.clone() };
-    for (speculation, draft) in [(Speculation::Off, None), (ngram, None), (SPECULATION, tiny_draft())] {
-        for (config, step, prefix_cache) in
-            [(&base, 256, true), (&base, 48, false), (&few, 256, false), (&few, 48, true)]
-        {
+    let few = EngineConfig { policy: Policy::MaxUtilization, kv_cache_tokens: Some(7 * 64), ..base.clone() };
+    let drafted = [(Speculation::Off, None), (ngram, None), (SPECULATION, tiny_draft())];
+    let both = [false, true];
+    let switches = both.into_iter().flat_map(|few| {
+        both.into_iter().flat_map(move |chunks| {
+            both.into_iter().flat_map(move |prefix| both.map(|overlap| (few, chunks, prefix, overlap)))
+        })
+    });
+    let mut preemptions = 0;
+    for (few_pages, chunks, prefix_cache, overlap) in switches {
+        for (speculation, draft) in drafted.clone() {
             let config = EngineConfig {
                 speculation,
-                draft: draft.clone(),
-                max_num_batched_tokens: Some(step),
+                draft,
+                max_num_batched_tokens: Some(if chunks { 48 } else { 256 }),
                 prefix_cache,
-                overlap: Some(false),
-                ..config.clone()
+                overlap: Some(overlap),
+                ..if few_pages { few.clone() } else { base.clone() }
             };
             let mut engine = tiny_chat(config.clone());
             assert_eq!(arrivals(&mut engine), alone, "{config:?}");
             let metrics = engine.metrics();
             assert_eq!((metrics.used_pages, metrics.drafted[0] > 0), (0, speculation != Speculation::Off));
+            assert!(few_pages || metrics.preemptions == 0, "{config:?}: {metrics:?}");
+            preemptions += metrics.preemptions;
+            assert_eq!(metrics.prefix_hits > 0, prefix_cache, "{config:?}: {metrics:?}");
         }
+    }
+    assert!(preemptions > 24, "{preemptions} in 24 runs");
+}
+
+#[test]
+fn on_the_cpu_a_token_has_the_same_logits_to_the_bit_alone_and_in_a_batch() {
+    let config =
+        EngineConfig { max_num_seqs: 32, kv_cache_tokens: Some(4096), prefix_cache: false, ..EngineConfig::default() };
+    let bits = |engine: &mut Engine, requests: Vec<SequenceRequest>| {
+        let ids: Vec<_> = requests.into_iter().map(|request| engine.add(request).unwrap()).collect();
+        let mut bits = vec![Vec::new(); ids.len()];
+        while engine.has_work() {
+            for progress in engine.step().unwrap() {
+                let at = ids.iter().position(|id| *id == progress.id).unwrap();
+                let logprobs = progress.logprobs.iter().flat_map(|logprobs| &logprobs.top);
+                bits[at].extend(logprobs.map(|(token, logprob)| (*token, logprob.to_bits())));
+            }
+        }
+        bits
+    };
+    let asked = || -> Vec<_> {
+        let ask = |mut request: SequenceRequest| {
+            request.sampling.logprobs = Some(20);
+            request
+        };
+        questions().into_iter().map(ask).collect()
+    };
+    let mut engine = tiny_chat(config.clone());
+    let alone: Vec<_> = asked().into_iter().map(|request| bits(&mut engine, vec![request]).remove(0)).collect();
+    assert!(alone.iter().all(|bits| bits.len() >= 20));
+    for step in [256, 37] {
+        let mut engine = tiny_chat(EngineConfig { max_num_batched_tokens: Some(step), ..config.clone() });
+        assert!(bits(&mut engine, asked()) == alone, "steps of {step} tokens");
     }
 }

@@ -46,7 +46,7 @@ impl Queue {
         launch: Launch,
         params: &mut [*mut c_void],
     ) -> Result<(), Error> {
-        let function = self.gpu.function(entry, launch.shared)?;
+        let function = self.gpu.function(entry, launch.shared, launch.carveout)?;
         self.gpu.enter()?;
         use sys::CUlaunchAttributeID as Id;
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };

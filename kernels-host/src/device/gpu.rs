@@ -45,6 +45,8 @@ pub(crate) struct Gpu {
     name: String,
     capability: (i32, i32),
     multiprocessors: usize,
+    /// Bytes.
+    shared_per_multiprocessor: u32,
     target: Target,
     /// By the address and length of the entry's name: hashing the name itself takes as long as the rest of a launch.
     functions: RwLock<HashMap<(usize, usize), Function, BuildHasherDefault<AddressHasher>>>,
@@ -58,6 +60,7 @@ pub(crate) struct Function {
     /// Whether its module waits for the grids before it (`griddepcontrol.wait`): sm_80 has no such instruction.
     pub waits: bool,
     shared: u32,
+    carveout: u32,
 }
 
 // SAFETY: driver handles may be used from any thread; every call below makes the context current first.
@@ -159,12 +162,14 @@ impl Gpu {
         let best = if capability == (9, 0) { Target::Sm90a } else { Target::Sm80 };
         let target = target.unwrap_or(best).min(best);
         let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
         Ok(Gpu {
             context,
             device,
             name,
             capability,
             multiprocessors,
+            shared_per_multiprocessor: shared.max(1) as u32,
             target,
             functions: RwLock::default(),
             clusters: Mutex::default(),
@@ -219,19 +224,26 @@ impl Gpu {
         Ok(Allocation { ptr: DevicePtr(ptr), gpu: self.clone() })
     }
 
-    /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory.
-    pub fn function(&self, entry: &'static str, shared: u32) -> Result<Function, Error> {
+    /// The compiled entry, loaded on first use, allowed `shared` bytes of dynamic shared memory per block, with
+    /// `carveout` of it per multiprocessor where that is not 0 ([`Launch::carveout`](super::Launch::carveout)).
+    pub fn function(&self, entry: &'static str, shared: u32, carveout: u32) -> Result<Function, Error> {
         let key = (entry.as_ptr().addr(), entry.len());
         let known = self.functions.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(&key).copied();
         match known {
-            Some(function) if shared <= function.shared => Ok(function),
-            known => self.prepare(entry, shared, known),
+            Some(function) if shared <= function.shared && [0, function.carveout].contains(&carveout) => Ok(function),
+            known => self.prepare(entry, shared, carveout, known),
         }
     }
 
-    /// Loads the entry where it is not `known`, and allows the shared memory.
+    /// Loads the entry where it is not `known`, allows the shared memory and asks for the carve-out.
     #[cold]
-    fn prepare(&self, entry: &'static str, shared: u32, known: Option<Function>) -> Result<Function, Error> {
+    fn prepare(
+        &self,
+        entry: &'static str,
+        shared: u32,
+        carveout: u32,
+        known: Option<Function>,
+    ) -> Result<Function, Error> {
         // Outside of the lock: several threads load different entries.
         let function = match known {
             Some(function) => function,
@@ -244,7 +256,15 @@ impl Gpu {
             let result = unsafe { sys::cuFuncSetAttribute(function.handle, MAX_SHARED, shared as i32) };
             check(result, &format!("cuFuncSetAttribute for {shared} bytes of shared memory of {entry}"))?;
         }
-        let function = Function { shared: function.shared.max(shared), ..function };
+        if carveout != 0 && carveout != function.carveout {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT;
+            let percent = (carveout * 100).div_ceil(self.shared_per_multiprocessor).min(100);
+            // SAFETY: as above.
+            let result = unsafe { sys::cuFuncSetAttribute(function.handle, CARVEOUT, percent as i32) };
+            check(result, &format!("cuFuncSetAttribute for the L1 cache of {entry}"))?;
+        }
+        let carveout = if carveout == 0 { function.carveout } else { carveout };
+        let function = Function { shared: function.shared.max(shared), carveout, ..function };
         let mut functions = self.functions.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         functions.insert((entry.as_ptr().addr(), entry.len()), function);
         Ok(function)
@@ -257,7 +277,7 @@ impl Gpu {
         if let Some(&count) = known.get(&(entry, cluster, shared)) {
             return Ok(count);
         }
-        let function = self.function(entry, shared)?;
+        let function = self.function(entry, shared, 0)?;
         self.enter()?;
         let value = sys::CUlaunchAttributeValue {
             clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
@@ -317,7 +337,7 @@ impl Gpu {
         // part of a capture.
         // SAFETY: writes one int; the handle is live.
         check(unsafe { sys::cuFuncGetAttribute(&mut registers, REGISTERS, function) }, &call)?;
-        Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED })
+        Ok(Function { handle: function, waits: target == Target::Sm90a, shared: DEFAULT_SHARED, carveout: 0 })
     }
 }
 

@@ -148,7 +148,7 @@ impl Device {
     fn load(&self, entries: &[(&'static str, u32)]) -> Result<(), Error> {
         entries.par_iter().try_for_each(|&(entry, shared)| match &self.0 {
             Backend::Cpu => Ok(()),
-            Backend::Cuda(gpu) => gpu.function(entry, shared).map(drop),
+            Backend::Cuda(gpu) => gpu.function(entry, shared, 0).map(drop),
             Backend::Emulated(device) => device.load(entry),
         })
     }

@@ -39,16 +39,26 @@ pub struct Launch {
     pub cluster: u32,
     /// Threads per block where it is fewer than the entry declares.
     pub threads: Option<u32>,
+    /// Bytes of shared memory that a multiprocessor shall have while it runs the kernel; the rest is L1 cache. 0: the driver
+    /// decides, and leaves what the kernel before it had: behind one that fills shared memory 28 KiB of cache.
+    pub carveout: u32,
 }
 
 impl Launch {
     /// A one-dimensional grid.
     pub fn grid(blocks: usize) -> Self {
-        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None }
+        Launch { grid: [blocks as u32, 1, 1], shared: 0, dependent: false, cluster: 1, threads: None, carveout: 0 }
     }
     /// A three-dimensional grid.
     pub fn grid3(x: usize, y: usize, z: usize) -> Self {
-        Launch { grid: [x as u32, y as u32, z as u32], shared: 0, dependent: false, cluster: 1, threads: None }
+        Launch {
+            grid: [x as u32, y as u32, z as u32],
+            shared: 0,
+            dependent: false,
+            cluster: 1,
+            threads: None,
+            carveout: 0,
+        }
     }
     /// With dynamic shared memory.
     pub fn shared(self, bytes: u32) -> Self {
@@ -61,6 +71,10 @@ impl Launch {
     /// With fewer threads per block than the entry declares.
     pub fn threads(self, threads: u32) -> Self {
         Launch { threads: Some(threads), ..self }
+    }
+    /// With `bytes` of shared memory per multiprocessor and as much L1 cache as there is beside it.
+    pub fn carveout(self, bytes: u32) -> Self {
+        Launch { carveout: bytes, ..self }
     }
     /// In clusters of `blocks` blocks, of which the grid has a whole number.
     pub fn cluster(self, blocks: u32) -> Self {

@@ -1,16 +1,18 @@
-//! The CPU device's matrix product: blocked, vectorised, parallel over the weights' rows.
+//! The CPU device's matrix product: blocked, vectorised, parallel over the weights' rows. A token's results do not depend
+//! on the other tokens, to the bit: every dot product adds the same [`WIDTH`] partial sums in the same order.
 use super::{Activation, Gemm, Shape};
 use crate::{DType, View, ViewMut};
 use rayon::prelude::*;
 
 /// Multiply-adds that are worth a thread's task: about 10 µs.
 const TASK: usize = 128 * 1024;
-/// Partial sums of a dot product: four AVX2 registers hide the latency of a fused multiply-add.
-const LANES: usize = 32;
-/// Lanes per register in the blocked kernel: 2 weight rows × 4 tokens of them are 8 accumulators.
+/// Partial sums of a dot product, one AVX2 register: 2 weight rows × 4 tokens, or 4 rows × 1 token, of them hide the latency
+/// of a fused multiply-add.
 const WIDTH: usize = 8;
 /// Tokens per block.
 const TOKENS: usize = 4;
+/// Weight rows per block of a single token.
+const ROWS: usize = 4;
 
 /// Computes `gemm`, which its launcher has checked.
 pub(super) fn run(gemm: Gemm<'_>, shape: &Shape) {
@@ -18,10 +20,15 @@ pub(super) fn run(gemm: Gemm<'_>, shape: &Shape) {
     if m == 0 || n == 0 {
         return;
     }
-    let product = Product { a: &gemm.a.to_f32(), w: gemm.w, m, k };
+    let mut a = gemm.a.to_f32();
+    if m > 1 {
+        // Whole blocks of tokens.
+        a.resize(m.next_multiple_of(TOKENS) * k, 0.0);
+    }
+    let product = Product { a: &a, w: gemm.w, m, k };
     // Transposed, [n, m]: a task owns whole rows of the weights and so a contiguous piece.
     let mut columns = vec![0.0; n * m];
-    let rows = (TASK / (m * k).max(1)).max(2).next_multiple_of(2);
+    let rows = (TASK / (m * k).max(1)).next_multiple_of(ROWS).max(ROWS);
     let task = |(index, columns): (usize, &mut [f32])| product.rows(index * rows, columns);
     if n <= rows {
         task((0, &mut columns));
@@ -61,10 +68,13 @@ impl Product<'_> {
         let (m, k) = (self.m, self.k);
         let bf16 = self.w.dtype() != DType::F16;
         if m == 1 {
-            for (row, out) in columns.iter_mut().enumerate() {
-                let w = self.w.row(first + row);
-                *out =
-                    if bf16 { dot::<FMA, u16>(w, self.a, bf16_to_f32) } else { dot::<FMA, u16>(w, self.a, f16_to_f32) };
+            for (block, out) in columns.chunks_mut(ROWS).enumerate() {
+                // The last block repeats its last row.
+                let last = out.len() - 1;
+                let w = [0, 1, 2, 3].map(|row: usize| self.w.row(first + ROWS * block + row.min(last)));
+                let sums =
+                    if bf16 { column::<FMA>(w, self.a, bf16_to_f32) } else { column::<FMA>(w, self.a, f16_to_f32) };
+                out.copy_from_slice(&sums[..out.len()]);
             }
             return;
         }
@@ -72,23 +82,16 @@ impl Product<'_> {
         let (w0, w1) = decoded.split_at_mut(k);
         for (pair, out) in columns.chunks_mut(2 * m).enumerate() {
             let row = first + 2 * pair;
+            let (out0, out1) = out.split_at_mut(m);
             decode(self.w.row(row), bf16, w0);
-            let Some((out0, out1)) = out.split_at_mut_checked(m).filter(|(_, second)| !second.is_empty()) else {
-                for (token, out) in out.iter_mut().enumerate() {
-                    *out = dot::<FMA, f32>(w0, &self.a[token * k..][..k], |x| x);
+            decode(self.w.row(if out1.is_empty() { row } else { row + 1 }), bf16, w1);
+            for (block, a) in self.a.chunks_exact(TOKENS * k).enumerate() {
+                let [sums0, sums1] = tile::<FMA>(w0, w1, a);
+                let tokens = block * TOKENS..m.min((block + 1) * TOKENS);
+                out0[tokens.clone()].copy_from_slice(&sums0[..tokens.len()]);
+                if !out1.is_empty() {
+                    out1[tokens.clone()].copy_from_slice(&sums1[..tokens.len()]);
                 }
-                return;
-            };
-            decode(self.w.row(row + 1), bf16, w1);
-            let blocked = m / TOKENS * TOKENS;
-            for token in (0..blocked).step_by(TOKENS) {
-                let (out0, out1) = (&mut out0[token..][..TOKENS], &mut out1[token..][..TOKENS]);
-                tile::<FMA>(w0, w1, &self.a[token * k..][..TOKENS * k], out0, out1);
-            }
-            for token in blocked..m {
-                let a = &self.a[token * k..][..k];
-                out0[token] = dot::<FMA, f32>(w0, a, |x| x);
-                out1[token] = dot::<FMA, f32>(w1, a, |x| x);
             }
         }
     }
@@ -124,28 +127,28 @@ fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | infinite | (bits & 0x8000) << 16)
 }
 
+/// Four weight rows times one token. k is a multiple of 8 = [`WIDTH`], here and below: no tail.
 #[inline(always)]
-fn dot<const FMA: bool, T: Copy>(w: &[T], a: &[f32], to_f32: impl Fn(T) -> f32) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (w_chunks, a_chunks) = (w.chunks_exact(LANES), a.chunks_exact(LANES));
-    let tail = w_chunks.remainder().iter().zip(a_chunks.remainder());
-    let tail = tail.fold(0.0, |sum, (&w, &a)| multiply_add::<FMA>(to_f32(w), a, sum));
-    for (w, a) in w_chunks.zip(a_chunks) {
-        for lane in 0..LANES {
-            sums[lane] = multiply_add::<FMA>(to_f32(w[lane]), a[lane], sums[lane]);
-        }
+fn column<const FMA: bool>(w: [&[u16]; ROWS], a: &[f32], to_f32: impl Fn(u16) -> f32) -> [f32; ROWS] {
+    // Separate arrays and not an array of them: those stay in registers.
+    let [mut s0, mut s1, mut s2, mut s3] = [[0.0; WIDTH]; ROWS];
+    let [w0, w1, w2, w3] = w.map(|row| row.as_chunks::<WIDTH>().0.iter());
+    for ((((w0, w1), w2), w3), a) in w0.zip(w1).zip(w2).zip(w3).zip(a.as_chunks::<WIDTH>().0) {
+        step::<FMA>(&mut s0, &w0.map(&to_f32), a);
+        step::<FMA>(&mut s1, &w1.map(&to_f32), a);
+        step::<FMA>(&mut s2, &w2.map(&to_f32), a);
+        step::<FMA>(&mut s3, &w3.map(&to_f32), a);
     }
-    sums.iter().sum::<f32>() + tail
+    [s0, s1, s2, s3].map(total)
 }
 
 /// Two weight rows times four tokens, `a`: [4, k].
 #[inline(always)]
-fn tile<const FMA: bool>(w0: &[f32], w1: &[f32], a: &[f32], out0: &mut [f32], out1: &mut [f32]) {
+fn tile<const FMA: bool>(w0: &[f32], w1: &[f32], a: &[f32]) -> [[f32; TOKENS]; 2] {
     let k = w0.len();
     let (a0, a) = a.split_at(k);
     let (a1, a) = a.split_at(k);
     let (a2, a3) = a.split_at(k);
-    // Separate arrays and not an array of them: those stay in registers.
     let [mut s00, mut s01, mut s02, mut s03, mut s10, mut s11, mut s12, mut s13] = [[0.0; WIDTH]; 8];
     let chunks = |row| <[f32]>::as_chunks::<WIDTH>(row).0;
     let (weights, tokens) = (chunks(w0).iter().zip(chunks(w1)), chunks(a0).iter().zip(chunks(a1)));
@@ -160,10 +163,12 @@ fn tile<const FMA: bool>(w0: &[f32], w1: &[f32], a: &[f32], out0: &mut [f32], ou
         step::<FMA>(&mut s12, w1, a2);
         step::<FMA>(&mut s13, w1, a3);
     }
-    // k is a multiple of 8 = WIDTH: no tail.
-    let sums = [s00, s01, s02, s03, s10, s11, s12, s13].map(|lanes| lanes.iter().sum());
-    out0.copy_from_slice(&sums[..TOKENS]);
-    out1.copy_from_slice(&sums[TOKENS..]);
+    [[s00, s01, s02, s03].map(total), [s10, s11, s12, s13].map(total)]
+}
+
+#[inline(always)]
+fn total(lanes: [f32; WIDTH]) -> f32 {
+    lanes.iter().sum()
 }
 
 #[inline(always)]

@@ -18,21 +18,29 @@ const MOST_ROUNDED: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice(pub(crate) Path);
 
+impl Choice {
+    /// The kernel's name.
+    pub fn kernel(self) -> &'static str {
+        match self.0 {
+            Path::Gemv => "gemv",
+            Path::Narrow => "narrow",
+            Path::Skinny => "skinny",
+            Path::Mma => "mma",
+            Path::Stream(_) => "stream",
+            Path::Wgmma(_) => "wgmma",
+        }
+    }
+}
+
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kernel())?;
         match self.0 {
-            Path::Gemv => f.write_str("gemv"),
-            Path::Narrow => f.write_str("narrow"),
-            Path::Skinny => f.write_str("skinny"),
-            Path::Mma => f.write_str("mma"),
-            Path::Stream(None) => f.write_str("stream"),
             Path::Stream(Some(Cut { rows, split, share, depth })) => {
-                write!(f, "stream rows={rows} split={split} share={share} depth={depth}")
+                write!(f, " rows={rows} split={split} share={share} depth={depth}")
             }
-            Path::Wgmma(None) => f.write_str("wgmma"),
-            Path::Wgmma(Some(Tile { cols, share, split })) => {
-                write!(f, "wgmma cols={cols} share={share} split={split}")
-            }
+            Path::Wgmma(Some(Tile { cols, share, split })) => write!(f, " cols={cols} share={share} split={split}"),
+            _ => Ok(()),
         }
     }
 }

@@ -150,7 +150,15 @@ impl Prepared for Data {
     fn outputs(&mut self, stream: &Stream) -> Result<Vec<Output>, Error> {
         stream.upload(&vec![FORMER; self.out.len()], self.out.view_mut())?;
         self.launch(stream)?;
-        Ok(vec![Output::of("out", &self.out, stream)?])
+        let out = Output::of("out", &self.out, stream)?;
+        // Tokens and ranks are exact, log-probabilities are not: one tensor each.
+        let (n, words) = (self.problem.n, TopLogprobs::words(self.problem.n));
+        let part = |name, dtype, is_float: bool| {
+            let wanted = |at: usize| (at < 2 || at >= gpu::HEAD as usize + n) == is_float;
+            let bytes = out.bytes.chunks_exact(4).enumerate().filter(|(index, _)| wanted(index % words));
+            Output { name, dtype, bytes: bytes.flat_map(|(_, word)| word).copied().collect() }
+        };
+        Ok(vec![part("tokens", DType::U32, false), part("logprobs", DType::F32, true)])
     }
 
     fn check(&mut self, stream: &Stream) -> Result<(), Mismatch> {
