@@ -20,7 +20,10 @@ const WHITESPACE: &str = r"[ \n]{1,8}";
 
 /// A grammar compiled for a model's vocabulary. Clones share it; equal are those that share it.
 #[derive(Clone)]
-pub struct CompiledGrammar(Arc<Compiled>);
+pub struct CompiledGrammar {
+    compiled: Arc<Compiled>,
+    ignore_eos: bool,
+}
 
 struct Compiled {
     grammar: Grammar,
@@ -33,29 +36,39 @@ struct Compiled {
 impl CompiledGrammar {
     /// The state before an answer's first token, independent of all others.
     pub(crate) fn matcher(&self) -> Matcher {
-        lock(&self.0.start).deep_clone()
+        lock(&self.compiled.start).deep_clone()
     }
 
     /// Tokens that end an answer.
     pub(crate) fn eos(&self) -> &[u32] {
-        &self.0.eos
+        &self.compiled.eos
+    }
+
+    /// The answer goes on as long as the grammar lets it.
+    pub(crate) fn ignoring_eos(self, ignore_eos: bool) -> Self {
+        CompiledGrammar { ignore_eos, ..self }
+    }
+
+    /// Whether the answer goes on as long as the grammar lets it.
+    pub(crate) fn ignores_eos(&self) -> bool {
+        self.ignore_eos
     }
 
     /// What it was compiled from.
     pub fn grammar(&self) -> &Grammar {
-        &self.0.grammar
+        &self.compiled.grammar
     }
 }
 
 impl PartialEq for CompiledGrammar {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.compiled, &other.compiled) && self.ignore_eos == other.ignore_eos
     }
 }
 
 impl fmt::Debug for CompiledGrammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CompiledGrammar").field(&self.0.grammar).finish()
+        f.debug_tuple("CompiledGrammar").field(self.grammar()).finish()
     }
 }
 
@@ -85,12 +98,14 @@ impl Grammars {
         let factory = self.factory.get_or_init(|| factory(&self.tokenizer, &self.eos));
         let factory = factory.as_ref().map_err(|problem| Error::Request { problem: problem.clone() })?;
         let parser = factory.create_parser(top_level(grammar)?);
-        let start = Matcher::new(parser);
+        let mut start = Matcher::new(parser);
+        // The first mask fills the lexer's caches for all answers, and shows grammars that are too large.
+        let _ = start.compute_mask();
         if let Some(problem) = start.get_error() {
             return Err(refused(grammar, &problem));
         }
         let compiled = Compiled { grammar: grammar.clone(), start: Mutex::new(start), eos: self.eos.clone() };
-        let compiled = CompiledGrammar(Arc::new(compiled));
+        let compiled = CompiledGrammar { compiled: Arc::new(compiled), ignore_eos: false };
         let mut kept = lock(&self.kept);
         if kept.len() == KEPT {
             kept.pop_front();

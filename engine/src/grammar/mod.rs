@@ -1,9 +1,11 @@
 //! What an answer must be: JSON, a regular expression, a grammar. Which tokens may come next is a mask over the vocabulary,
 //! computed on the CPU by `llguidance` while the GPU runs the forward pass, and applied where the token is drawn.
 mod compile;
+mod matchers;
 
 pub use compile::CompiledGrammar;
 pub(crate) use compile::Grammars;
+pub(crate) use matchers::Matchers;
 use std::sync::Arc;
 
 /// What an answer must be. Cheap to clone; compiled for a model's vocabulary where a request is made.

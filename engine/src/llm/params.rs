@@ -134,7 +134,10 @@ impl SamplingParams {
             prompt,
             max_tokens: self.max_tokens.unwrap_or(usize::MAX),
             stop_tokens: eos.iter().chain(&self.stop_token_ids).copied().collect(),
-            sampling: sampling::SamplingParams { grammar, ..self.tokens() },
+            sampling: sampling::SamplingParams {
+                grammar: grammar.map(|grammar| grammar.ignoring_eos(self.ignore_eos)),
+                ..self.tokens()
+            },
             n: self.n,
             beam: self.beam,
             speculation: self.speculation,
