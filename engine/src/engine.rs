@@ -308,6 +308,11 @@ impl Engine {
         self.scheduler.metrics()
     }
 
+    /// What sequences and pages do now.
+    pub fn snapshot(&self) -> scheduler::Snapshot {
+        self.scheduler.snapshot()
+    }
+
     /// Runs the next step kernel by kernel and times each ([`StepTimes::kernels`], while steps are traced).
     ///
     /// # Panics

@@ -28,6 +28,7 @@ mod pool;
 mod prefix;
 mod request;
 mod sequence;
+mod snapshot;
 #[cfg(test)]
 mod simulator;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use beam::MAX_BEAMS;
 pub use config::{Limits, Policy, SchedulerConfig, SchedulerMetrics};
 pub use plan::*;
 pub use request::*;
+pub use snapshot::*;
 
 use crate::error::{Error, Result};
 use crate::kv::PAGE_TOKENS;

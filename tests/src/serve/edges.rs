@@ -131,3 +131,66 @@ pub fn responses() -> Result<()> {
     }
     server.at_rest()
 }
+
+/// Reads a stream of events to its last, whose response it returns.
+fn last_response(server: &Server, body: &Value) -> Result<Value> {
+    let mut events = match Events::open(server.address(), RESPONSES, body)? {
+        Ok(events) => events,
+        Err(answer) => anyhow::bail!("{answer:?}"),
+    };
+    let mut last = Value::Null;
+    while let Some((_, data)) = events.next()? {
+        last = serde_json::from_str(&data)?;
+    }
+    Ok(last["response"].clone())
+}
+
+/// Output without ids, which differ from request to request.
+fn without_ids(response: &Value) -> Value {
+    let mut output = response["output"].clone();
+    for item in output.as_array_mut().into_iter().flatten() {
+        item["id"].take();
+        item["call_id"].take();
+    }
+    output
+}
+
+/// A schema is kept to, functions are called, streamed or not.
+pub fn responses_structured() -> Result<()> {
+    let server = Server::start(&[])?;
+    let schema = json!({ "type": "object", "additionalProperties": false, "required": ["name", "age"],
+        "properties": { "name": { "type": "string", "maxLength": 20 }, "age": { "type": "integer", "maximum": 150, "minimum": 0 } } });
+    let format = json!({ "format": { "type": "json_schema", "name": "person", "schema": schema, "strict": true } });
+    let tool = json!({ "type": "function", "name": "weather", "description": "The weather of a city",
+        "parameters": { "type": "object", "required": ["city"], "additionalProperties": false,
+            "properties": { "city": { "type": "string", "maxLength": 20 } } } });
+    let ask = |more: Value| {
+        let mut body = json!({ "model": "tiny-chat", "temperature": 0, "max_output_tokens": 200,
+            "input": "Turn this into JSON: Anna is 31 and lives in Oslo." });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        let answer = server.post(RESPONSES, &body)?;
+        ensure!(answer.status == 200, "{answer:?}");
+        let whole = answer.json()?;
+        body["stream"] = json!(true);
+        let streamed = last_response(&server, &body)?;
+        ensure!(without_ids(&whole) == without_ids(&streamed), "{whole} is not {streamed}");
+        Ok(whole)
+    };
+    let person = ask(json!({ "text": format }))?;
+    let text = person["output"][0]["content"][0]["text"].as_str().context("a text")?;
+    let value: Value = serde_json::from_str(text).with_context(|| text.to_owned())?;
+    ensure!(value["name"].is_string() && value["age"].is_u64(), "{value}");
+    for choice in [json!("required"), json!({ "type": "function", "name": "weather" })] {
+        let called = ask(json!({ "tools": [tool], "tool_choice": choice, "parallel_tool_calls": false }))?;
+        let call = &called["output"][0];
+        ensure!(
+            call["type"] == "function_call" && call["name"] == "weather" && call["status"] == "completed",
+            "{called}"
+        );
+        let arguments: Value = serde_json::from_str(call["arguments"].as_str().context("arguments")?)?;
+        ensure!(arguments["city"].is_string(), "{arguments}");
+    }
+    server.at_rest()
+}

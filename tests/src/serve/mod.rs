@@ -23,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
     add("fault", chaos::fault);
     add("embeddings", edges::embeddings);
     add("responses", edges::responses);
+    add("responses_structured", edges::responses_structured);
     add("openapi", fuzz::openapi);
     trials
 }

@@ -1,11 +1,9 @@
 //! `/v1/models`.
-use super::types::now;
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use axum::extract::{Path, State};
 use axum::{Json, Router, routing::get};
 use serde::Serialize;
-use std::sync::OnceLock;
 use utoipa::ToSchema;
 
 /// The models that are served.
@@ -35,13 +33,13 @@ pub struct ModelObject {
     pub max_model_len: usize,
 }
 
-impl From<&Served> for ModelObject {
-    fn from(served: &Served) -> Self {
-        static START: OnceLock<u64> = OnceLock::new();
+impl ModelObject {
+    /// `served` under one of its names.
+    fn new(id: String, served: &Served) -> Self {
         ModelObject {
-            id: served.id.clone(),
+            id,
             object: "model",
-            created: *START.get_or_init(now),
+            created: served.created,
             owned_by: "wootz",
             max_model_len: served.llm.handle().admission().scheduler.max_len(),
         }
@@ -59,7 +57,9 @@ pub fn routes() -> Router<AppState> {
     (status = "default", description = "What is wrong", body = crate::serve::error::ErrorBody),
 ))]
 pub async fn list(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let data = vec![ModelObject::from(&*state.model(None)?)];
+    state.serving()?;
+    let names = state.registry().names();
+    let data = names.into_iter().map(|(name, served)| ModelObject::new(name, &served)).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -71,5 +71,6 @@ pub async fn list(State(state): State<AppState>) -> Result<Json<ModelList>, ApiE
         (status = "default", description = "What is wrong", body = crate::serve::error::ErrorBody),
     ))]
 pub async fn one(State(state): State<AppState>, Path(model): Path<String>) -> Result<Json<ModelObject>, ApiError> {
-    Ok(Json(ModelObject::from(&*state.model(Some(&model))?)))
+    let served = state.model(Some(&model))?;
+    Ok(Json(ModelObject::new(model, &served)))
 }
