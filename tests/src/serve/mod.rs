@@ -3,6 +3,7 @@ mod chaos;
 mod client;
 mod edges;
 mod fuzz;
+mod http;
 mod schema;
 
 use anyhow::Result;
@@ -14,6 +15,8 @@ pub fn trials() -> Vec<Trial> {
     let mut add = |name: &str, run: fn() -> Result<()>| {
         trials.push(Trial::test(format!("serve::{name}"), move || run().map_err(|e| format!("{e:#}").into())));
     };
+    add("openai", http::openai);
+    add("hang_up", http::hang_up);
     add("crowd", chaos::crowd);
     add("huge", chaos::huge);
     add("slow_reader", chaos::slow_reader);

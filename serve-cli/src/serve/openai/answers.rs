@@ -117,9 +117,6 @@ pub trait Writer: Send + 'static {
     /// A chunk.
     type Chunk: Serialize;
 
-    /// Before all answers.
-    fn begin(&mut self) -> Vec<Self::Chunk>;
-
     /// An answer grows.
     fn step(&mut self, step: Step) -> Vec<Self::Chunk>;
 
@@ -127,30 +124,22 @@ pub trait Writer: Send + 'static {
     fn end(&mut self, usage: Usage) -> Vec<Self::Chunk>;
 }
 
-/// Where a stream is.
-enum At {
-    Begin,
-    Middle,
-    Over,
-}
-
 /// The events of a stream: chunks, and `[DONE]` or an error.
 pub fn events<W: Writer>(answers: Answers, writer: W) -> Response {
-    let lines = stream::unfold((answers, writer, At::Begin), |(mut answers, mut writer, at)| async move {
-        let (lines, at) = match at {
-            At::Begin => (json(writer.begin()), At::Middle),
-            At::Middle => match answers.next().await {
-                Ok(Some(step)) => (json(writer.step(step)), At::Middle),
-                Ok(None) => {
-                    let mut lines = json(writer.end(answers.usage()));
-                    lines.push("[DONE]".to_owned());
-                    (lines, At::Over)
-                }
-                Err(error) => (json(vec![error.into_body()]), At::Over),
-            },
-            At::Over => return None,
+    let lines = stream::unfold((answers, writer, false), |(mut answers, mut writer, over)| async move {
+        if over {
+            return None;
+        }
+        let (lines, over) = match answers.next().await {
+            Ok(Some(step)) => (json(writer.step(step)), false),
+            Ok(None) => {
+                let mut lines = json(writer.end(answers.usage()));
+                lines.push("[DONE]".to_owned());
+                (lines, true)
+            }
+            Err(error) => (json(vec![error.into_body()]), true),
         };
-        Some((stream::iter(lines), (answers, writer, at)))
+        Some((stream::iter(lines), (answers, writer, over)))
     });
     let events = lines.flatten().map(|line| Ok::<_, Infallible>(Event::default().data(line)));
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()

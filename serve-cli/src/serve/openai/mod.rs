@@ -11,3 +11,6 @@ pub mod sampling;
 pub mod structured;
 pub mod tokenize;
 pub mod types;
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! What answers must be: `response_format`, and vLLM's `structured_outputs` and `guided_…`.
 use crate::serve::error::ApiError;
 use engine::grammar::Grammar;
+use engine::llm::TextModel;
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -67,13 +68,26 @@ pub struct NamedSchema {
 /// What an answer must be.
 ///
 /// # Errors
-/// More than one says it, or one cannot be read.
+/// More than one says it, one cannot be read, or the model cannot follow it. Compiles it: not on the runtime's threads.
 pub fn grammar(
+    text: &TextModel,
     response_format: Option<&Value>,
     outputs: Option<&StructuredOutputs>,
     guided: &StructuredFields,
 ) -> Result<Option<Grammar>, ApiError> {
-    let mut found: Vec<(&str, Grammar)> = Vec::new();
+    let Some((field, grammar)) = read(response_format, outputs, guided)? else { return Ok(None) };
+    let check = text.check_grammar(&grammar);
+    check.map_err(|error| ApiError::invalid(format!("{field}: {error}"), Some(field)))?;
+    Ok(Some(grammar))
+}
+
+/// The field that says it, and what it says.
+fn read(
+    response_format: Option<&Value>,
+    outputs: Option<&StructuredOutputs>,
+    guided: &StructuredFields,
+) -> Result<Option<(&'static str, Grammar)>, ApiError> {
+    let mut found: Vec<(&'static str, Grammar)> = Vec::new();
     found.extend(of_format(response_format)?.map(|grammar| ("response_format", grammar)));
     if let Some(outputs) = outputs {
         let field = "structured_outputs";
@@ -96,7 +110,7 @@ pub fn grammar(
         };
         return Err(ApiError::invalid(problem, Some(second)));
     }
-    Ok(found.pop().map(|(_, grammar)| grammar))
+    Ok(found.pop())
 }
 
 fn of_format(format: Option<&Value>) -> Result<Option<Grammar>, ApiError> {
@@ -144,7 +158,7 @@ mod tests {
     #[test]
     fn all_ways_to_say_what_answers_must_be() {
         let none = StructuredFields::default();
-        let of = |format: Value| grammar(Some(&format), None, &none);
+        let of = |format: Value| read(Some(&format), None, &none).map(|found| found.map(|(_, grammar)| grammar));
         assert_eq!(of(json!({ "type": "text" })).unwrap(), None);
         assert_eq!(of(json!({ "type": "json_object" })).unwrap(), Some(Grammar::JsonObject));
         let schema = json!({ "type": "json_schema", "json_schema": { "name": "a", "schema": { "type": "integer" } } });
@@ -153,10 +167,10 @@ mod tests {
             assert!(of(wrong.clone()).is_err(), "{wrong}");
         }
         let regex = StructuredOutputs { regex: Some("a+".into()), ..StructuredOutputs::default() };
-        assert_eq!(grammar(None, Some(&regex), &none).unwrap(), Some(Grammar::Regex("a+".into())));
-        let twice = grammar(Some(&json!({ "type": "json_object" })), Some(&regex), &none);
+        assert_eq!(read(None, Some(&regex), &none).unwrap(), Some(("structured_outputs", Grammar::Regex("a+".into()))));
+        let twice = read(Some(&json!({ "type": "json_object" })), Some(&regex), &none);
         assert_eq!(twice.unwrap_err().into_body().error.param.as_deref(), Some("structured_outputs"));
         let both = StructuredOutputs { grammar: Some("start: \"a\"".into()), ..regex };
-        assert!(grammar(None, Some(&both), &none).is_err());
+        assert!(read(None, Some(&both), &none).is_err());
     }
 }

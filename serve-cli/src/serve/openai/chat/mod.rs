@@ -138,9 +138,9 @@ fn ask(
     }
     let mut params = sampling.params(served, own.max_completion_tokens.or(own.max_tokens), None)?;
     params.logprobs = logprobs.then(|| own.top_logprobs.unwrap_or(0));
-    params.grammar = structured::grammar(own.response_format.as_ref(), sampling.structured_outputs.as_ref(), &guided)?;
-
     let text = served.llm.text_model();
+    let outputs = sampling.structured_outputs.as_ref();
+    params.grammar = structured::grammar(text, own.response_format.as_ref(), outputs, &guided)?;
     let marks: Vec<String> = text.chat_template().into_iter().flat_map(|template| template.sources()).collect();
     let tools = tools::read(&own, &marks, params.grammar.is_some())?;
     let input = ChatInput {
@@ -180,6 +180,7 @@ fn ask(
     };
     let detokenizer = logprobs.then(|| Detokenizer::new(text.tokenizer(), false)).transpose()?;
     let prompt = text.chat_tokens(&prompt)?;
-    let writing = Writing::new(served.id.clone(), style, detokenizer, params.n);
-    Ok((Answers::ask(state, served, vec![prompt], &params, arrived)?, writing))
+    // The engine checks n: a million answers are refused before anything is made for them.
+    let answers = Answers::ask(state, served, vec![prompt], &params, arrived)?;
+    Ok((answers, Writing::new(served.id.clone(), style, detokenizer, params.n)))
 }

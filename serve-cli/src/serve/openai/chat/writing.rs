@@ -34,6 +34,8 @@ pub struct Writing {
 
 /// An answer that is being made.
 struct Growing {
+    /// Whether the stream has told its role.
+    begun: bool,
     parser: ChatParser,
     message: ChatMessage,
     logprobs: Option<ChatLogprobs>,
@@ -44,6 +46,7 @@ impl Writing {
     /// `n` answers.
     pub fn new(model: String, style: Style, detokenizer: Option<Detokenizer>, n: usize) -> Self {
         let growing = || Growing {
+            begun: false,
             parser: ChatParser::new(style.format),
             message: ChatMessage {
                 role: "assistant",
@@ -162,20 +165,18 @@ fn call(call: ToolCallDelta) -> Delta {
 impl Writer for Writing {
     type Chunk = ChatChunk;
 
-    fn begin(&mut self) -> Vec<ChatChunk> {
-        let usage = self.style.usage.of(Usage::default());
-        let first = |index| ChunkChoice {
-            index,
+    fn step(&mut self, step: Step) -> Vec<ChatChunk> {
+        let usage = self.style.usage.of(step.usage);
+        // The role comes with the first token: clients take the first chunk's time for the first token's.
+        let growing = self.choices.get_mut(step.choice);
+        let first = growing.is_some_and(|growing| !std::mem::replace(&mut growing.begun, true));
+        let role = first.then(|| ChunkChoice {
+            index: step.choice,
             delta: Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() },
             logprobs: None,
             finish_reason: None,
-        };
-        (0..self.choices.len()).map(|index| self.chunk(vec![first(index)], usage)).collect()
-    }
-
-    fn step(&mut self, step: Step) -> Vec<ChatChunk> {
-        let usage = self.style.usage.of(step.usage);
-        let choices = self.push(&step);
+        });
+        let choices: Vec<_> = role.into_iter().chain(self.push(&step)).collect();
         choices.into_iter().map(|choice| self.chunk(vec![choice], usage)).collect()
     }
 

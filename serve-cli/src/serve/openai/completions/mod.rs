@@ -138,11 +138,9 @@ fn ask(
         return wrong("logprobs", "of the prompt are not known: leave out echo or logprobs");
     }
     let mut params = request.sampling.params(served, own.max_tokens, own.best_of)?;
-    params.grammar = structured::grammar(
-        own.response_format.as_ref(),
-        request.sampling.structured_outputs.as_ref(),
-        &request.guided,
-    )?;
+    let text = served.llm.text_model();
+    let outputs = request.sampling.structured_outputs.as_ref();
+    params.grammar = structured::grammar(text, own.response_format.as_ref(), outputs, &request.guided)?;
     let n = request.sampling.n.unwrap_or(1);
     let ranked = params.n > n;
     if ranked && request.sampling.stream == Some(true) {
@@ -150,7 +148,9 @@ fn ask(
     }
     params.logprobs = own.logprobs.or(ranked.then_some(0));
     let prompts = read_prompts(&own.prompt)?;
-    let text = served.llm.text_model();
+    if prompts.len().saturating_mul(params.n) > MAX_PROMPTS {
+        return wrong("n", &format!("times the number of prompts must be at most {MAX_PROMPTS}"));
+    }
     let echoes: Vec<String> = prompts
         .iter()
         .map(|prompt| match prompt {
@@ -217,10 +217,21 @@ struct Writing {
 
 /// An answer that is being made.
 struct Growing {
+    /// Whether the stream has told the prompt.
+    begun: bool,
     choice: Choice,
     logprobs: Option<LogprobsBuilder>,
     /// Sum and number of log-probabilities.
     score: (f64, u32),
+}
+
+impl Growing {
+    /// What a stream tells before the answer's first token: the prompt, if asked for.
+    fn begin(&mut self) -> Option<Choice> {
+        let first = !std::mem::replace(&mut self.begun, true);
+        let told = !self.choice.text.is_empty() || self.choice.prompt_token_ids.is_some();
+        (first && told).then(|| self.choice.clone())
+    }
 }
 
 impl Writing {
@@ -253,7 +264,7 @@ impl Writing {
                     token_ids: tells_tokens.then(Vec::new),
                 };
                 let logprobs = params.logprobs.map(|_| LogprobsBuilder::new(served.llm.text_model())).transpose()?;
-                choices.push(Growing { choice, logprobs, score: (0.0, 0) });
+                choices.push(Growing { begun: false, choice, logprobs, score: (0.0, 0) });
             }
         }
         Ok(Writing { head, choices, n, of: params.n, tells_logprobs: own.logprobs.is_some(), tells_tokens })
@@ -320,30 +331,29 @@ impl Chunks {
 impl Writer for Chunks {
     type Chunk = Completion;
 
-    fn begin(&mut self) -> Vec<Completion> {
-        // The prompts, where they are to be told.
-        let told = |growing: &&Growing| !growing.choice.text.is_empty() || growing.choice.prompt_token_ids.is_some();
-        let begun = self.writing.choices.iter().filter(told).map(|growing| growing.choice.clone());
-        let usage = self.usage.of(Usage::default());
-        begun.map(|choice| self.chunk(vec![choice], usage)).collect()
-    }
-
     fn step(&mut self, step: Step) -> Vec<Completion> {
         let usage = self.usage.of(step.usage);
-        let choice = self.writing.push(step);
-        choice.map(|choice| self.chunk(vec![choice], usage)).into_iter().collect()
+        let first = self.writing.choices.get_mut(step.choice).and_then(Growing::begin);
+        let choices: Vec<_> = first.into_iter().chain(self.writing.push(step)).collect();
+        choices.into_iter().map(|choice| self.chunk(vec![choice], usage)).collect()
     }
 
     fn end(&mut self, usage: Usage) -> Vec<Completion> {
-        // Without a token to generate nothing has ended.
-        let open = self.writing.choices.iter().filter(|growing| growing.choice.finish_reason.is_none());
-        let ends = open.map(|growing| Choice {
-            text: String::new(),
-            prompt_token_ids: None,
-            finish_reason: Some("length"),
-            ..growing.choice.clone()
-        });
-        let mut chunks: Vec<_> = ends.map(|choice| self.chunk(vec![choice], self.usage.of(usage))).collect();
+        // Without a token to generate nothing has ended, or begun.
+        let open = self.writing.choices.iter_mut().filter(|growing| growing.choice.finish_reason.is_none());
+        let ends: Vec<_> = open
+            .flat_map(|growing| {
+                let end = Choice {
+                    text: String::new(),
+                    prompt_token_ids: None,
+                    finish_reason: Some("length"),
+                    ..growing.choice.clone()
+                };
+                growing.begin().into_iter().chain([end])
+            })
+            .collect();
+        let each = self.usage.of(usage);
+        let mut chunks: Vec<_> = ends.into_iter().map(|choice| self.chunk(vec![choice], each)).collect();
         chunks.extend(self.usage.last.then(|| self.chunk(Vec::new(), Some(Some(usage)))));
         chunks
     }
