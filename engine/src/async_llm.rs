@@ -80,7 +80,7 @@ impl AsyncLlm {
     /// The request can never run, or none is taken now ([`EngineHandle::submit`]).
     pub fn generate(&self, prompt: impl Into<Prompt>, params: SamplingParams) -> Result<CompletionStream> {
         let prompt = self.text.encode(prompt.into())?;
-        let request = params.request(prompt, &self.text.generation_config().eos_token_ids)?;
+        let request = self.text.request(prompt, &params)?;
         self.engine.admission().check(&request)?;
         let growth = Growth::new(self.text.tokenizer(), &request.prompt, &params)?;
         Ok(CompletionStream { tokens: self.engine.submit(request)?, growth })

@@ -115,6 +115,11 @@ impl ChatTemplate {
         self.special_tokens.get(name)?.as_str()
     }
 
+    /// The sources of all templates, to see which marks the model knows.
+    pub fn sources(&self) -> impl Iterator<Item = String> {
+        self.env.templates().map(|(_, template)| template.source().to_owned())
+    }
+
     /// The prompt for a conversation. Encode it with special tokens parsed and no BOS added: the template writes its own.
     ///
     /// # Errors

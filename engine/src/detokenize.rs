@@ -78,6 +78,31 @@ impl Detokenizer {
         out
     }
 
+    /// The bytes that a token adds in the middle of an answer; empty for ids that the tokenizer does not know. No token is
+    /// held back or changed by its neighbours here: an incomplete character is its own bytes.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(mut token) = self.tokenizer.token(id) else { return Vec::new() };
+        for stage in &self.stages {
+            match stage {
+                Stage::ByteLevel { .. } => {
+                    let mut bytes = Vec::new();
+                    push_bytes(&token, &mut bytes);
+                    return bytes;
+                }
+                Stage::PerToken(decoder) => token = decoder.decode_chain(vec![token]).unwrap_or_default().concat(),
+                Stage::Metaspace { replacement, .. } => token = token.replace(*replacement, " "),
+                Stage::ByteFallback { .. } => {
+                    if let Some(byte) = byte_token(&token) {
+                        return vec![byte];
+                    }
+                }
+                // It strips a text's ends.
+                Stage::Strip { .. } => {}
+            }
+        }
+        token.into_bytes()
+    }
+
     /// The rest, at the end of the output. Incomplete characters come out as U+FFFD.
     pub fn finish(mut self) -> String {
         let mut out = String::new();

@@ -2,12 +2,13 @@
 //! text.
 use crate::config::{Dtype, ModelConfig};
 use crate::error::{Error, Result};
+use crate::grammar::Matchers;
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{LoadProgress, Model, WeightSource};
 use crate::runner::{InFlight, MAX_BIASES, MemoryBudget, Runner, RunnerConfig};
 use crate::scheduler::{
-    self, Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig, SchedulerMetrics,
-    SequenceRequest, Speculation, StepOutput, StepPlan,
+    self, FinishReason, Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig,
+    SchedulerMetrics, SequenceRequest, Speculation, StepOutput, StepPlan,
 };
 use crate::source::ModelSource;
 use crate::tokenizer::Tokenizer;
@@ -243,6 +244,7 @@ pub struct Engine {
     runner: Runner,
     /// The step that runs.
     running: Option<(StepPlan, InFlight)>,
+    matchers: Matchers,
     overlap: bool,
     /// Of requests that leave it to the engine.
     speculation: Speculation,
@@ -312,6 +314,7 @@ impl Engine {
             scheduler: Scheduler::new(scheduler, pages),
             runner,
             running: None,
+            matchers: Matchers::default(),
             overlap,
             speculation: config.speculation,
             trace: None,
@@ -327,6 +330,11 @@ impl Engine {
     /// What the scheduler counts.
     pub fn metrics(&self) -> SchedulerMetrics {
         self.scheduler.metrics()
+    }
+
+    /// What sequences and pages do now.
+    pub fn snapshot(&self) -> scheduler::Snapshot {
+        self.scheduler.snapshot()
     }
 
     /// Runs the next step kernel by kernel and times each ([`StepTimes::kernels`], while steps are traced).
@@ -374,7 +382,17 @@ impl Engine {
         let admission = self.admission();
         request.speculation = admission.resolve(request.speculation);
         admission.check_tokens(&request)?;
-        self.scheduler.add(request)
+        let grammar = request.sampling.grammar.clone();
+        // What the draft model proposes the host never sees, so there is no mask for it.
+        if grammar.is_some() && matches!(request.speculation, Speculation::Draft { .. }) {
+            request.speculation = Speculation::Off;
+        }
+        let n = request.n;
+        let id = self.scheduler.add(request)?;
+        if let Some(grammar) = grammar {
+            self.matchers.open(id, n, &grammar);
+        }
+        Ok(id)
     }
 
     /// What [`Engine::add`] takes, to check requests on any thread.
@@ -389,14 +407,21 @@ impl Engine {
         }
     }
 
+    /// Open answers that follow a grammar.
+    pub fn open_grammars(&self) -> usize {
+        self.matchers.len()
+    }
+
     /// Drops a sequence.
     pub fn cancel(&mut self, id: RequestId) {
         let _ = self.scheduler.cancel(id);
+        self.matchers.close(id);
     }
 
     /// Drops one of a request's `n` answers: the others go on.
     pub fn cancel_answer(&mut self, id: RequestId, index: u32) {
         let _ = self.scheduler.cancel_answer(id, index);
+        self.matchers.close_answer(id, index);
     }
 
     /// Whether [`Engine::step`] would do anything.
@@ -409,24 +434,50 @@ impl Engine {
         let (plan, mut step) = match self.running.take() {
             Some(running) => running,
             None => match self.submit()? {
-                Some(running) => running,
+                Some((plan, mut step)) => {
+                    self.sample(&plan, &mut step)?;
+                    (plan, step)
+                }
                 None => return Ok(Vec::new()),
             },
         };
-        if self.overlap {
-            self.running = self.submit()?;
-        }
+        let mut next = if self.overlap { self.submit()? } else { None };
         let (mut times, start) = (std::mem::take(&mut step.times), Instant::now());
         let events = times.events.take();
         let output = self.runner.collect(step)?;
         let wait = start.elapsed();
         let start = Instant::now();
         let (tokens, sequences) = (plan.tokens.len(), plan.sequences.len());
-        let progress = self.scheduler.commit(plan, &output);
+        self.matchers.advance(&plan, &output);
+        let mut progress = self.scheduler.commit(plan, &output);
+        self.matchers.close_ended(&progress);
+        // The next step's logits are under way: what may be chosen from them is known only now.
+        if let Some((plan, step)) = &mut next {
+            self.sample(plan, step)?;
+        }
+        self.running = next;
+        progress.extend(self.abort_failed());
         if let Some(trace) = &mut self.trace {
             trace.push(StepTimes { tokens, sequences, wait, commit: start.elapsed(), ..StepTimes::of(times) }, events);
         }
         Ok(progress)
+    }
+
+    /// Queues the choice of a step's tokens, if grammars have kept it waiting.
+    fn sample(&mut self, plan: &StepPlan, step: &mut InFlight) -> Result<()> {
+        let matchers = &mut self.matchers;
+        self.runner.sample(step, |masks, words| matchers.masks(plan, masks, words))
+    }
+
+    /// Ends answers whose grammar has met a limit: anything that they would say from now on may break it.
+    fn abort_failed(&mut self) -> Vec<Progress> {
+        let failed = self.matchers.take_failed();
+        let abort = |(id, index)| {
+            let _ = self.scheduler.cancel_answer(id, index);
+            let finished = Some(FinishReason::Abort);
+            Progress { id, index, token: None, logprobs: None, finished, score: None, embedding: None }
+        };
+        failed.into_iter().map(abort).collect()
     }
 
     /// Plans and queues the next step, if anything can be planned now.

@@ -343,3 +343,18 @@ fn embeddings_are_the_states_that_the_head_sees() {
     let by_prefixes: Vec<f32> = sum.iter().map(|sum| (sum / prompt.len() as f64) as f32).collect();
     assert_eq!(means, by_prefixes);
 }
+
+#[test]
+fn embeddings_of_gpus_are_the_cpus() {
+    let cpu = embed(&mut load(&Device::cpu(), EAGER), &ALL, Pooling::Mean);
+    for target in [Target::Sm90a, Target::Sm80] {
+        // Graphs and overlap, as on a real one.
+        let step = EngineConfig { eager: false, overlap: Some(true), ..EAGER };
+        let found = embed(&mut load(&Device::emulated(target, 1), step), &ALL, Pooling::Mean);
+        for (found, expected) in found.iter().zip(&cpu) {
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let cosine = dot(found, expected) / (dot(found, found) * dot(expected, expected)).sqrt();
+            assert!(cosine > 0.999, "{target:?}: {cosine}");
+        }
+    }
+}

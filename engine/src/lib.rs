@@ -13,6 +13,7 @@
 //! # Ok::<(), engine::Error>(())
 //! ```
 pub mod async_llm;
+pub mod chat_output;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod embedded;
 pub mod engine;
 pub mod error;
 pub mod generation_config;
+pub mod grammar;
 pub mod kv;
 pub mod llm;
 pub mod model;
@@ -39,6 +41,7 @@ pub mod worker;
 pub use async_llm::AsyncLlm;
 pub use chat_template::message;
 pub use error::{Error, Result};
+pub use grammar::Grammar;
 pub use kernels_host::Device;
 pub use llm::{Completion, Llm, SamplingParams};
 pub use pooling::{Embedding, Pooling};

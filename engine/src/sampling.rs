@@ -1,5 +1,6 @@
 //! How a token is chosen.
 use crate::error::{Error, Result};
+use crate::grammar::CompiledGrammar;
 
 /// Sampling parameters of one request; the meaning is that of vLLM and Hugging Face.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,8 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Log-probabilities of the chosen token and of so many most likely tokens, from the raw logits; `None`: none.
     pub logprobs: Option<u32>,
+    /// Only tokens with which the answer can still become what the grammar describes.
+    pub grammar: Option<CompiledGrammar>,
 }
 
 /// Most tokens with log-probabilities that a request may ask for.
@@ -43,6 +46,7 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             logprobs: None,
+            grammar: None,
         }
     }
 }

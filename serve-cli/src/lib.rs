@@ -58,7 +58,7 @@ enum Command {
     #[command(after_help = "Example: wootz doctor\n\n\
         Exits with code 1 only if `wootz chat` cannot work; what a build of Wootz needs is a warning.")]
     Doctor,
-    /// Serve.
+    /// Serve models by HTTP, with OpenAI's API.
     Serve(Box<serve::ServeArgs>),
     /// Time kernels or a model.
     Bench(bench::BenchArgs),

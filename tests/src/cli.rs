@@ -3,6 +3,7 @@
 //! Every run is checked for three things besides what its test asks: no panic, an exit code, and on failure
 //! one line on stderr that starts with "error: ".
 mod bad_input;
+mod hub;
 
 use anyhow::{Context, Result, ensure};
 use bad_input::{damaged, edit};
@@ -40,6 +41,7 @@ pub fn trials() -> Vec<Trial> {
     add("bench_peers", bench_peers);
     add("completions", completions);
     trials.extend(bad_input::trials());
+    trials.extend(hub::trials());
     trials
 }
 

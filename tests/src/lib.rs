@@ -17,6 +17,7 @@ mod engine;
 pub mod goldens;
 mod kernels;
 pub mod probes;
+mod serve;
 
 /// Runs the tests that `args` (libtest's) select.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -39,6 +40,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(async_llm::trials(&devices));
     trials.extend(counters::trials());
     trials.extend(cli::trials());
+    trials.extend(serve::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     let all_emulated = arguments.filter.as_deref().is_none_or(|filter| ["emulated", "kernels"].contains(&filter));
     let whole = !arguments.list && !arguments.exact && arguments.skip.is_empty() && all_emulated;

@@ -104,7 +104,7 @@ struct Growing {
 impl Growth {
     pub fn new(tokenizer: &Tokenizer, prompt: &[u32], params: &SamplingParams) -> Result<Self> {
         let grow = || -> Result<Growing> {
-            let mut detokenizer = Detokenizer::new(tokenizer, true)?;
+            let mut detokenizer = Detokenizer::new(tokenizer, params.skip_special_tokens)?;
             detokenizer.skip_prompt(prompt);
             let answer = Answer {
                 text: String::new(),

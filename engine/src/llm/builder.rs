@@ -54,7 +54,7 @@ impl<'a> LlmBuilder<'a> {
         let generation = source.generation_config(&model, &tokenizer, template.as_ref())?;
         let checkpoint = source.checkpoint()?;
         let engine = Engine::load(&device, &model, WeightSource::Checkpoint(&checkpoint), &config, progress)?;
-        let text = Arc::new(TextModel { name: source.name(), tokenizer, template, generation });
+        let text = Arc::new(TextModel::new(source.name(), tokenizer, template, generation));
         Ok(Llm { engine, text })
     }
 

@@ -24,6 +24,7 @@ use crate::chat_template::{ChatInput, ChatTemplate};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::generation_config::GenerationConfig;
+use crate::grammar::{Grammar, Grammars};
 use crate::pooling::{Embedding, Pooling};
 use crate::scheduler::{RequestId, SequenceRequest};
 use crate::source::ModelSource;
@@ -48,9 +49,15 @@ pub struct TextModel {
     /// A base model has none: an error only when somebody chats.
     template: Option<ChatTemplate>,
     generation: GenerationConfig,
+    grammars: Grammars,
 }
 
 impl TextModel {
+    fn new(name: String, tokenizer: Tokenizer, template: Option<ChatTemplate>, generation: GenerationConfig) -> Self {
+        let grammars = Grammars::new(tokenizer.clone(), generation.eos_token_ids.clone());
+        TextModel { name, tokenizer, template, generation, grammars }
+    }
+
     /// The model's name for people.
     pub fn name(&self) -> &str {
         &self.name
@@ -71,14 +78,52 @@ impl TextModel {
     /// # Errors
     /// The model has no chat template, or the template refuses the conversation.
     pub fn chat_prompt(&self, messages: &[serde_json::Value]) -> Result<Vec<u32>> {
-        let template = self.template.as_ref().ok_or_else(|| Error::NoChatTemplate { origin: self.name.clone() })?;
-        let text = template.render(&ChatInput {
+        let text = self.chat_text(&ChatInput {
             messages: messages.to_vec(),
             add_generation_prompt: true,
             ..Default::default()
         })?;
-        // The template writes the special tokens itself.
-        self.tokenizer.encode(&text, true)
+        self.chat_tokens(&text)
+    }
+
+    /// The prompt's text for a conversation with tools, documents or variables such as `enable_thinking`. Its end says
+    /// whether the template has opened the answer's reasoning already
+    /// ([`ReasoningFormat::is_open_in`](crate::chat_output::ReasoningFormat::is_open_in)).
+    ///
+    /// # Errors
+    /// As [`TextModel::chat_prompt`].
+    pub fn chat_text(&self, input: &ChatInput) -> Result<String> {
+        let template = self.template.as_ref().ok_or_else(|| Error::NoChatTemplate { origin: self.name.clone() })?;
+        template.render(input)
+    }
+
+    /// Tokens of what [`TextModel::chat_text`] returned: the template writes the special tokens itself.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn chat_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, true)
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// Whether the model can follow a grammar: compiles it, or finds it compiled. On the caller's thread, since large
+    /// schemas take tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with what is wrong with the grammar.
+    pub fn check_grammar(&self, grammar: &Grammar) -> Result<()> {
+        self.grammars.compile(grammar).map(drop)
+    }
+
+    /// What the engine is asked for.
+    pub(crate) fn request(&self, prompt: Vec<u32>, params: &SamplingParams) -> Result<SequenceRequest> {
+        params.validate()?;
+        let grammar = params.grammar.as_ref().map(|grammar| self.grammars.compile(grammar)).transpose()?;
+        params.request(prompt, &self.generation.eos_token_ids, grammar)
     }
 
     /// Prompt tokens of plain text, with the special tokens that the tokenizer adds.
@@ -232,8 +277,8 @@ impl Llm {
         let mut growths = Vec::with_capacity(prompts.len());
         let mut places: HashMap<RequestId, usize> = HashMap::with_capacity(prompts.len());
         for prompt in prompts {
-            let growth = params
-                .request(prompt.clone(), &text.generation.eos_token_ids)
+            let growth = text
+                .request(prompt.clone(), params)
                 .and_then(|request| engine.admission().check(&request).map(|()| request))
                 .and_then(|request| Ok((Growth::new(&text.tokenizer, prompt, params)?, engine.add(request)?)));
             match growth {

@@ -1,5 +1,6 @@
 //! What a caller may ask of a generation.
 use crate::error::{Error, Result};
+use crate::grammar::{CompiledGrammar, Grammar};
 use crate::sampling;
 use crate::scheduler::{BeamParams, SequenceRequest, Speculation};
 use std::sync::Arc;
@@ -38,6 +39,10 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Log-probabilities of the chosen token and of so many most likely tokens; `None`: none. Beam search has none.
     pub logprobs: Option<u32>,
+    /// What an answer must be; it ends where the grammar lets it. Not with beam search.
+    pub grammar: Option<Grammar>,
+    /// Leave special tokens out of the text (default). Their text is wanted where it means something, as tool calls' markers.
+    pub skip_special_tokens: bool,
     /// Beam search instead of sampling.
     pub beam: Option<BeamParams>,
     /// Where draft tokens come from: as the engine was told, unless something else is said.
@@ -67,6 +72,8 @@ impl Default for SamplingParams {
             frequency_penalty: greedy.frequency_penalty,
             logit_bias: greedy.logit_bias,
             logprobs: greedy.logprobs,
+            grammar: None,
+            skip_special_tokens: true,
             beam: None,
             speculation: Speculation::Auto,
             priority: 0,
@@ -87,10 +94,15 @@ impl SamplingParams {
         if self.beam.is_some() && self.logprobs.is_some() {
             return Err(Error::Request { problem: "beam search has no logprobs; leave one of them out".into() });
         }
+        if self.beam.is_some() && self.grammar.is_some() {
+            return Err(Error::Request {
+                problem: "beam search takes no grammar; leave one of them out, or sample with n".into(),
+            });
+        }
         self.tokens().validate()
     }
 
-    /// How one token is chosen.
+    /// How one token is chosen, the grammar aside.
     pub fn tokens(&self) -> sampling::SamplingParams {
         sampling::SamplingParams {
             temperature: self.temperature,
@@ -103,18 +115,29 @@ impl SamplingParams {
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.clone(),
             logprobs: self.logprobs,
+            grammar: None,
         }
     }
 
-    /// What the engine is asked for a prompt; `eos` are the model's end-of-sequence tokens.
-    pub(crate) fn request(&self, prompt: Vec<u32>, eos: &[u32]) -> Result<SequenceRequest> {
+    /// What the engine is asked for a prompt; `eos` are the model's end-of-sequence tokens, `grammar` is what
+    /// [`SamplingParams::grammar`] compiled to.
+    pub(crate) fn request(
+        &self,
+        prompt: Vec<u32>,
+        eos: &[u32],
+        grammar: Option<CompiledGrammar>,
+    ) -> Result<SequenceRequest> {
         self.validate()?;
-        let eos = if self.ignore_eos { &[] } else { eos };
+        // A grammar that has ended allows nothing but these.
+        let eos = if self.ignore_eos && grammar.is_none() { &[] } else { eos };
         Ok(SequenceRequest {
             prompt,
             max_tokens: self.max_tokens.unwrap_or(usize::MAX),
             stop_tokens: eos.iter().chain(&self.stop_token_ids).copied().collect(),
-            sampling: self.tokens(),
+            sampling: sampling::SamplingParams {
+                grammar: grammar.map(|grammar| grammar.ignoring_eos(self.ignore_eos)),
+                ..self.tokens()
+            },
             n: self.n,
             beam: self.beam,
             speculation: self.speculation,
@@ -142,12 +165,12 @@ mod tests {
             cache_salt: Some("a".into()),
             ..SamplingParams::default()
         };
-        let request = params.request(vec![9], &[1, 2]).unwrap();
+        let request = params.request(vec![9], &[1, 2], None).unwrap();
         assert_eq!((request.max_tokens, request.n, request.priority), (7, 3, -1));
         assert_eq!(request.stop_tokens, [1, 2, 5]);
         assert_eq!((request.sampling.temperature, request.sampling.logit_bias), (0.5, vec![(1, 2.0)]));
         assert_eq!(request.salt.as_deref(), Some("a"));
-        let on = SamplingParams { ignore_eos: true, ..params }.request(vec![9], &[1, 2]).unwrap();
+        let on = SamplingParams { ignore_eos: true, ..params }.request(vec![9], &[1, 2], None).unwrap();
         assert_eq!(on.stop_tokens, [5]);
     }
 
@@ -160,6 +183,7 @@ mod tests {
             SamplingParams { max_tokens: Some(0), ..good.clone() },
             SamplingParams { temperature: -1.0, ..good.clone() },
             SamplingParams { beam: Some(beam), logprobs: Some(1), ..good.clone() },
+            SamplingParams { beam: Some(beam), grammar: Some(Grammar::JsonObject), ..good.clone() },
         ] {
             assert!(bad.validate().is_err(), "{bad:?}");
         }

@@ -10,7 +10,7 @@ use super::tables::BlockTables;
 use crate::error::Result;
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::model::{Activations, Model};
-use crate::scheduler::{FROM_DRAFT, Limits, MAX_DRAFTS, PlannedSequence, SampleRow, StepPlan};
+use crate::scheduler::{FROM_DRAFT, Limits, MAX_DRAFTS, PlannedSequence, RequestId, SampleRow, StepPlan};
 use crate::weights::parameter_count;
 use kernels_host::sample::SamplingParams;
 use kernels_host::{Buffer, DType, Pinned, Stream};
@@ -221,7 +221,15 @@ impl Draft {
     /// The last row chooses a token.
     fn choose(&self, pass: &mut StepPlan) {
         let (row, sampling) = (pass.tokens.len() as u32 - 1, self.sampling.clone());
-        pass.samples.push(SampleRow { row, drafts: 0, seq_slot: 0, position: 0, sampling });
+        pass.samples.push(SampleRow {
+            request: RequestId::NOBODY,
+            index: 0,
+            row,
+            drafts: 0,
+            seq_slot: 0,
+            position: 0,
+            sampling,
+        });
     }
 
     /// Queues the passes, with some of the layers.

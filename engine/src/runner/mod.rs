@@ -112,6 +112,10 @@ struct Staging {
 pub struct InFlight {
     number: usize,
     wanted: Wanted,
+    /// Where the step's inputs are, until its tokens are chosen.
+    unsampled: Option<(Layout, sampler::Params)>,
+    /// The device's times so far.
+    marks: Vec<Event>,
     pooled: Vec<Pooled>,
     /// What the host did.
     pub(crate) times: SubmitTimes,
@@ -282,13 +286,15 @@ impl Runner {
         self.profile = true;
     }
 
-    /// Runs one step, alone.
+    /// Runs one step, alone. Grammars are not followed.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput> {
-        let step = self.submit(plan)?;
+        let mut step = self.submit(plan)?;
+        self.sample(&mut step, |masks, _| masks.fill(u32::MAX))?;
         self.collect(step)
     }
 
-    /// Queues one step.
+    /// Queues one step. Where samples have a grammar it stops at the logits: [`Runner::sample`] must follow, before the next
+    /// step is submitted.
     ///
     /// # Panics
     /// If two are in flight, or the plan is beyond the bounds.
@@ -318,22 +324,50 @@ impl Runner {
         } else {
             self.body.forward(&self.stream, &step)?;
         }
-        let Body { sampler, packed, .. } = &mut self.body;
-        let staging = &mut self.staging[number % IN_FLIGHT].sampling;
-        sampler.sample(&self.stream, packed, step.layout.tokens(packed.view()), params, staging)?;
         let pooled = self.body.pool(&self.stream, plan)?;
-        mark(&self.stream, self.timing)?;
-        let (launch, events) = (start.elapsed() - upload, events.try_into().ok());
-        let times = SubmitTimes { plan: Duration::ZERO, upload, launch, graph, events, kernels };
-        Ok(InFlight { number, wanted: Wanted::of(plan, params), pooled, times })
+        let times = SubmitTimes {
+            plan: Duration::ZERO,
+            upload,
+            launch: start.elapsed() - upload,
+            graph,
+            events: None,
+            kernels,
+        };
+        let wanted = Wanted::of(plan, params);
+        let mut step =
+            InFlight { number, wanted, unsampled: Some((step.layout, params)), marks: events, pooled, times };
+        if !params.is_masked() {
+            self.sample(&mut step, |_, _| ())?;
+        }
+        Ok(step)
+    }
+
+    /// Queues the choice of a step's tokens, if that is still to be done. `masks` writes the masks of all rows that have a
+    /// grammar, in their order: it is told how many words each has. The device computes the logits meanwhile.
+    pub fn sample(&mut self, step: &mut InFlight, masks: impl FnOnce(&mut [u32], usize)) -> Result<()> {
+        let Some((layout, params)) = step.unsampled.take() else { return Ok(()) };
+        let Body { sampler, packed, .. } = &mut self.body;
+        let staging = &mut self.staging[step.number % IN_FLIGHT].sampling;
+        if params.is_masked() {
+            sampler.upload_masks(&self.stream, params, staging, masks)?;
+        }
+        let start = Instant::now();
+        sampler.sample(&self.stream, packed, layout.tokens(packed.view()), params, staging)?;
+        if !step.marks.is_empty() {
+            step.marks.push(Event::record(&self.stream)?);
+        }
+        step.times.launch += start.elapsed();
+        step.times.events = std::mem::take(&mut step.marks).try_into().ok();
+        Ok(())
     }
 
     /// Waits for a step's tokens.
     ///
     /// # Panics
-    /// If an earlier one was not collected.
+    /// If an earlier one was not collected, or its tokens were not chosen.
     pub fn collect(&mut self, step: InFlight) -> Result<StepOutput> {
         assert_eq!(step.number, self.collected, "steps are collected in their order");
+        assert!(step.unsampled.is_none(), "a step's tokens are chosen before they are collected");
         self.collected += 1;
         let staging = &mut self.staging[step.number % IN_FLIGHT].sampling;
         Ok(StepOutput { samples: self.body.sampler.collect(&step.wanted, staging)?, pooled: step.pooled })

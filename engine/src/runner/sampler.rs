@@ -28,6 +28,8 @@ pub(super) struct Sampler {
     last_tokens: Buffer,
     /// [1, sequences · MAX_DRAFTS] u32: the draft model's tokens.
     drafts: Buffer,
+    /// [rows, ⌈vocab / 32⌉] u32: which tokens rows with a grammar may choose.
+    masks: Buffer,
     /// [1, rows] u32: what was drawn.
     tokens: Buffer,
     /// [samples, `ACCEPTED`] u32: which drafts came true.
@@ -59,8 +61,13 @@ impl Sizes {
         self.vocab.next_multiple_of(8)
     }
 
+    /// Words of a row's mask.
+    fn mask_words(&self) -> usize {
+        self.vocab.div_ceil(32)
+    }
+
     /// Words of all buffers but the logits.
-    fn words(&self) -> [usize; 10] {
+    fn words(&self) -> [usize; 11] {
         let Sizes { vocab, rows, sequences, .. } = *self;
         [
             rows * self.stride(),
@@ -68,6 +75,7 @@ impl Sizes {
             self.counted_words(),
             sequences + 1,
             sequences * MAX_DRAFTS,
+            rows * self.mask_words(),
             rows,
             rows * ACCEPTED,
             rows * TopLogprobs::words(TopLogprobs::MOST),
@@ -101,6 +109,8 @@ pub(super) struct Params {
     biases: usize,
     samples: usize,
     adjusted: bool,
+    /// Rows with a grammar.
+    masks: usize,
     /// Most drafts of a sample; 0: nothing to accept.
     drafts: usize,
     /// Whether drafts are among the tokens instead of in the draft model's buffer.
@@ -110,6 +120,11 @@ pub(super) struct Params {
 }
 
 impl Params {
+    /// Whether masks must be there before the tokens are chosen.
+    pub fn is_masked(&self) -> bool {
+        self.masks > 0
+    }
+
     fn biases_start(&self) -> usize {
         self.start + self.rows * WORDS
     }
@@ -128,11 +143,12 @@ impl Params {
 pub(super) struct SampleStaging {
     outputs: Pinned,
     counted: Pinned,
+    masks: Pinned,
 }
 
 impl SampleStaging {
     pub fn bytes(&self) -> usize {
-        self.outputs.len() + self.counted.len()
+        self.outputs.len() + self.counted.len() + self.masks.len()
     }
 }
 
@@ -140,7 +156,7 @@ impl Sampler {
     /// Allocates everything.
     pub fn new(stream: &Stream, sizes: Sizes) -> Result<Self> {
         let device = stream.device();
-        let [scratch, counts, counted, last_tokens, drafts, tokens, accepted, top, top_workspace, arrivals] =
+        let [scratch, counts, counted, last_tokens, drafts, masks, tokens, accepted, top, top_workspace, arrivals] =
             sizes.words();
         let u32s = |len| Buffer::new(device, DType::U32, len);
         let mut sampler = Sampler {
@@ -150,6 +166,7 @@ impl Sampler {
             counted: u32s(counted)?,
             last_tokens: u32s(last_tokens)?,
             drafts: u32s(drafts)?,
+            masks: u32s(masks)?,
             tokens: u32s(tokens)?,
             accepted: u32s(accepted)?,
             top: u32s(top)?,
@@ -172,6 +189,7 @@ impl Sampler {
         Ok(SampleStaging {
             outputs: Pinned::new(device, self.sizes.rows * row * size_of::<u32>())?,
             counted: Pinned::new(device, self.sizes.counted_words() * size_of::<u32>())?,
+            masks: Pinned::new(device, self.sizes.rows * self.sizes.mask_words() * size_of::<u32>())?,
         })
     }
 
@@ -298,12 +316,15 @@ impl Sampler {
             }
             params.biases += list.len();
             params.logprobs = params.logprobs.max(device.logprobs as usize);
-            let needs = device.needs_scratch();
+            let masked = sample.sampling.grammar.is_some();
+            let needs = device.needs_scratch() || masked;
             params.adjusted |= needs;
             for draft in 0..=sample.drafts {
                 let scratch_row = if needs { row } else { sample::SamplingParams::NONE };
                 let position = sample.position + draft;
-                let device = sample::SamplingParams { position, scratch_row, draft_len: draft, ..device };
+                let mask_row = if masked { params.masks as u32 } else { sample::SamplingParams::NONE };
+                params.masks += usize::from(masked);
+                let device = sample::SamplingParams { position, scratch_row, mask_row, draft_len: draft, ..device };
                 if let Some(into) = into.next() {
                     into.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&device)));
                 }
@@ -319,6 +340,20 @@ impl Sampler {
             }
         }
         params
+    }
+
+    /// Queues the masks' way to the device. `fill` writes all of them: so many rows, of so many words each.
+    pub fn upload_masks(
+        &mut self,
+        stream: &Stream,
+        params: Params,
+        staging: &mut SampleStaging,
+        fill: impl FnOnce(&mut [u32], usize),
+    ) -> Result<()> {
+        let words = self.sizes.mask_words();
+        let len = params.masks * words;
+        fill(&mut staging.masks.host::<u32>()?[..len], words);
+        Ok(stream.upload_pinned(&mut staging.masks, 0, self.masks.matrix_mut(1, len))?)
     }
 
     /// Chooses the tokens of the rows whose logits are there, and queues their way to the host. `tokens`: the step's.
@@ -344,7 +379,7 @@ impl Sampler {
         let adjust = Adjust {
             counts: Some(self.counts.matrix_mut(sequences, counts_words(vocab))),
             biases: (params.biases > 0).then_some(biases),
-            masks: None,
+            masks: (params.masks > 0).then(|| self.masks.matrix(params.masks, self.sizes.mask_words())),
             drafts: (params.drafts > 0).then_some(drafts),
             scratch: self.scratch.matrix_mut(rows, stride).columns(0, vocab),
         };

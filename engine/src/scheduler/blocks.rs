@@ -86,6 +86,11 @@ impl Blocks {
         self.pool.holders(page)
     }
 
+    /// Tells each device page of the tree with the page of its prefix's first block.
+    pub fn cached(&self, tell: impl FnMut(u32, u32)) {
+        self.tree.pages_by_prefix(tell);
+    }
+
     /// A page for one holder; evicts the least recently used idle block if none is free.
     pub fn take(&mut self) -> Option<u32> {
         if self.pool.free() == 0 {

@@ -66,7 +66,8 @@ impl Scheduler {
         for (i, &token) in sampled.tokens.iter().enumerate() {
             let stopped = sequence.shared.stop_tokens.contains(&token);
             sequence.tokens.push(token);
-            self.metrics.generated_tokens += 1;
+            // An embedding's one token is nobody's.
+            self.metrics.generated_tokens += u64::from(sequence.shared.pooling.is_none());
             let finished = if stopped {
                 Some(FinishReason::Stop)
             } else {

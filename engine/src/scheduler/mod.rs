@@ -28,6 +28,7 @@ mod pool;
 mod prefix;
 mod request;
 mod sequence;
+mod snapshot;
 #[cfg(test)]
 mod simulator;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use beam::MAX_BEAMS;
 pub use config::{Limits, Policy, SchedulerConfig, SchedulerMetrics};
 pub use plan::*;
 pub use request::*;
+pub use snapshot::*;
 
 use crate::error::{Error, Result};
 use crate::kv::PAGE_TOKENS;
@@ -371,6 +373,9 @@ fn check_beam(request: &SequenceRequest, beam: BeamParams) -> Result<()> {
     }
     if request.n == 0 || request.n > beam.width {
         return fail(format!("n is {}, it must be between 1 and the beam width {}", request.n, beam.width));
+    }
+    if sampling.grammar.is_some() {
+        return fail("beam search takes no grammar; leave one of them out, or sample with n".into());
     }
     if sampling.temperature != 0.0 || sampling.has_penalties() || !sampling.logit_bias.is_empty() {
         return fail("beam search takes no temperature, penalties or logit_bias; leave them out".into());

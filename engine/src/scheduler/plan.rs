@@ -1,5 +1,5 @@
 //! What goes to the device and what comes back: one step, as plain data.
-use super::SequenceId;
+use super::{RequestId, SequenceId};
 use crate::pooling::Pooled;
 use crate::sampling::SamplingParams;
 use std::ops::Range;
@@ -87,6 +87,10 @@ pub struct PlannedSequence {
 /// A row whose logits choose a token, or 1 + drafts such rows.
 #[derive(Clone, Debug)]
 pub struct SampleRow {
+    /// Whose answer goes on.
+    pub request: RequestId,
+    /// Which of its answers.
+    pub index: u32,
     /// The first of 1 + `drafts` rows.
     pub row: u32,
     /// Draft tokens that are checked.

@@ -351,6 +351,8 @@ impl Scheduler {
             let row_at = first + row.queries as u32 - 1;
             sequence.pending += 1;
             plan.samples.push(SampleRow {
+                request: sequence.request,
+                index: sequence.index,
                 row: row_at,
                 drafts: row.drafts as u32,
                 seq_slot: sequence.slot,
@@ -395,6 +397,8 @@ impl Scheduler {
             (sequence.kv, sequence.computed, sequence.published) = (kv, published * PAGE_TOKENS, published);
             (sequence.pending, sequence.in_flight) = (1, 1);
             plan.samples.push(SampleRow {
+                request: sequence.request,
+                index: sequence.index,
                 row,
                 drafts: 0,
                 seq_slot: sequence.slot,

@@ -85,6 +85,25 @@ impl PrefixTree {
         self.blocks[node as usize].place
     }
 
+    /// Tells each device page with the page of its prefix's first block, from the roots down: O(nodes), where climbing up
+    /// from each page would be O(nodes · depth).
+    pub fn pages_by_prefix(&self, mut tell: impl FnMut(u32, u32)) {
+        let mut open: Vec<(Node, Option<u32>)> = self.roots.values().map(|root| (*root, None)).collect();
+        while let Some((node, first)) = open.pop() {
+            let first = match self.place(node) {
+                Place::Root => None,
+                Place::Device(page) => {
+                    let first = first.unwrap_or(page);
+                    tell(page, first);
+                    Some(first)
+                }
+                // What follows is on the host, too.
+                Place::Host(_) => continue,
+            };
+            open.extend(self.blocks[node as usize].children.values().map(|child| (*child, first)));
+        }
+    }
+
     /// The root of a salt, made if it is not there.
     pub fn root(&mut self, salt: &Option<Arc<str>>) -> Node {
         if let Some(root) = self.roots.get(salt) {

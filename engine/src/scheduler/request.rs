@@ -8,6 +8,11 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) u64);
 
+impl RequestId {
+    /// Of rows that are no request's.
+    pub(crate) const NOBODY: RequestId = RequestId(u64::MAX);
+}
+
 #[cfg(test)]
 impl RequestId {
     /// For engines that have no scheduler.

@@ -1,4 +1,5 @@
 //! What one request hears: a queue without a lock-step between the engine and its reader.
+use super::latency::Latencies;
 use super::{Message, Shared};
 use crate::error::{Error, Result};
 use crate::scheduler::{FinishReason, Progress, RequestId};
@@ -41,13 +42,24 @@ pub(super) struct Writer {
     /// Answers that have not ended.
     open: Vec<u32>,
     capacity: usize,
+    submitted: Instant,
+    /// When each answer's last token came.
+    last: Vec<Option<Instant>>,
 }
 
 impl Writer {
     /// For a request of so many answers of at most so many tokens each.
     pub fn new(shared: Arc<Shared>, answers: u32, tokens: usize) -> Self {
         let capacity = (answers as usize).saturating_mul(tokens.saturating_add(1));
-        Writer { mailbox: Mailbox::default(), shared, open: (0..answers).collect(), capacity }
+        let last = vec![None; answers as usize];
+        Writer {
+            mailbox: Mailbox::default(),
+            shared,
+            open: (0..answers).collect(),
+            capacity,
+            submitted: Instant::now(),
+            last,
+        }
     }
 
     /// The reader's end.
@@ -66,6 +78,20 @@ impl Writer {
             queue.ended = ended;
         });
         ended
+    }
+
+    /// Counts the wait for a token. Of several answers only the first one's first token is the request's first.
+    pub fn time(&mut self, progress: &Progress, at: Instant, latencies: &mut Latencies) {
+        if progress.token.is_none() {
+            return;
+        }
+        let first = self.last.iter().all(Option::is_none);
+        let Some(last) = self.last.get_mut(progress.index as usize) else { return };
+        match last.replace(at) {
+            Some(last) => latencies.inter_token.add(at.saturating_duration_since(last)),
+            None if first => latencies.first_token.add(at.saturating_duration_since(self.submitted)),
+            None => {}
+        }
     }
 
     /// Ends the answers that are open.

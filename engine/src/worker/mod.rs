@@ -3,16 +3,20 @@
 //! The thread drains its inbox at the top of each step. Every request has a mailbox that holds its longest answer, so the
 //! engine never waits for a reader; dropping the [`TokenStream`] cancels the request. A failed step or a panic ends every
 //! request with [`Error::EngineFault`] and refuses all later ones. No async runtime is needed or preferred.
+mod latency;
 mod mailbox;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod thread;
 
+pub use latency::{Latencies, LatencyHistogram};
 pub use mailbox::{TokenEvent, TokenStream};
+pub use snapshot::{EngineSnapshot, PendingSnapshot};
 
 use crate::engine::{Admission, Engine};
 use crate::error::{Error, Result};
-use crate::scheduler::{Progress, RequestId, SchedulerMetrics, SequenceRequest};
+use crate::scheduler::{Progress, RequestId, SchedulerMetrics, SequenceRequest, Snapshot};
 use mailbox::Writer;
 use std::future::Future;
 use std::pin::pin;
@@ -45,6 +49,10 @@ pub trait EngineCore: Send + 'static {
     fn step(&mut self) -> Result<Vec<Progress>>;
     /// Counts and state.
     fn metrics(&self) -> SchedulerMetrics;
+    /// What sequences and pages do now.
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { metrics: self.metrics(), ..Snapshot::default() }
+    }
 }
 
 impl EngineCore for Engine {
@@ -68,6 +76,9 @@ impl EngineCore for Engine {
     }
     fn metrics(&self) -> SchedulerMetrics {
         self.metrics()
+    }
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot()
     }
 }
 
@@ -96,6 +107,7 @@ enum Message {
         ticket: u64,
         index: u32,
     },
+    Snapshot(snapshot::Asker),
     /// Ends once nothing is open.
     Close,
     /// Ends all requests, then as `Close`.
@@ -217,6 +229,15 @@ impl EngineHandle {
     /// The scheduler's counts after the last step.
     pub fn metrics(&self) -> SchedulerMetrics {
         self.shared.state().metrics
+    }
+
+    /// What sequences and pages do, as the engine's thread sees it before its next step. It costs the engine nothing but
+    /// when somebody asks.
+    pub fn snapshot(&self) -> PendingSnapshot {
+        let (asker, pending) = snapshot::ask(self.shared.clone());
+        // If the thread is gone the message comes back and is dropped here: the future tells why.
+        let _ = self.inbox.send(Message::Snapshot(asker));
+        pending
     }
 
     /// Takes no more requests; those that are open go on. The thread ends after the last of them.

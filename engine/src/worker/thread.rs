@@ -1,5 +1,7 @@
 //! The loop of the engine's thread.
+use super::latency::Latencies;
 use super::mailbox::Writer;
+use super::snapshot::EngineSnapshot;
 use super::{EngineCore, Message, Shared};
 use crate::error::Result;
 use crate::scheduler::{Progress, RequestId};
@@ -11,7 +13,15 @@ use std::time::Instant;
 
 /// Runs an engine until nobody can ask it any more, it is told to end, or it fails.
 pub(super) fn run(core: impl EngineCore, inbox: Receiver<Message>, shared: &Shared) {
-    let mut worker = Worker { core, inbox, shared, open: HashMap::new(), ids: HashMap::new(), closing: false };
+    let mut worker = Worker {
+        core,
+        inbox,
+        shared,
+        open: HashMap::new(),
+        ids: HashMap::new(),
+        latencies: Latencies::default(),
+        closing: false,
+    };
     // After a panic nothing of the engine is used but its destructor.
     let fault = match catch_unwind(AssertUnwindSafe(|| worker.serve())) {
         Ok(Ok(())) => None,
@@ -41,6 +51,7 @@ struct Worker<'a, E> {
     /// Requests by ticket.
     open: HashMap<u64, (RequestId, Writer)>,
     ids: HashMap<RequestId, u64>,
+    latencies: Latencies,
     closing: bool,
 }
 
@@ -105,6 +116,8 @@ impl<E: EngineCore> Worker<'_, E> {
                     }
                 }
             }
+            Message::Snapshot(asker) => asker
+                .answer(EngineSnapshot { scheduler: self.core.snapshot(), latencies: self.latencies.clone() }),
             Message::Close => self.closing = true,
             Message::Abort => {
                 self.closing = true;
@@ -126,8 +139,9 @@ impl<E: EngineCore> Worker<'_, E> {
     fn deliver(&mut self, progress: Progress, now: Instant) {
         // Whoever was cancelled during the step has nobody to tell.
         let Some(&ticket) = self.ids.get(&progress.id) else { return };
-        let ended = self.open.get_mut(&ticket).is_some_and(|(_, writer)| writer.push(progress, now));
-        if ended {
+        let Some((_, writer)) = self.open.get_mut(&ticket) else { return };
+        writer.time(&progress, now, &mut self.latencies);
+        if writer.push(progress, now) {
             self.remove(ticket);
         }
     }

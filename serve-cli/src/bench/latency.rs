@@ -10,6 +10,8 @@ use crate::speculation::Acceptance;
 use crate::terminal::{Progress, Terminal};
 use anyhow::Result;
 use clap::Args;
+use engine::grammar::CompiledGrammar;
+use engine::sampling::SamplingParams;
 use engine::scheduler::SequenceRequest;
 use kernels_host::case::Rng;
 use serde_json::{Value, json};
@@ -69,6 +71,7 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     let workload = Workload { input, output: args.output_len, sequences: args.batch_size };
     let mut engine = args.model.load(&name, &config, &workload, terminal)?;
     let _note = EmulationNote::new(engine.runner().device());
+    let grammar = args.model.grammar(&config)?;
     let progress = Progress::new(terminal, &format!("{name}: iterations"));
     let mut rng = Rng::new(args.model.seed);
     let shared: Vec<u32> = (0..prefix).map(|_| rng.below(config.vocab_size) as u32).collect();
@@ -80,7 +83,8 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
             engine.start_trace();
             counts = engine.metrics();
         }
-        let run = workload::run(&mut engine, requests(args, &shared, config.vocab_size, &mut rng), |_| ())?;
+        let run =
+            workload::run(&mut engine, requests(args, &shared, config.vocab_size, grammar.as_ref(), &mut rng), |_| ())?;
         if i >= args.num_iters_warmup {
             runs.push(run);
         }
@@ -89,7 +93,10 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut steps = engine.take_trace()?.unwrap_or_default();
     let acceptance = Acceptance::between(&counts, &engine.metrics());
     if args.profile || args.timeline.is_some() {
-        steps.extend(workload::profile(&mut engine, requests(args, &shared, config.vocab_size, &mut rng))?);
+        steps.extend(workload::profile(
+            &mut engine,
+            requests(args, &shared, config.vocab_size, grammar.as_ref(), &mut rng),
+        )?);
     }
     let (latencies, metrics, breakdown) = (Latencies::of(&runs), Metrics::of(&runs), Breakdown::of(&steps));
     let device = device::describe(engine.runner().device());
@@ -132,12 +139,18 @@ pub fn run(args: &LatencyArgs, terminal: &Terminal) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn requests(args: &LatencyArgs, shared: &[u32], vocab: usize, rng: &mut Rng) -> Vec<SequenceRequest> {
+fn requests(
+    args: &LatencyArgs,
+    shared: &[u32],
+    vocab: usize,
+    grammar: Option<&CompiledGrammar>,
+    rng: &mut Rng,
+) -> Vec<SequenceRequest> {
     (0..args.batch_size)
         .map(|_| SequenceRequest {
             prompt: shared.iter().copied().chain((0..args.input_len).map(|_| rng.below(vocab) as u32)).collect(),
             max_tokens: args.output_len,
-            sampling: workload::greedy(rng),
+            sampling: SamplingParams { grammar: grammar.cloned(), ..workload::greedy(rng) },
             ..SequenceRequest::default()
         })
         .collect()

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use engine::checkpoint::Checkpoint;
 use engine::config::ModelConfig;
 use engine::engine::{DraftModel, Engine, EngineConfig};
+use engine::grammar::{self, CompiledGrammar};
 use engine::model::WeightSource;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -25,10 +26,20 @@ pub struct BenchModelArgs {
     /// Seed of the prompts and of random weights
     #[arg(long, default_value = "0")]
     pub seed: u64,
+    /// Make every answer follow a grammar: lines of JSON over an artificial vocabulary, without end
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub structured_output: Option<StructuredOutput>,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+}
+
+/// What answers must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StructuredOutput {
+    /// Lines of JSON objects with strings, numbers and arrays.
+    Json,
 }
 
 /// Where weights come from.
@@ -100,6 +111,12 @@ impl BenchModelArgs {
         Ok(engine)
     }
 
+    /// What answers must be; `None`: anything.
+    pub fn grammar(&self, config: &ModelConfig) -> Result<Option<CompiledGrammar>> {
+        let compile = |_| grammar::synthetic_json(config.vocab_size);
+        Ok(self.structured_output.map(compile).transpose()?)
+    }
+
     /// A draft model with random weights.
     fn draft(&self) -> Result<Option<DraftModel>> {
         let Some(path) = &self.draft_config else { return Ok(None) };
@@ -125,6 +142,7 @@ impl BenchModelArgs {
         value["load_time_s"] = json!((load.weights + load.ready).as_secs_f64());
         value["load_weights_s"] = json!(load.weights.as_secs_f64());
         value["load_ready_s"] = json!(load.ready.as_secs_f64());
+        value["structured_output"] = json!(self.structured_output.map(|StructuredOutput::Json| "json"));
         value["max_num_seqs"] = json!(engine.limits().max_sequences);
         value["max_num_batched_tokens"] = json!(engine.limits().max_tokens);
         let config = engine.runner().config();

@@ -9,6 +9,8 @@ use crate::speculation::Acceptance;
 use crate::terminal::{Progress, Terminal};
 use anyhow::{Result, ensure};
 use clap::Args;
+use engine::grammar::CompiledGrammar;
+use engine::sampling::SamplingParams;
 use engine::scheduler::SequenceRequest;
 use kernels_host::case::Rng;
 use serde_json::json;
@@ -70,7 +72,7 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
     };
     let mut engine = args.model.load(&name, &config, &workload, terminal)?;
     let _note = EmulationNote::new(engine.runner().device());
-    let requests = requests(args, config.vocab_size);
+    let requests = requests(args, config.vocab_size, args.model.grammar(&config)?);
     let (input, output) = requests
         .iter()
         .fold((0, 0), |(input, output), request| (input + request.prompt.len(), output + request.max_tokens));
@@ -146,7 +148,7 @@ pub fn run(args: &ThroughputArgs, terminal: &Terminal) -> Result<ExitCode> {
 }
 
 /// Prompts of random tokens behind the shared prefixes.
-fn requests(args: &ThroughputArgs, vocab: usize) -> Vec<SequenceRequest> {
+fn requests(args: &ThroughputArgs, vocab: usize, grammar: Option<CompiledGrammar>) -> Vec<SequenceRequest> {
     let mut rng = Rng::new(args.model.seed);
     let tokens = |rng: &mut Rng, len: usize| -> Vec<u32> { (0..len).map(|_| rng.below(vocab) as u32).collect() };
     let prefix = args.prefix_len.unwrap_or(0);
@@ -162,7 +164,7 @@ fn requests(args: &ThroughputArgs, vocab: usize) -> Vec<SequenceRequest> {
             SequenceRequest {
                 prompt: [prefixes[i % prefixes.len()].clone(), tokens(&mut rng, own)].concat(),
                 max_tokens: length(&mut rng, args.output_len),
-                sampling: workload::greedy(&mut seeds),
+                sampling: SamplingParams { grammar: grammar.clone(), ..workload::greedy(&mut seeds) },
                 ..SequenceRequest::default()
             }
         })

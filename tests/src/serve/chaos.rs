@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 const CHAT: &str = "/v1/chat/completions";
+/// Room for all that a test runs at once: nobody waits for another's end.
+const CACHE: &str = "--kv-cache-tokens=64K";
 
 /// A question whose answer is known, greedily.
 fn canary(stream: bool) -> Value {
@@ -125,7 +127,10 @@ fn client(address: SocketAddr, i: usize) -> Result<()> {
         // Reads slowly.
         7 => {
             let end = stream(address, &long(i, 24), Duration::from_millis(40))?;
-            ensure!(matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)), "{end:?}");
+            ensure!(
+                matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)),
+                "{end:?}"
+            );
             Ok(())
         }
         // Sends what nobody understands.
@@ -145,7 +150,10 @@ fn client(address: SocketAddr, i: usize) -> Result<()> {
         }
         _ => {
             let end = stream(address, &long(i, 8 + i % 32), Duration::ZERO)?;
-            ensure!(matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)), "{end:?}");
+            ensure!(
+                matches!(&end, End::Whole(reason) if reason == "length") || matches!(end, End::Refused(_)),
+                "{end:?}"
+            );
             Ok(())
         }
     }
@@ -210,7 +218,7 @@ pub fn huge() -> Result<()> {
 
 /// Who does not read at all keeps nobody from reading, and finds its answer later.
 pub fn slow_reader() -> Result<()> {
-    let server = Server::start(&["--max-num-seqs", "8"])?;
+    let server = Server::start(&["--max-num-seqs", "8", CACHE])?;
     let address = server.address();
     let mut slow = Vec::new();
     for i in 0..4 {
@@ -250,7 +258,7 @@ fn running(server: &Server, count: usize, tokens: usize) -> Result<Vec<Events>> 
 
 /// SIGTERM: what runs goes on to its end, nothing new starts, and the process ends by itself with code 0.
 pub fn drain() -> Result<()> {
-    let mut server = Server::start(&["--shutdown-timeout", "60"])?;
+    let mut server = Server::start(&["--shutdown-timeout", "60", CACHE])?;
     let mut streams = running(&server, 20, 200)?;
     server.signal("TERM")?;
     until("the end of service", || {
@@ -274,8 +282,8 @@ pub fn drain() -> Result<()> {
 
 /// SIGTERM with more to do than there is time for: the rest is told that it ends.
 pub fn drain_in_vain() -> Result<()> {
-    let mut server = Server::start(&["--shutdown-timeout", "0"])?;
-    let mut streams = running(&server, 8, 100_000)?;
+    let mut server = Server::start(&["--shutdown-timeout", "0", CACHE])?;
+    let mut streams = running(&server, 8, 1_900)?;
     server.signal("TERM")?;
     for events in &mut streams {
         // An end that is no natural one, or an error, or no end at all: but never a whole answer, and never a hang.
@@ -291,9 +299,9 @@ pub fn drain_in_vain() -> Result<()> {
 /// SIGKILL under load: clients see a broken connection and not a short answer, and the next process has the port and
 /// answers the same.
 pub fn killed() -> Result<()> {
-    let mut server = Server::start(&[])?;
+    let mut server = Server::start(&[CACHE])?;
     let port = server.address().port().to_string();
-    let mut streams = running(&server, 20, 100_000)?;
+    let mut streams = running(&server, 20, 1_900)?;
     server.signal("KILL")?;
     for events in &mut streams {
         let end = read(events, Duration::ZERO);
@@ -307,11 +315,11 @@ pub fn killed() -> Result<()> {
 
 /// A step that fails: everybody hears of it, /health says so, and the process ends with an error.
 pub fn fault() -> Result<()> {
-    let mut server = Server::start(&["--fault-after-steps", "200"])?;
+    let mut server = Server::start(&["--fault-after-steps", "200", CACHE])?;
     sings(&server)?;
     let address = server.address();
     at_once(20, |i| {
-        let end = match Events::open(address, CHAT, &long(i, 3000)) {
+        let end = match Events::open(address, CHAT, &long(i, 1_900)) {
             Ok(Ok(mut events)) => read(&mut events, Duration::ZERO),
             Ok(Err(answer)) => answer.refused(503).map(|_| End::Refused(503)),
             // The process has ended already.

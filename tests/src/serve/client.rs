@@ -169,7 +169,12 @@ impl Answer {
 
     /// An error of a status, in OpenAI's shape.
     pub fn refused(&self, status: u16) -> Result<String> {
-        ensure!(self.status == status, "{} instead of {status}: {:?}", self.status, String::from_utf8_lossy(&self.body));
+        ensure!(
+            self.status == status,
+            "{} instead of {status}: {:?}",
+            self.status,
+            String::from_utf8_lossy(&self.body)
+        );
         let error = &self.json()?["error"];
         let whole = error["message"].is_string() && error["type"].is_string();
         ensure!(whole && error.get("param").is_some() && error.get("code").is_some(), "{error}");
@@ -217,7 +222,9 @@ impl Connection {
         // A server that refuses the body may close before it has read it all: then its answer says why.
         let sent = self.request(method, path, body);
         let answer = self.answer();
-        if answer.is_err() { sent?; }
+        if answer.is_err() {
+            sent?;
+        }
         answer
     }
 
@@ -281,7 +288,8 @@ impl Events {
         let mut connection = Connection::open(address)?;
         connection.request("POST", path, body.to_string().as_bytes())?;
         let (status, headers) = connection.head()?;
-        let streams = headers.iter().any(|(name, value)| name == "content-type" && value.starts_with("text/event-stream"));
+        let streams =
+            headers.iter().any(|(name, value)| name == "content-type" && value.starts_with("text/event-stream"));
         if status != 200 || !streams {
             let mut body = Vec::new();
             let length = headers.iter().find(|(name, _)| name == "content-length");

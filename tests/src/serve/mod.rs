@@ -1,6 +1,10 @@
 //! `wootz serve` as its clients see it: real processes, real sockets.
 mod chaos;
 mod client;
+mod edges;
+mod fuzz;
+mod http;
+mod schema;
 
 use anyhow::Result;
 use libtest_mimic::Trial;
@@ -11,6 +15,8 @@ pub fn trials() -> Vec<Trial> {
     let mut add = |name: &str, run: fn() -> Result<()>| {
         trials.push(Trial::test(format!("serve::{name}"), move || run().map_err(|e| format!("{e:#}").into())));
     };
+    add("openai", http::openai);
+    add("hang_up", http::hang_up);
     add("crowd", chaos::crowd);
     add("huge", chaos::huge);
     add("slow_reader", chaos::slow_reader);
@@ -18,5 +24,9 @@ pub fn trials() -> Vec<Trial> {
     add("drain_in_vain", chaos::drain_in_vain);
     add("killed", chaos::killed);
     add("fault", chaos::fault);
+    add("embeddings", edges::embeddings);
+    add("responses", edges::responses);
+    add("responses_structured", edges::responses_structured);
+    add("openapi", fuzz::openapi);
     trials
 }

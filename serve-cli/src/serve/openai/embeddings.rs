@@ -35,7 +35,8 @@ pub struct EmbeddingRequest {
     /// Whether vectors have length 1, as at OpenAI.
     #[serde(default = "yes")]
     pub normalize: bool,
-    /// For the access log of others: ignored.
+    /// Ignored.
+    #[allow(dead_code, reason = "known, and of no effect")]
     pub user: Option<String>,
 }
 

@@ -72,6 +72,8 @@ fn push(item: &Value, at: &str, messages: &mut Vec<Value>) -> Result<(), Problem
         "function_call" => {
             let (id, name) = (string(item, "call_id", at)?, string(item, "name", at)?);
             let arguments = string(item, "arguments", at)?;
+            // Templates write the arguments as JSON themselves: a string would be quoted once more.
+            let arguments = serde_json::from_str(arguments).unwrap_or_else(|_| Value::from(arguments));
             let call = json!({ "type": "function", "id": id, "function": { "name": name, "arguments": arguments } });
             // Calls of one turn are one message.
             match messages.last_mut() {

@@ -1,28 +1,25 @@
 //! `/v1/responses`, without what needs a store: conversations are sent whole.
+mod answering;
 mod input;
 mod object;
+mod prepare;
 mod writer;
 
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
+use answering::Answering;
 use axum::extract::State;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::{Json, Router, routing::post};
 use engine::SamplingParams;
-use engine::async_llm::CompletionStream;
-use engine::llm::Delta;
-use engine::scheduler::FinishReason;
-use futures_util::{Stream, StreamExt, stream};
 use input::Problem;
-use object::{InputDetails, Logprob, OutputDetails, Response, Status, TopLogprob, Usage};
+use object::{Response, Status};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use utoipa::ToSchema;
 use writer::Writer;
 
@@ -53,7 +50,7 @@ pub struct ResponseRequest {
     pub top_logprobs: Option<u32>,
     /// Only `message.output_text.logprobs` does anything.
     pub include: Option<Vec<String>>,
-    /// The form of the answer: `{"format": {"type": "text"}}`.
+    /// The form of the answer: `{"format": {"type": "text"}}`, `json_object`, or `json_schema` with a `schema`.
     #[schema(value_type = Option<Object>)]
     pub text: Option<Value>,
     /// Functions that the model may call.
@@ -65,6 +62,7 @@ pub struct ResponseRequest {
     /// Whether several may be called at once.
     pub parallel_tool_calls: Option<bool>,
     /// Accepted; this server stores nothing, and answers with `store: false`.
+    #[allow(dead_code, reason = "known, and of no effect")]
     pub store: Option<bool>,
     /// Refused: nothing is stored.
     pub previous_response_id: Option<String>,
@@ -113,85 +111,22 @@ pub async fn create(
     Json(request): Json<ResponseRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let served = state.model(request.model.as_deref())?;
-    check(&request).map_err(refused)?;
-    let messages = input::messages(request.instructions.as_deref(), &request.input).map_err(refused)?;
-    let params = params(&served, &request);
-    let asker = served.clone();
-    let asked = params.clone();
-    // A long conversation takes milliseconds to tokenise.
-    let completion = tokio::task::spawn_blocking(move || {
-        let prompt = asker.llm.text_model().chat_prompt(&messages)?;
-        let tokens = prompt.len();
-        Ok::<_, ApiError>((asker.llm.generate(prompt, asked)?, tokens))
-    });
-    let (completion, input_tokens) = completion.await.map_err(|error| ApiError::internal(error.to_string()))??;
     let streams = request.stream == Some(true);
-    let writer = Writer::new(response(&served, request, &params));
-    let mut answer = Answering { served, completion, writer, input_tokens, output_tokens: 0, over: false };
+    // A long conversation takes milliseconds to tokenise, a large schema to compile.
+    let answer = tokio::task::spawn_blocking(move || {
+        let prepared = prepare::prepare(&served, &request)?;
+        let writer = Writer::new(response(&served, request, &prepared.params));
+        Answering::start(served, prepared, writer)
+    });
+    let answer = answer.await.map_err(|error| ApiError::internal(error.to_string()))??;
     if streams {
-        return Ok(Sse::new(answer.events())
-            .keep_alive(KeepAlive::new().interval(Duration::from_secs(15)))
-            .into_response());
+        return Ok(Sse::new(answer.events()).keep_alive(KeepAlive::default()).into_response());
     }
-    while !answer.over {
-        answer.step().await?;
-    }
-    Ok(Json(answer.writer.into_response()).into_response())
+    Ok(Json(answer.whole().await?).into_response())
 }
 
 fn refused(problem: Problem) -> ApiError {
     ApiError::invalid(problem.message, Some(&problem.param))
-}
-
-/// Refuses what this server does not do.
-fn check(request: &ResponseRequest) -> Result<(), Problem> {
-    let stored = |field: &str| {
-        let advice = "this server stores no responses: send the whole conversation as input";
-        Err(Problem::new(field, format!("{field} is not supported: {advice}")))
-    };
-    if request.previous_response_id.is_some() {
-        return stored("previous_response_id");
-    }
-    if request.conversation.is_some() {
-        return stored("conversation");
-    }
-    if request.background == Some(true) {
-        return stored("background");
-    }
-    if request.truncation.as_deref().is_some_and(|truncation| truncation != "disabled") {
-        return Err(Problem::new("truncation", "truncation must be disabled: too long an input is an error here"));
-    }
-    if request.max_output_tokens == Some(0) {
-        return Err(Problem::new("max_output_tokens", "max_output_tokens is 0, it must be at least 1"));
-    }
-    let kind = request.text.as_ref().map_or("text", |text| match text.get("format") {
-        None | Some(Value::Null) => "text",
-        Some(format) => format["type"].as_str().unwrap_or_default(),
-    });
-    if kind != "text" {
-        return Err(Problem::new("text.format.type", format!("text.format.type is {kind:?}; there is text")));
-    }
-    if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-        return Err(Problem::new("tools", "tools are not supported here: use /v1/chat/completions"));
-    }
-    Ok(())
-}
-
-/// How tokens are chosen.
-fn params(served: &Served, request: &ResponseRequest) -> SamplingParams {
-    let makers = served.llm.text_model().generation_config();
-    let wants = |what: &str| request.include.as_ref().is_some_and(|include| include.iter().any(|one| one == what));
-    let logprobs = wants("message.output_text.logprobs").then(|| request.top_logprobs.unwrap_or(0));
-    SamplingParams {
-        max_tokens: request.max_output_tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
-        temperature: request.temperature.or(makers.temperature).unwrap_or(1.0),
-        top_p: request.top_p.or(makers.top_p).unwrap_or(1.0),
-        top_k: makers.top_k.unwrap_or(0),
-        min_p: makers.min_p.unwrap_or(0.0),
-        seed: random(),
-        logprobs,
-        ..SamplingParams::default()
-    }
 }
 
 /// Another number each time.
@@ -226,92 +161,5 @@ fn response(served: &Served, request: ResponseRequest, params: &SamplingParams) 
         usage: None,
         user: request.user,
         metadata: request.metadata.unwrap_or_default(),
-    }
-}
-
-/// A response that is being made. Dropping it cancels the request.
-struct Answering {
-    served: Arc<Served>,
-    completion: CompletionStream,
-    writer: Writer,
-    input_tokens: usize,
-    output_tokens: usize,
-    over: bool,
-}
-
-impl Answering {
-    /// Takes in what the next token adds.
-    async fn step(&mut self) -> Result<(), ApiError> {
-        match self.completion.next().await {
-            Some(Ok(delta)) => {
-                self.output_tokens += usize::from(delta.token.is_some());
-                let logprobs = self.logprobs(&delta);
-                self.writer.text(&delta.text, logprobs);
-                match delta.finish_reason {
-                    Some(FinishReason::Abort) => Err(ApiError::from(engine::Error::ShuttingDown)),
-                    Some(reason) => {
-                        self.finish(reason == FinishReason::Length);
-                        Ok(())
-                    }
-                    None => Ok(()),
-                }
-            }
-            Some(Err(error)) => Err(error.into()),
-            None => {
-                if !self.over {
-                    self.finish(false);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn finish(&mut self, cut: bool) {
-        self.over = true;
-        let (input_tokens, output_tokens) = (self.input_tokens, self.output_tokens);
-        self.writer.finish(
-            cut,
-            Usage {
-                input_tokens,
-                input_tokens_details: InputDetails::default(),
-                output_tokens,
-                output_tokens_details: OutputDetails::default(),
-                total_tokens: input_tokens + output_tokens,
-            },
-        );
-    }
-
-    fn logprobs(&self, delta: &Delta) -> Vec<Logprob> {
-        let (Some(token), Some(found)) = (delta.token, &delta.logprobs) else { return Vec::new() };
-        let tokenizer = self.served.llm.text_model().tokenizer();
-        let text = |token: u32| tokenizer.decode(&[token], false);
-        let top = |(token, logprob): &(u32, f32)| {
-            let token = text(*token);
-            TopLogprob { bytes: token.clone().into_bytes(), token, logprob: *logprob }
-        };
-        let token = text(token);
-        let top_logprobs = found.top.iter().map(top).collect();
-        vec![Logprob { bytes: token.clone().into_bytes(), token, logprob: found.logprob, top_logprobs }]
-    }
-
-    /// All events, as they come.
-    fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
-        let steps = stream::unfold((self, true), |(mut answer, first)| async move {
-            if answer.over && !first {
-                return None;
-            }
-            if !first && let Err(error) = answer.step().await {
-                answer.over = true;
-                answer.writer.fail(error.to_string());
-            }
-            let events = answer.writer.take_events();
-            Some((stream::iter(events), (answer, false)))
-        });
-        steps.flatten().map(|event| {
-            let name = event.what.name();
-            // Serialising what has only strings, numbers and lists does not fail.
-            let data = serde_json::to_string(&event).unwrap_or_default();
-            Ok(Event::default().event(name).data(data))
-        })
     }
 }
