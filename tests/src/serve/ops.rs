@@ -159,7 +159,10 @@ pub fn models() -> Result<()> {
     }
     ensure!(last == "[DONE]", "the stream of an unloaded model ended with {last}");
     let metrics = String::from_utf8(server.get("/metrics")?.body)?;
-    ensure!(metrics.contains("model_name=\"split@a\"") && !metrics.contains("num_requests_running{model_name=\"third\""), "{metrics}");
+    ensure!(
+        metrics.contains("model_name=\"split@a\"") && !metrics.contains("num_requests_running{model_name=\"third\""),
+        "{metrics}"
+    );
     server.at_rest()
 }
 
