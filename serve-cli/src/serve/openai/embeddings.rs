@@ -1,4 +1,6 @@
 //! `/v1/embeddings`.
+use super::body::{Body, Read, fields};
+use super::observe::observe;
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use axum::extract::State;
@@ -9,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Instant;
 use utoipa::ToSchema;
 
 /// Most inputs of a request, as at OpenAI.
@@ -126,6 +129,12 @@ pub struct EmbeddingUsage {
     pub total_tokens: usize,
 }
 
+impl Read for EmbeddingRequest {
+    fn read(body: &Value) -> Result<Self, ApiError> {
+        fields(body)
+    }
+}
+
 /// `POST /v1/embeddings`.
 pub fn routes() -> Router<AppState> {
     Router::new().route("/v1/embeddings", post(create))
@@ -138,8 +147,9 @@ pub fn routes() -> Router<AppState> {
 ))]
 pub async fn create(
     State(state): State<AppState>,
-    Json(request): Json<EmbeddingRequest>,
+    Body(request): Body<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingResponse>, ApiError> {
+    let arrived = Instant::now();
     let served = state.model(request.model.as_deref())?;
     let width = served.llm.embedding_size();
     if request.dimensions.is_some_and(|dimensions| dimensions != width as u64) {
@@ -153,13 +163,15 @@ pub async fn create(
         PoolingName::Mean => Pooling::Mean,
         PoolingName::Last => Pooling::Last,
     };
-    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let prompt_tokens: usize = prompts.iter().map(Vec::len).sum();
+    let observed = observe(&state, &served, prompt_tokens, arrived);
     // The first that fails ends all the others: they are dropped with the stream.
     let embeddings = stream::iter(prompts).map(|tokens| {
         let pending = served.llm.embed(tokens, pooling, request.normalize);
         async move { pending?.await }
     });
     let embeddings: Vec<_> = embeddings.buffered(AT_ONCE).try_collect().await?;
+    observed.finish("stop");
     let data = embeddings.into_iter().enumerate().map(|(index, embedding)| EmbeddingObject {
         object: "embedding",
         index,

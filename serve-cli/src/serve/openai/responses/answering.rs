@@ -4,6 +4,7 @@ use super::prepare::Prepared;
 use super::random;
 use super::writer::Writer;
 use crate::serve::error::ApiError;
+use crate::serve::openai::observe::Observed;
 use crate::serve::state::Served;
 use axum::response::sse::Event;
 use engine::async_llm::CompletionStream;
@@ -13,6 +14,7 @@ use engine::scheduler::FinishReason;
 use futures_util::{Stream, StreamExt, stream};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A response that is being made. Dropping it cancels the request.
 pub struct Answering {
@@ -24,6 +26,8 @@ pub struct Answering {
     /// Of tokens whose text is not told yet.
     logprobs: Vec<Logprob>,
     usage: Usage,
+    /// Until the end.
+    observed: Option<Observed>,
     /// Whether what came last is reasoning.
     reasons: bool,
     over: bool,
@@ -34,7 +38,12 @@ impl Answering {
     ///
     /// # Errors
     /// It takes no such request, or none now.
-    pub fn start(served: Arc<Served>, prepared: Prepared, writer: Writer) -> Result<Self, ApiError> {
+    pub fn start(
+        served: Arc<Served>,
+        prepared: Prepared,
+        writer: Writer,
+        observed: Observed,
+    ) -> Result<Self, ApiError> {
         let Prepared { prompt, params, format } = prepared;
         let usage = Usage {
             input_tokens: prompt.len(),
@@ -46,7 +55,17 @@ impl Answering {
         let completion = served.llm.generate(prompt, params)?;
         let parser = Some(ChatParser::new(format));
         let (reasons, logprobs) = (format.reasoning_is_open, Vec::new());
-        Ok(Answering { served, completion, writer, parser, logprobs, usage, reasons, over: false })
+        Ok(Answering {
+            served,
+            completion,
+            writer,
+            parser,
+            logprobs,
+            usage,
+            observed: Some(observed),
+            reasons,
+            over: false,
+        })
     }
 
     /// Waits for the end.
@@ -69,6 +88,7 @@ impl Answering {
             if !first && let Err(error) = answer.step().await {
                 answer.over = true;
                 answer.writer.fail(error.to_string());
+                answer.observe_end("error");
             }
             let events = answer.writer.take_events();
             Some((stream::iter(events), (answer, false)))
@@ -89,6 +109,9 @@ impl Answering {
         };
         if delta.token.is_some() {
             self.usage.output_tokens += 1;
+            if let Some(observed) = &mut self.observed {
+                observed.token(0, Instant::now());
+            }
             self.usage.total_tokens += 1;
             let found = self.logprob(&delta);
             self.logprobs.extend(found);
@@ -122,6 +145,13 @@ impl Answering {
             let rest = self.parser.take().map(ChatParser::finish).unwrap_or_default();
             self.write(rest);
             self.writer.finish(cut, self.usage.clone());
+            self.observe_end(if cut { "length" } else { "stop" });
+        }
+    }
+
+    fn observe_end(&mut self, reason: &str) {
+        if let Some(observed) = self.observed.take() {
+            observed.finish(reason);
         }
     }
 

@@ -5,6 +5,8 @@ mod object;
 mod prepare;
 mod writer;
 
+use super::body::{Body, Read, fields};
+use super::observe::observe;
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use answering::Answering;
@@ -19,7 +21,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use utoipa::ToSchema;
 use writer::Writer;
 
@@ -94,6 +96,12 @@ pub enum ResponseInput {
     Items(Vec<Value>),
 }
 
+impl Read for ResponseRequest {
+    fn read(body: &Value) -> Result<Self, ApiError> {
+        fields(body)
+    }
+}
+
 /// `POST /v1/responses`.
 pub fn routes() -> Router<AppState> {
     Router::new().route("/v1/responses", post(create))
@@ -108,15 +116,17 @@ pub fn routes() -> Router<AppState> {
 ))]
 pub async fn create(
     State(state): State<AppState>,
-    Json(request): Json<ResponseRequest>,
+    Body(request): Body<ResponseRequest>,
 ) -> Result<HttpResponse, ApiError> {
+    let arrived = Instant::now();
     let served = state.model(request.model.as_deref())?;
     let streams = request.stream == Some(true);
     // A long conversation takes milliseconds to tokenise, a large schema to compile.
     let answer = tokio::task::spawn_blocking(move || {
         let prepared = prepare::prepare(&served, &request)?;
+        let observed = observe(&state, &served, prepared.prompt.len(), arrived);
         let writer = Writer::new(response(&served, request, &prepared.params));
-        Answering::start(served, prepared, writer)
+        Answering::start(served, prepared, writer, observed)
     });
     let answer = answer.await.map_err(|error| ApiError::internal(error.to_string()))??;
     if streams {

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 /// A response.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponsesResponse)]
 pub struct Response {
     /// `resp_…`.
     pub id: String,
@@ -73,6 +74,7 @@ pub struct Response {
 /// How far something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ResponsesStatus)]
 pub enum Status {
     /// It grows.
     InProgress,
@@ -86,6 +88,7 @@ pub enum Status {
 
 /// Why a response failed.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponsesFailure)]
 pub struct Failure {
     /// `server_error`.
     pub code: &'static str,
@@ -95,6 +98,7 @@ pub struct Failure {
 
 /// Why a response is not whole.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponsesIncomplete)]
 pub struct Incomplete {
     /// `max_output_tokens`.
     pub reason: &'static str,
@@ -102,6 +106,7 @@ pub struct Incomplete {
 
 /// Tokens that a response took.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[schema(as = ResponsesUsage)]
 pub struct Usage {
     /// Of the input.
     pub input_tokens: usize,
@@ -117,6 +122,7 @@ pub struct Usage {
 
 /// About input tokens.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[schema(as = ResponsesInputDetails)]
 pub struct InputDetails {
     /// Those that were in the prefix cache.
     pub cached_tokens: usize,
@@ -124,6 +130,7 @@ pub struct InputDetails {
 
 /// About output tokens.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[schema(as = ResponsesOutputDetails)]
 pub struct OutputDetails {
     /// Those of the reasoning.
     pub reasoning_tokens: usize,
@@ -132,6 +139,7 @@ pub struct OutputDetails {
 /// A part of the output.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = ResponsesItem)]
 pub enum Item {
     /// What the model thinks.
     Reasoning {
@@ -175,6 +183,7 @@ pub enum Item {
 /// Text.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = ResponsesPart)]
 pub enum Part {
     /// Of a message.
     OutputText {
@@ -219,6 +228,7 @@ impl Part {
 
 /// A token's log-probability.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = ResponsesLogprob)]
 pub struct Logprob {
     /// The token's text.
     pub token: String,
@@ -232,6 +242,7 @@ pub struct Logprob {
 
 /// A token that was likely.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = ResponsesTopLogprob)]
 pub struct TopLogprob {
     /// The token's text.
     pub token: String,
@@ -243,6 +254,7 @@ pub struct TopLogprob {
 
 /// What a stream tells. Every event has its number, from 0.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponsesEvent)]
 pub struct Event {
     /// What happened.
     #[serde(flatten)]
@@ -254,6 +266,7 @@ pub struct Event {
 /// What happened.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(tag = "type")]
+#[schema(as = ResponsesWhat)]
 pub enum What {
     /// The request is taken.
     #[serde(rename = "response.created")]
