@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 /// Clients at once.
 const CLIENTS: u64 = 8;
 /// Requests of each client to each operation.
-const REQUESTS: usize = 8;
+const REQUESTS: usize = 40;
 
 /// An operation of the document.
 struct Operation<'a> {

@@ -88,6 +88,11 @@ fn check(request: &ResponseRequest) -> Result<(), Problem> {
     if request.truncation.as_deref().is_some_and(|truncation| truncation != "disabled") {
         return Err(Problem::new("truncation", "truncation must be disabled: too long an input is an error here"));
     }
+    for (field, value) in [("text", &request.text), ("reasoning", &request.reasoning)] {
+        if value.as_ref().is_some_and(|value| !value.is_object()) {
+            return Err(Problem::new(field, format!("{field} must be an object")));
+        }
+    }
     if request.max_output_tokens == Some(0) {
         return Err(Problem::new("max_output_tokens", "max_output_tokens is 0, it must be at least 1"));
     }
