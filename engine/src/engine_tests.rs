@@ -5,6 +5,7 @@ use crate::pooling::Pooling;
 use crate::sampling::SamplingParams;
 use crate::scheduler::Speculation;
 use kernels_host::Target;
+use std::collections::HashMap;
 
 /// Random weights; heads of 64 as real models have.
 const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"torch_dtype":"bfloat16",
@@ -355,5 +356,38 @@ fn embeddings_of_gpus_are_the_cpus() {
             let cosine = dot(found, expected) / (dot(found, found) * dot(expected, expected)).sqrt();
             assert!(cosine > 0.999, "{target:?}: {cosine}");
         }
+    }
+}
+
+/// Masks are the same bits on every device: three sequences with a grammar beside one without, alone and overlapped.
+#[test]
+fn grammars_are_followed_on_emulated_gpus() {
+    let grammar = crate::grammar::synthetic_json(512).unwrap();
+    let shape = ModelConfig::from_slice("config.json", CONFIG.replace("160", "512").as_bytes()).unwrap();
+    let devices = [Device::emulated(Target::Sm90a, 1), Device::emulated(Target::Sm80, 1)];
+    for (device, overlap) in devices.into_iter().zip([true, false]) {
+        let config = EngineConfig { overlap: Some(overlap), max_num_seqs: 4, eager: !overlap, ..EAGER };
+        let mut engine = Engine::load(&device, &shape, WeightSource::Dummy { seed: 3 }, &config, &|_, _| ()).unwrap();
+        let mut answers = HashMap::new();
+        for i in 0..4u64 {
+            let grammar = (i < 3).then(|| grammar.clone());
+            let sampling = SamplingParams { temperature: 1.0, seed: i, grammar, ..SamplingParams::default() };
+            let request =
+                SequenceRequest { prompt: vec![7, 8, 9], max_tokens: 8, sampling, ..SequenceRequest::default() };
+            answers.insert(engine.add(request).unwrap(), (i < 3, Vec::new()));
+        }
+        while engine.has_work() {
+            for progress in engine.step().unwrap() {
+                if let Some((_, tokens)) = answers.get_mut(&progress.id) {
+                    tokens.extend(progress.token);
+                }
+            }
+        }
+        for (masked, tokens) in answers.into_values() {
+            assert_eq!(tokens.len(), 8);
+            let followed = grammar.matcher().validate_tokens(&tokens).unwrap() == tokens.len();
+            assert_eq!(followed, masked, "{tokens:?}: a random model follows no grammar by itself");
+        }
+        assert_eq!(engine.open_grammars(), 0);
     }
 }

@@ -5,6 +5,7 @@ use crate::parse;
 use crate::terminal::{Terminal, harmless};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use engine::grammar::Grammar;
 use engine::llm::{Answer, Completion, Llm, SamplingParams};
 use engine::sampling::MAX_LOGPROBS;
 use engine::scheduler::{BeamParams, EarlyStopping, FinishReason, MAX_BEAMS, TokenLogprobs};
@@ -34,7 +35,8 @@ const INTERRUPTED: u8 = 130;
     cat story.txt | wootz generate --prompt-file - --temperature 0.8 --seed 7\n  \
     wootz generate -p \"Once upon a time\" --n 3 --temperature 1              three answers that share their prompt\n  \
     wootz generate -p \"Once upon a time\" --num-beams 4 --json               beam search, with scores\n  \
-    wootz generate -p \"2 + 2 =\" --logprobs 5 --json                        what else it could have said\n\n\
+    wootz generate -p \"2 + 2 =\" --logprobs 5 --json                        what else it could have said\n  \
+    wootz generate -p \"Two numbers as JSON: \" --json-schema '{\"type\": \"array\", \"items\": {\"type\": \"integer\"}}'\n\n\
     Prompts are continued as they are, without a chat template; greedily, unless a sampling flag is given.\n\
     Ctrl-C ends the answers as they are.")]
 pub struct GenerateArgs {
@@ -82,6 +84,15 @@ struct AnswerArgs {
     /// Go on after end-of-sequence tokens
     #[arg(long)]
     ignore_eos: bool,
+    /// Answers are JSON that this schema describes: a file, or the schema itself
+    #[arg(long, value_name = "FILE|JSON", group = "grammar", conflicts_with = "num_beams")]
+    json_schema: Option<String>,
+    /// Answers match this regular expression, all of them
+    #[arg(long, value_name = "REGEX", group = "grammar", conflicts_with = "num_beams")]
+    regex: Option<String>,
+    /// Answers are what this Lark grammar describes
+    #[arg(long, value_name = "FILE", group = "grammar", conflicts_with = "num_beams")]
+    lark: Option<PathBuf>,
 }
 
 fn early_stopping(text: &str) -> Result<EarlyStopping, String> {
@@ -94,15 +105,28 @@ fn early_stopping(text: &str) -> Result<EarlyStopping, String> {
 }
 
 impl AnswerArgs {
-    fn over(&self, params: SamplingParams) -> SamplingParams {
+    fn over(&self, params: SamplingParams) -> Result<SamplingParams> {
         let &AnswerArgs { length_penalty, early_stopping, .. } = self;
-        SamplingParams {
+        Ok(SamplingParams {
+            grammar: self.grammar()?,
             n: self.n,
             beam: self.num_beams.map(|width| BeamParams { width, length_penalty, early_stopping }),
             logprobs: self.logprobs.map(|top| top as u32),
             ignore_eos: self.ignore_eos,
             ..params
-        }
+        })
+    }
+
+    fn grammar(&self) -> Result<Option<Grammar>> {
+        let read =
+            |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(match (&self.json_schema, &self.regex, &self.lark) {
+            (Some(schema), ..) if schema.trim_start().starts_with('{') => Some(Grammar::JsonSchema((**schema).into())),
+            (Some(file), ..) => Some(Grammar::JsonSchema(read(file.as_ref())?.into())),
+            (_, Some(regex), _) => Some(Grammar::Regex((**regex).into())),
+            (.., Some(file)) => Some(Grammar::Lark(read(file)?.into())),
+            _ => None,
+        })
     }
 }
 
@@ -117,7 +141,7 @@ pub fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<ExitCode> {
     let mut llm = model::load(&source, &args.device, &args.limits, terminal)?;
     let _note = EmulationNote::new(llm.engine().runner().device());
     let prompts = texts.iter().map(|text| llm.text_prompt(text)).collect::<Result<Vec<_>, _>>()?;
-    let mut params = args.answers.over(args.sampling.greedy_unless_asked(llm.generation_config()));
+    let mut params = args.answers.over(args.sampling.greedy_unless_asked(llm.generation_config()))?;
     params.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
 
     // The first Ctrl-C ends the answers, the second one the process.

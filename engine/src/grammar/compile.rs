@@ -1,9 +1,10 @@
 //! Grammars compiled for a vocabulary, kept for requests that ask alike.
 use super::Grammar;
+use crate::chat_output::ReasoningFormat;
 use crate::detokenize::Detokenizer;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -144,12 +145,21 @@ fn refused(grammar: &Grammar, problem: &str) -> Error {
         Grammar::JsonObject | Grammar::JsonSchema(_) => "JSON schema",
         Grammar::Regex(_) => "regular expression",
         Grammar::Lark(_) => "grammar",
+        Grammar::AfterReasoning { then, .. } => return refused(then, problem),
     };
     let problem = problem.split_whitespace().collect::<Vec<_>>().join(" ");
     Error::Request { problem: format!("the {what} cannot be followed: {problem}") }
 }
 
 fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar> {
+    if let Grammar::AfterReasoning { format, open, then } = grammar {
+        let mut all = top_level(then)?;
+        for grammar in &mut all.grammars {
+            grammar.name = Some("then".into());
+        }
+        all.grammars.insert(0, GrammarWithLexer::from_lark(reasoning(*format, *open)));
+        return Ok(all);
+    }
     let (Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text)) = grammar else {
         return Ok(TopLevelGrammar::from_json_schema(bounded(json!({"type": "object"}))));
     };
@@ -166,8 +176,20 @@ fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar> {
             TopLevelGrammar::from_json_schema(bounded(schema))
         }
         Grammar::Regex(_) => TopLevelGrammar::from_regex(text),
-        Grammar::Lark(_) | Grammar::JsonObject => TopLevelGrammar::from_lark(text.to_string()),
+        _ => TopLevelGrammar::from_lark(text.to_string()),
     })
+}
+
+/// Reasoning in Lark, before the grammar with the name "then".
+fn reasoning(format: ReasoningFormat, open: bool) -> String {
+    let (begin, end) = format.tags();
+    let end: String = end.chars().flat_map(super::escaped).collect();
+    let start = if open {
+        "start: thoughts @then".to_owned()
+    } else {
+        format!("start: (BEGIN thoughts)? @then\nBEGIN: /\\s*/ {}", json!(begin))
+    };
+    format!("{start}\nthoughts[lazy]: /(.|\\n)*{end}\\s*/\n")
 }
 
 /// Adds llguidance's own settings to a schema, where it does not have them.

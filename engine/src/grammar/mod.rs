@@ -3,6 +3,7 @@
 mod compile;
 mod matchers;
 
+use crate::chat_output::ReasoningFormat;
 pub(crate) use compile::Grammars;
 pub use compile::{CompiledGrammar, synthetic_json};
 pub(crate) use matchers::Matchers;
@@ -19,9 +20,23 @@ pub enum Grammar {
     Regex(Arc<str>),
     /// A grammar in llguidance's variant of Lark.
     Lark(Arc<str>),
+    /// Reasoning, then what follows it must be.
+    AfterReasoning {
+        /// Where reasoning ends.
+        format: ReasoningFormat,
+        /// The prompt has opened it ([`ReasoningFormat::is_open_in`]); otherwise the answer may do so, or not reason.
+        open: bool,
+        /// What follows.
+        then: Arc<Grammar>,
+    },
 }
 
 impl Grammar {
+    /// Lets a model reason before its answer is what this grammar says.
+    pub fn after_reasoning(self, format: ReasoningFormat, open: bool) -> Self {
+        Grammar::AfterReasoning { format, open, then: Arc::new(self) }
+    }
+
     /// One of these texts.
     pub fn choice<S: AsRef<str>>(choices: impl IntoIterator<Item = S>) -> Self {
         let escape = |choice: S| choice.as_ref().chars().flat_map(escaped).collect::<String>();

@@ -309,3 +309,31 @@ fn the_benchmarks_grammar_never_ends() {
     assert!(!matcher.is_stopped());
     assert!(synthetic_json(256).is_err());
 }
+
+#[test]
+fn a_grammar_may_begin_after_reasoning() {
+    let llm = load(EngineConfig::default());
+    let text = llm.text_model();
+    let object = schema(
+        &json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}),
+    );
+    for (format, open, answer, good) in [
+        (ReasoningFormat::Think, true, "1 < 2 {\n</think>\n\n{\"a\": 1}", true),
+        (ReasoningFormat::Think, true, "</think>{\"a\": 1}", true),
+        (ReasoningFormat::Think, true, "</think>none", false),
+        (ReasoningFormat::Think, false, "<think>so</think>{\"a\": 1}", true),
+        (ReasoningFormat::Think, false, "{\"a\": 1}", true),
+        (ReasoningFormat::Think, false, "so", false),
+        (ReasoningFormat::Mistral, false, "[THINK]so[/THINK]{\"a\": 1}", true),
+    ] {
+        let grammar = text.grammars.compile(&object.clone().after_reasoning(format, open)).unwrap();
+        let tokens = text.tokenizer().encode(answer, false).unwrap();
+        let mut matcher = grammar.matcher();
+        let taken = matcher.validate_tokens(&tokens).unwrap();
+        assert_eq!(taken == tokens.len(), good, "{answer}: {taken} of {}", tokens.len());
+        if good {
+            matcher.consume_tokens(&tokens).unwrap();
+            assert!(matcher.is_stopped() || matcher.is_accepting().unwrap(), "{answer}");
+        }
+    }
+}

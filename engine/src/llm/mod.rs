@@ -49,7 +49,7 @@ pub struct TextModel {
     /// A base model has none: an error only when somebody chats.
     template: Option<ChatTemplate>,
     generation: GenerationConfig,
-    grammars: Grammars,
+    pub(crate) grammars: Grammars,
 }
 
 impl TextModel {
