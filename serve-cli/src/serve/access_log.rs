@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// A request on its way. It is written when it is dropped.
 pub struct Entry {
     on: bool,
+    /// A probe, which comes every few seconds: it is of interest only if it is refused.
+    probe: bool,
     peer: Option<SocketAddr>,
     line: String,
     id: String,
@@ -28,8 +30,9 @@ impl Entry {
         let on = state.limits().access_log;
         // The path alone: queries may hold what is nobody's business.
         let line = if on { format!("{} {}", request.method(), request.uri().path()) } else { String::new() };
+        let probe = matches!(request.uri().path(), "/health" | "/metrics" | "/live");
         let id = if on { id.to_str().unwrap_or_default().to_owned() } else { String::new() };
-        Entry { on, peer, line, id, start: Instant::now(), status: None, bytes: 0, whole: false }
+        Entry { on, probe, peer, line, id, start: Instant::now(), status: None, bytes: 0, whole: false }
     }
 
     /// The answer begins.
@@ -50,7 +53,8 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if self.on {
+        let dull = self.probe && self.status.is_some_and(|status| status.is_success());
+        if self.on && !dull {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             // In one piece, so that lines of several threads do not mix.
             let _ = std::io::stderr().write_all(self.text(now).as_bytes());

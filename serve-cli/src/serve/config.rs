@@ -54,15 +54,19 @@ impl ModelFlags {
         for (name, value) in engine {
             let flag = format!("--{}", name.replace('_', "-"));
             match value {
-                Value::Bool(true) => words.push(flag),
-                Value::Bool(false) => {}
+                Value::Bool(on) => words.push(format!("{flag}={on}")),
                 Value::String(text) => words.push(format!("{flag}={text}")),
                 Value::Number(number) => words.push(format!("{flag}={number}")),
                 _ => bail!("engine.{name} must be a string, a number or a boolean"),
             }
         }
         let mut flags = self.clone();
-        let command = <FlagsOnly as clap::CommandFactory>::command();
+        // Without defaults: what is not said stays as it was. A flag that is on by its presence takes true or false here.
+        let command = <FlagsOnly as clap::CommandFactory>::command().mut_args(|arg| {
+            let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+            let arg = arg.default_value(clap::builder::Resettable::Reset);
+            if is_switch { arg.action(clap::ArgAction::Set).value_parser(clap::value_parser!(bool)) } else { arg }
+        });
         let matches = command.try_get_matches_from(words).map_err(|error| {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -207,7 +211,9 @@ mod tests {
     use super::*;
 
     fn flags() -> ModelFlags {
-        FlagsOnly::try_parse_from(["--max-num-seqs", "7", "--device", "cpu"]).unwrap().flags
+        FlagsOnly::try_parse_from(["--max-num-seqs", "7", "--device", "cpu", "--gpu-memory-utilization", "0.5"])
+            .unwrap()
+            .flags
     }
 
     #[test]
@@ -224,7 +230,7 @@ mod tests {
             name = "b"
             weight = 10
             path = "org/name"
-            engine = { max_num_seqs = 3, eager = false }
+            engine = { max_num_seqs = 3, eager = true }
             [[model]]
             path = "other/name"
         "#;
@@ -239,7 +245,9 @@ mod tests {
             "flags of the command line stay"
         );
         assert_eq!((limits(1).max_num_seqs, limits(1).max_model_len), (Some(3), Some(1024)));
-        assert!(limits(1).no_prefix_cache && !limits(1).eager);
+        assert!(limits(1).no_prefix_cache && limits(1).eager && !limits(2).eager);
+        assert_eq!(limits(1).gpu_memory_utilization, 0.5);
+        assert_eq!(specs[1].flags.device.device, crate::device::DeviceChoice::Cpu);
         assert_eq!(specs[2].source.model.as_deref(), Some(Path::new("other/name")));
     }
 

@@ -140,8 +140,8 @@ async fn in_shape(response: Response) -> Response {
     let error = match status {
         StatusCode::NOT_FOUND => ApiError::status(status, or(text, "there is nothing at this path")),
         StatusCode::METHOD_NOT_ALLOWED => {
-            let allowed = parts.headers.get(header::ALLOW).and_then(|allow| allow.to_str().ok()).unwrap_or("others");
-            ApiError::status(status, format!("this method is not allowed here; there are: {allowed}"))
+            // axum adds the Allow header later.
+            ApiError::status(status, "this method is not allowed here; the Allow header names those that are".into())
         }
         StatusCode::PAYLOAD_TOO_LARGE => {
             let message = "the body is too large; the operator can raise --max-body-size".to_owned();

@@ -5,6 +5,8 @@
 mod access_log;
 mod admin;
 mod app;
+#[cfg(test)]
+mod app_tests;
 mod args;
 mod config;
 mod error;

@@ -127,12 +127,9 @@ impl AppState {
         self.inner.loading.store(false, Ordering::Release);
     }
 
-    /// Takes no more requests.
+    /// Takes no more requests. Engines stay open: a request that runs may have more prompts to come.
     pub fn drain(&self) {
         self.inner.draining.store(true, Ordering::Release);
-        for served in self.inner.registry.served() {
-            served.llm.handle().close();
-        }
     }
 
     /// Whether the server takes no more requests.

@@ -4,6 +4,7 @@ mod client;
 mod edges;
 mod fuzz;
 mod http;
+mod ops;
 mod schema;
 
 use anyhow::Result;
@@ -28,5 +29,11 @@ pub fn trials() -> Vec<Trial> {
     add("responses", edges::responses);
     add("responses_structured", edges::responses_structured);
     add("openapi", fuzz::openapi);
+    add("failed_starts", ops::failed_starts);
+    add("keys_and_log", ops::keys_and_log);
+    add("full_queue", ops::full_queue);
+    add("second_signal", ops::second_signal);
+    add("models", ops::models);
+    add("loading", ops::loading);
     trials
 }
