@@ -26,6 +26,7 @@ pub struct Answers {
     usage: Usage,
     observed: Option<Observed>,
     reason: &'static str,
+    /// With the grammar, for why the engine has aborted an answer.
     state: Option<AppState>,
     has_grammar: bool,
 }
