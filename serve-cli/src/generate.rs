@@ -250,7 +250,8 @@ mod tests {
         let matches =
             Line::command().try_get_matches_from(["generate", "-p", "x"].into_iter().chain(line.split(' ')))?;
         let args = Line::from_arg_matches(&matches)?.args;
-        Ok(args.answers.over(args.sampling.greedy_unless_asked(&Default::default())).unwrap())
+        let params = args.answers.over(args.sampling.greedy_unless_asked(&Default::default()));
+        Ok(params.expect("no grammar to be read"))
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct Answers {
     usage: Usage,
     observed: Option<Observed>,
     reason: &'static str,
+    /// With the grammar, for why the engine has aborted an answer.
+    state: Option<AppState>,
+    has_grammar: bool,
 }
 
 /// What grows.
@@ -63,13 +66,16 @@ impl Answers {
             usage: Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens },
             observed: Some(observe(state, served, prompt_tokens, arrived)),
             reason: "stop",
+            state: Some(state.clone()),
+            has_grammar: params.grammar.is_some(),
         })
     }
 
     /// Without answers: what `max_tokens: 0` asks for.
     pub fn none(prompt_tokens: usize) -> Self {
         let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
-        Answers { streams: SelectAll::new(), n: 1, usage, observed: None, reason: "length" }
+        let (streams, reason) = (SelectAll::new(), "length");
+        Answers { streams, n: 1, usage, observed: None, reason, state: None, has_grammar: false }
     }
 
     /// Tokens until now.
@@ -87,15 +93,13 @@ impl Answers {
             self.observed.take().into_iter().for_each(|observed| observed.finish(reason));
             return Ok(None);
         };
-        let aborted = |delta: &Delta| delta.finish_reason == Some(FinishReason::Abort);
         let delta = match delta {
-            Ok(delta) if aborted(&delta) => Err(engine::Error::ShuttingDown),
-            other => other,
+            Ok(delta) if delta.finish_reason == Some(FinishReason::Abort) => Err(self.aborted()),
+            other => other.map_err(ApiError::from),
         };
-        let delta = delta.map_err(|error| {
+        let delta = delta.inspect_err(|_| {
             self.streams.clear();
             self.observed.take().into_iter().for_each(|observed| observed.finish("error"));
-            ApiError::from(error)
         })?;
         let choice = prompt * self.n + delta.index as usize;
         if delta.token.is_some() {
@@ -109,6 +113,15 @@ impl Answers {
             self.reason = "length";
         }
         Ok(Some(Step { choice, delta, usage: self.usage }))
+    }
+
+    /// Why the engine has ended an answer that is not whole.
+    fn aborted(&self) -> ApiError {
+        if self.has_grammar && !self.state.as_ref().is_some_and(AppState::is_draining) {
+            let problem = "no token is left that the answer's grammar allows: logit_bias may ban them all";
+            return ApiError::invalid(problem.into(), None);
+        }
+        engine::Error::ShuttingDown.into()
     }
 }
 

@@ -143,7 +143,8 @@ fn with(mut body: Value, more: Value) -> Value {
 }
 
 fn weather() -> Value {
-    let city = json!({ "type": "object", "properties": { "city": { "enum": ["Jena", "Ulm"] } }, "required": ["city"] });
+    let city = json!({ "type": "object", "properties": { "city": { "enum": ["Jena", "Ulm"] } }, "required": ["city"],
+        "additionalProperties": false });
     json!([{ "type": "function", "function": { "name": "weather", "parameters": city } }])
 }
 

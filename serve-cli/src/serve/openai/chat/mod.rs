@@ -161,17 +161,18 @@ fn ask(
         error @ engine::Error::NoChatTemplate { .. } => ApiError::from(error),
         error => ApiError::invalid(error.to_string(), Some("messages")),
     })?;
-    params.grammar = tools.grammar.or(params.grammar);
-    // What follows a grammar is an answer from its first token on.
-    let reasoning = ReasoningFormat::of_templates(&marks).filter(|_| params.grammar.is_none());
-    let format = ChatFormat {
-        tools: tools.format,
-        reasoning,
-        reasoning_is_open: reasoning.is_some_and(|reasoning| reasoning.is_open_in(&prompt)),
-    };
+    let reasoning = ReasoningFormat::of_templates(&marks);
+    let open = reasoning.is_some_and(|reasoning| reasoning.is_open_in(&prompt));
+    let format = ChatFormat { tools: tools.format, reasoning, reasoning_is_open: open };
+    // Models that reason do so before they answer what they must.
+    let grammar = tools.grammar.or(params.grammar);
+    params.grammar = grammar.map(|grammar| match reasoning {
+        Some(reasoning) => grammar.after_reasoning(reasoning, open),
+        None => grammar,
+    });
     let special =
         tools.format.is_some_and(|format| format.marks_are_special()) || reasoning == Some(ReasoningFormat::Mistral);
-    params.skip_special_tokens &= !special || params.grammar.is_some();
+    params.skip_special_tokens &= !special;
     let style = Style {
         format,
         parallel: own.parallel_tool_calls.unwrap_or(true),
