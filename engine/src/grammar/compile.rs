@@ -249,7 +249,7 @@ fn synthetic_word(token: u32) -> Vec<u8> {
     if token == SYNTHETIC_EOS {
         return b"\xff<|end|>".to_vec();
     }
-    let mut word = if token % 2 == 0 { vec![b' '] } else { Vec::new() };
+    let mut word = if token.is_multiple_of(2) { vec![b' '] } else { Vec::new() };
     // Two letters or more: single ones are bytes.
     let mut rest = token / 2 + 26;
     while rest > 0 {
