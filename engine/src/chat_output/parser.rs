@@ -85,10 +85,12 @@ impl ChatParser {
     }
 
     fn step(&mut self, c: char) {
+        let bare = self.bare(c.encode_utf8(&mut [0; 4]));
         match &mut self.state {
             State::Start => self.start(c),
             State::Reasoning => self.think(c),
             State::Gap if is_space(c) => {}
+            State::Gap if bare => self.begin(c),
             State::Gap => {
                 self.state = State::Content;
                 self.text(c);

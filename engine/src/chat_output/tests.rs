@@ -81,6 +81,9 @@ fn reasoning_is_split_off() {
     let message = ChatMessage::parse(thinks(false), "<think>a</think>\n<tool_call>{\"name\": \"f\"}</tool_call>");
     assert_eq!((&*message.reasoning, &*message.content, message.tool_calls.len()), ("a", "", 1));
     assert_eq!(ChatMessage::parse(thinks(true), "a b").reasoning, "a b");
+    let bare = ChatFormat { tools: Some(ToolFormat::Llama3Json), ..thinks(true) };
+    let message = ChatMessage::parse(bare, "a</think>\n{\"name\": \"f\"}");
+    assert_eq!((&*message.reasoning, &*message.content, message.tool_calls.len()), ("a", "", 1));
 }
 
 /// Pieces of which texts with and without calls are made.

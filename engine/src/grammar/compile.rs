@@ -185,11 +185,12 @@ fn reasoning(format: ReasoningFormat, open: bool) -> String {
     let (begin, end) = format.tags();
     let end: String = end.chars().flat_map(super::escaped).collect();
     let start = if open {
-        "start: thoughts @then".to_owned()
+        "start: thoughts SPACE? @then".to_owned()
     } else {
-        format!("start: (BEGIN thoughts)? @then\nBEGIN: /\\s*/ {}", json!(begin))
+        format!("start: (BEGIN thoughts SPACE?)? @then\nBEGIN: /\\s*/ {}", json!(begin))
     };
-    format!("{start}\nthoughts[lazy]: /(.|\\n)*{end}\\s*/\n")
+    // A lazy match ends with the mark: the space behind it is matched for itself.
+    format!("{start}\nthoughts[lazy]: /(.|\\n)*{end}/\nSPACE: /[ \\n]{{1,8}}/\n")
 }
 
 /// Adds llguidance's own settings to a schema, where it does not have them.
@@ -248,7 +249,7 @@ fn synthetic_word(token: u32) -> Vec<u8> {
     if token == SYNTHETIC_EOS {
         return b"\xff<|end|>".to_vec();
     }
-    let mut word = if token % 2 == 0 { vec![b' '] } else { Vec::new() };
+    let mut word = if token.is_multiple_of(2) { vec![b' '] } else { Vec::new() };
     // Two letters or more: single ones are bytes.
     let mut rest = token / 2 + 26;
     while rest > 0 {

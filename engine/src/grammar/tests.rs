@@ -337,3 +337,31 @@ fn a_grammar_may_begin_after_reasoning() {
         }
     }
 }
+
+#[test]
+fn an_answer_that_cannot_go_on_is_aborted_and_no_other() {
+    for overlap in [false, true] {
+        let mut llm = load(EngineConfig { overlap: Some(overlap), ..EngineConfig::default() });
+        // The grammar wants digits, the biases ban them.
+        let text = llm.text_model().clone();
+        let vocab = text.tokenizer().vocab_size() as u32;
+        let digits = (0..vocab).filter(|id| text.tokenizer().decode(&[*id], true).bytes().any(|b| b.is_ascii_digit()));
+        let stuck = SamplingParams {
+            logit_bias: digits.map(|id| (id, f32::NEG_INFINITY)).collect(),
+            ..with(regex("ab[0-9]{3}"))
+        };
+        let prompt = text.text_prompt("Hello").unwrap();
+        let fine = with(regex("ab[0-9]{3}"));
+        let requests = [stuck, fine].map(|params| text.request(prompt.clone(), &params).unwrap());
+        let engine = llm.engine_mut();
+        let ids = requests.map(|request| engine.add(request).unwrap());
+        let mut ends = Vec::new();
+        while engine.has_work() {
+            let ended = engine.step().unwrap().into_iter().filter(|progress| progress.finished.is_some());
+            ends.extend(ended.map(|progress| (progress.id, progress.finished.unwrap())));
+        }
+        ends.sort_unstable_by_key(|(id, _)| *id);
+        assert_eq!(ends, [(ids[0], FinishReason::Abort), (ids[1], FinishReason::Stop)]);
+        assert_eq!(engine.open_grammars(), 0);
+    }
+}
