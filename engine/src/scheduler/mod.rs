@@ -28,9 +28,9 @@ mod pool;
 mod prefix;
 mod request;
 mod sequence;
-mod snapshot;
 #[cfg(test)]
 mod simulator;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 

@@ -54,7 +54,9 @@ mod tests {
     #[test]
     fn durations_are_in_the_bucket_of_the_first_bound_that_holds_them() {
         let bounds: Vec<f64> = LatencyHistogram::bounds().collect();
-        for (micros, bucket) in [(0, 0), (100, 0), (101, 1), (141, 1), (142, 2), (200, 2), (201, 3), (1 << 40, BUCKETS - 1)] {
+        for (micros, bucket) in
+            [(0, 0), (100, 0), (101, 1), (141, 1), (142, 2), (200, 2), (201, 3), (1 << 40, BUCKETS - 1)]
+        {
             let mut histogram = LatencyHistogram::default();
             let duration = Duration::from_micros(micros);
             histogram.add(duration);

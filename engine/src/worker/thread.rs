@@ -116,8 +116,9 @@ impl<E: EngineCore> Worker<'_, E> {
                     }
                 }
             }
-            Message::Snapshot(asker) => asker
-                .answer(EngineSnapshot { scheduler: self.core.snapshot(), latencies: self.latencies.clone() }),
+            Message::Snapshot(asker) => {
+                asker.answer(EngineSnapshot { scheduler: self.core.snapshot(), latencies: self.latencies.clone() })
+            }
             Message::Close => self.closing = true,
             Message::Abort => {
                 self.closing = true;
