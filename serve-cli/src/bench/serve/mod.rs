@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use client::Target;
 use dataset::{Ask, Dataset};
 use load::Run;
-use metrics::{ALL, Goals, Metric, Metrics};
+use metrics::{Goals, Metric, Metrics};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
