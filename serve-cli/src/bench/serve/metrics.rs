@@ -245,7 +245,7 @@ mod tests {
         near("output_throughput", 4.5);
         near("total_token_throughput", (30.0 + 9.0) / 2.0);
         near("max_concurrent_requests", 2.0);
-        near("max_output_tokens_per_s", 5.0);
+        near("max_output_tokens_per_s", 4.0);
         near("p90_ttft_ms", 450.0);
         assert!(json["p99.9_itl_ms"].is_number(), "{json}");
         let table = metrics.table(&ALL, &[99.0]);
