@@ -6,7 +6,7 @@ use crate::chat_template::ChatTemplate;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::embedded::EmbeddedModel;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, read_file};
 use crate::generation_config::GenerationConfig;
 use crate::tokenizer::Tokenizer;
 
@@ -22,6 +22,9 @@ pub enum ModelSource {
         /// The snapshot.
         dir: PathBuf,
     },
+    /// A `config.json` that may stand alone: enough for random weights
+    /// ([`LlmBuilder::dummy_weights`](crate::llm::LlmBuilder::dummy_weights)).
+    Config(PathBuf),
     /// A model inside the binary.
     Embedded(&'static EmbeddedModel),
 }
@@ -81,6 +84,10 @@ impl ModelSource {
                 None => dir.display().to_string(),
             },
             ModelSource::Hub { id, .. } => id.clone(),
+            ModelSource::Config(path) => {
+                let folder = path.canonicalize().ok().and_then(|path| Some(path.parent()?.file_name()?.to_owned()));
+                folder.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+            }
             ModelSource::Embedded(model) => model.name().to_owned(),
         }
     }
@@ -97,6 +104,10 @@ impl ModelSource {
     pub fn config(&self) -> Result<ModelConfig> {
         match self {
             ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => ModelConfig::from_dir(dir),
+            ModelSource::Config(path) => {
+                let origin = path.display().to_string();
+                ModelConfig::from_slice(&origin, &read_file(path, "MODEL must be a directory or a config.json")?)
+            }
             ModelSource::Embedded(model) => model.config(),
         }
     }
@@ -105,14 +116,20 @@ impl ModelSource {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         match self {
             ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => Checkpoint::open(dir),
+            ModelSource::Config(path) => Checkpoint::open(beside(path)),
             ModelSource::Embedded(model) => model.checkpoint(),
         }
     }
 
-    /// The tokenizer, checked against the model's vocabulary.
+    /// The tokenizer, checked against the model's vocabulary. A `config.json` without one beside it gets
+    /// [`Tokenizer::stand_in`].
     pub fn tokenizer(&self, config: &ModelConfig) -> Result<Tokenizer> {
         let tokenizer = match self {
             ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => Tokenizer::from_dir(dir)?,
+            ModelSource::Config(path) if !beside(path).join("tokenizer.json").exists() => {
+                Tokenizer::stand_in(config.vocab_size)?
+            }
+            ModelSource::Config(path) => Tokenizer::from_dir(beside(path))?,
             ModelSource::Embedded(model) => model.tokenizer()?,
         };
         tokenizer.check_vocab(config.vocab_size)?;
@@ -123,6 +140,7 @@ impl ModelSource {
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         let template = match self {
             ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => ChatTemplate::from_dir(dir),
+            ModelSource::Config(path) => ChatTemplate::from_dir(beside(path)),
             ModelSource::Embedded(model) => model.chat_template(),
         };
         match template {
@@ -141,12 +159,18 @@ impl ModelSource {
     ) -> Result<GenerationConfig> {
         let mut generation = match self {
             ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => GenerationConfig::from_dir(dir)?,
+            ModelSource::Config(path) => GenerationConfig::from_dir(beside(path))?,
             ModelSource::Embedded(model) => model.generation_config()?,
         };
         let eos = template.and_then(|t| t.special_token("eos_token"));
         generation.add_eos(config, tokenizer, eos);
         Ok(generation)
     }
+}
+
+/// The folder of a file.
+fn beside(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -173,5 +197,20 @@ mod tests {
             assert!(!generation.eos_token_ids.is_empty());
             assert!(source.checkpoint().unwrap().contains("model.norm.weight"));
         }
+    }
+
+    #[test]
+    fn a_config_alone_has_a_tokenizer_that_stands_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shapes.json");
+        std::fs::write(&path, TINY_CHAT.file("config.json").unwrap()).unwrap();
+        let source = ModelSource::Config(path);
+        let config = source.config().unwrap();
+        let tokenizer = source.tokenizer(&config).unwrap();
+        assert_eq!(tokenizer.vocab_size(), config.vocab_size);
+        assert_eq!(tokenizer.decode(&[3, 17], true), "t3 t17");
+        assert_eq!(tokenizer.encode_prompt("t3 t17").unwrap(), [3, 17]);
+        assert!(source.chat_template().unwrap().is_none());
+        assert!(source.checkpoint().is_err());
     }
 }

@@ -61,6 +61,19 @@ impl Tokenizer {
         Ok(this)
     }
 
+    /// One word for each of `vocab_size` ids, `t0` `t1` …, for random weights: a server without a tokenizer has texts to
+    /// stream, and every token is one.
+    pub fn stand_in(vocab_size: usize) -> Result<Self> {
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            (0..vocab_size).map(|id| (format!("t{id}"), id.into())).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "t0" },
+        });
+        Self::from_slice("the tokenizer that stands in", json.to_string().as_bytes())
+    }
+
     /// Token ids of `text`. With `parse_special`, special tokens written in the text become their ids, as in a
     /// rendered chat template; without, they are encoded as the characters they are made of. No BOS is added.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {

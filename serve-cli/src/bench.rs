@@ -4,6 +4,7 @@ mod kernels;
 mod latency;
 mod model;
 mod peers;
+mod serve;
 mod throughput;
 mod timeline;
 mod timing;
@@ -46,6 +47,8 @@ enum What {
     Latency(Box<latency::LatencyArgs>),
     /// Time many requests at once: requests and tokens per second.
     Throughput(Box<throughput::ThroughputArgs>),
+    /// Time a server by HTTP: latencies at a rate or concurrency.
+    Serve(Box<serve::ServeBenchArgs>),
 }
 
 /// Runs the command.
@@ -56,6 +59,7 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> Result<ExitCode> {
         What::Tune(args) => tune::run(args),
         What::Latency(args) => latency::run(args, terminal),
         What::Throughput(args) => throughput::run(args, terminal),
+        What::Serve(args) => serve::run(args, terminal),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::speculation::SpeculationArgs;
 use crate::terminal::{Progress, Terminal};
 use crate::{parse, units};
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use engine::config::ModelConfig;
 use engine::engine::{DraftModel, Engine, EngineConfig, compute_dtype};
 use engine::generation_config::GenerationConfig;
@@ -31,6 +31,14 @@ impl ModelArgs {
     /// cache.
     pub fn source(&self) -> Result<ModelSource> {
         self.part(Part::All)
+    }
+
+    /// Where the files are; for random weights a path to a config.json will do.
+    pub fn source_for(&self, format: LoadFormat) -> Result<ModelSource> {
+        match (&self.model, format) {
+            (Some(path), LoadFormat::Dummy) if path.is_file() => Ok(ModelSource::Config(path.clone())),
+            _ => self.source(),
+        }
     }
 
     fn part(&self, part: Part) -> Result<ModelSource> {
@@ -76,6 +84,15 @@ fn named_after(config: &Path) -> String {
     let folder = || config.canonicalize().ok()?.parent()?.file_name().map(ToOwned::to_owned);
     let stem = config.file_stem().filter(|stem| *stem != "config").map(ToOwned::to_owned);
     stem.or_else(folder).map_or_else(|| config.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// The model's safetensors.
+    Auto,
+    /// Random weights.
+    Dummy,
 }
 
 /// Bounds and memory; names and meanings are vLLM's.
@@ -206,13 +223,28 @@ pub fn host_memory() -> Option<u64> {
 
 /// Loads a model, with a progress bar where it takes long.
 pub fn load(source: &ModelSource, device: &DeviceArgs, limits: &LimitArgs, terminal: &Terminal) -> Result<Llm> {
+    load_format(source, LoadFormat::Auto, device, limits, terminal)
+}
+
+/// As [`load`], or with random weights.
+pub fn load_format(
+    source: &ModelSource,
+    format: LoadFormat,
+    device: &DeviceArgs,
+    limits: &LimitArgs,
+    terminal: &Terminal,
+) -> Result<Llm> {
     let model = source.config()?;
     let config = limits.engine_config(&model)?;
     let device = device.open()?;
     check_host_memory(&device, &model, &config)?;
     let progress = Progress::new(terminal, &format!("loading {}", source.name()));
     let set = |done, total| progress.set(done, total);
-    let llm = Llm::builder(source).device(&device).config(config).progress(&set).load()?;
+    let mut builder = Llm::builder(source).device(&device).config(config).progress(&set);
+    if format == LoadFormat::Dummy {
+        builder = builder.dummy_weights(0);
+    }
+    let llm = builder.load()?;
     drop(progress);
     if limits.verbose {
         let _ = write!(std::io::stderr(), "{}", memory_table(llm.engine()));

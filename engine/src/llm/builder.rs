@@ -15,11 +15,12 @@ pub struct LlmBuilder<'a> {
     device: Option<Device>,
     config: EngineConfig,
     progress: &'a LoadProgress<'a>,
+    dummy: Option<u64>,
 }
 
 impl<'a> LlmBuilder<'a> {
     pub(super) fn new(source: ModelSource) -> Self {
-        LlmBuilder { source, device: None, config: EngineConfig::default(), progress: &|_, _| () }
+        LlmBuilder { source, device: None, config: EngineConfig::default(), progress: &|_, _| (), dummy: None }
     }
 
     /// Where to run, instead of the first GPU or else the CPU.
@@ -40,20 +41,33 @@ impl<'a> LlmBuilder<'a> {
         self
     }
 
+    /// Random weights from this seed instead of the checkpoint's, which need not be there.
+    pub fn dummy_weights(mut self, seed: u64) -> Self {
+        self.dummy = Some(seed);
+        self
+    }
+
     /// Loads the model, to be asked by this thread.
     ///
     /// # Errors
     /// The files cannot be used, the model does not fit, or the driver does not work.
     pub fn load(self) -> Result<Llm> {
-        let LlmBuilder { source, device, config, progress } = self;
+        let LlmBuilder { source, device, config, progress, dummy } = self;
         let device = device.map_or_else(default_device, Ok)?;
         let model = source.config()?;
         let tokenizer = source.tokenizer(&model)?;
         config.draft.as_ref().map_or(Ok(()), |draft| draft.check_tokenizer(&tokenizer))?;
         let template = source.chat_template()?;
         let generation = source.generation_config(&model, &tokenizer, template.as_ref())?;
-        let checkpoint = source.checkpoint()?;
-        let engine = Engine::load(&device, &model, WeightSource::Checkpoint(&checkpoint), &config, progress)?;
+        let checkpoint;
+        let weights = match dummy {
+            Some(seed) => WeightSource::Dummy { seed },
+            None => {
+                checkpoint = source.checkpoint()?;
+                WeightSource::Checkpoint(&checkpoint)
+            }
+        };
+        let engine = Engine::load(&device, &model, weights, &config, progress)?;
         let text = Arc::new(TextModel::new(source.name(), tokenizer, template, generation));
         Ok(Llm { engine, text })
     }

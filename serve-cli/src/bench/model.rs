@@ -1,6 +1,6 @@
 //! The engine of a bench.
 use crate::device::DeviceArgs;
-use crate::model::{self, LimitArgs, ModelArgs};
+use crate::model::{self, LimitArgs, LoadFormat, ModelArgs};
 use crate::terminal::{Progress, Terminal};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
@@ -40,15 +40,6 @@ pub struct BenchModelArgs {
 pub enum StructuredOutput {
     /// Lines of JSON objects with strings, numbers and arrays.
     Json,
-}
-
-/// Where weights come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LoadFormat {
-    /// The model's safetensors.
-    Auto,
-    /// Random weights.
-    Dummy,
 }
 
 /// Most tokens in a step of a bench on a GPU, unless --max-num-batched-tokens says otherwise. Nobody waits for the next

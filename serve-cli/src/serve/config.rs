@@ -20,7 +20,7 @@
 use super::args::ServeArgs;
 use super::registry::Slot;
 use crate::device::DeviceArgs;
-use crate::model::{LimitArgs, ModelArgs};
+use crate::model::{LimitArgs, LoadFormat, ModelArgs};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, FromArgMatches, Parser};
 use serde::Deserialize;
@@ -34,6 +34,9 @@ pub struct ModelFlags {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Read the checkpoint, or make random weights, for which a path to a config.json is enough
+    #[arg(long, value_enum, default_value = "auto")]
+    pub load_format: LoadFormat,
 }
 
 /// The same without the rest of `wootz serve`.

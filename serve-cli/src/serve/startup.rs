@@ -52,12 +52,18 @@ impl Loader {
         reserved: &mut Option<Slot>,
         start: Instant,
     ) -> Result<Arc<Served>> {
-        let source = spec.source.source()?;
+        let source = spec.source.source_for(spec.flags.load_format)?;
         let slot = match reserved {
             Some(slot) => slot.clone(),
             None => reserved.insert(reserve(state, spec, &source.name())?).clone(),
         };
-        let llm = model::load(&source, &spec.flags.device, &spec.flags.limits, &self.terminal)?;
+        let llm = model::load_format(
+            &source,
+            spec.flags.load_format,
+            &spec.flags.device,
+            &spec.flags.limits,
+            &self.terminal,
+        )?;
         let ready = ready_line(&slot, &llm, start);
         let llm = self.spawn(llm, &spec.flags.limits)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
