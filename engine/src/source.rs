@@ -96,7 +96,7 @@ impl ModelSource {
     pub fn dir(&self) -> Option<&Path> {
         match self {
             ModelSource::Dir(dir) | ModelSource::Hub { dir, .. } => Some(dir),
-            ModelSource::Embedded(_) => None,
+            ModelSource::Config(_) | ModelSource::Embedded(_) => None,
         }
     }
 
