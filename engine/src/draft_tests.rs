@@ -5,6 +5,8 @@ use super::*;
 use crate::chat_template::{ChatInput, message};
 use crate::embedded::{TINY_CHAT, TINY_DRAFT};
 use crate::sampling::SamplingParams;
+use crate::source::ModelSource;
+use crate::tokenizer::Tokenizer;
 use kernels_host::Target;
 
 const DRAFTS: usize = 3;

@@ -1,6 +1,8 @@
 //! The engine proper: a scheduler and a runner. Step n + 1 is planned and queued while step n runs. Knows tokens, not
 //! text.
 use crate::config::{Dtype, ModelConfig};
+pub use crate::draft::DraftModel;
+use crate::draft::check_draft;
 use crate::error::{Error, Result};
 use crate::grammar::Matchers;
 use crate::kv::{KvCache, PAGE_TOKENS};
@@ -10,10 +12,8 @@ use crate::scheduler::{
     self, FinishReason, Limits, MAX_DRAFTS, Policy, Progress, RequestId, Sampled, Scheduler, SchedulerConfig,
     SchedulerMetrics, SequenceRequest, Speculation, StepOutput, StepPlan,
 };
-use crate::source::ModelSource;
-use crate::tokenizer::Tokenizer;
 use crate::trace::{LoadTimes, StepTimes, Trace};
-use kernels_host::{DType, Device, Stream};
+use kernels_host::{DType, Device};
 use std::time::Instant;
 
 /// Bounds and memory of an engine.
@@ -180,61 +180,6 @@ impl Admission {
             });
         }
         Ok(())
-    }
-}
-
-/// Where a draft model comes from.
-#[derive(Clone, Debug)]
-pub enum DraftModel {
-    /// A model of the same family as the target: their tokens must mean the same.
-    Model(ModelSource),
-    /// Random weights, for benchmarks.
-    Dummy {
-        /// Their shapes.
-        config: Box<ModelConfig>,
-        /// The same seed gives the same weights.
-        seed: u64,
-    },
-}
-
-impl DraftModel {
-    /// Its shape.
-    pub fn config(&self) -> Result<ModelConfig> {
-        match self {
-            DraftModel::Model(source) => source.config(),
-            DraftModel::Dummy { config, .. } => Ok((**config).clone()),
-        }
-    }
-
-    /// Refuses a draft model whose tokens are other texts than the target's. One without a tokenizer.json, and one of random
-    /// weights, is not asked.
-    pub fn check_tokenizer(&self, target: &Tokenizer) -> Result<()> {
-        let DraftModel::Model(source) = self else { return Ok(()) };
-        if source.dir().is_some_and(|dir| !dir.join("tokenizer.json").exists()) {
-            return Ok(());
-        }
-        let own = source.tokenizer(&source.config()?)?;
-        let differs = |id: &u32| own.token(*id) != target.token(*id);
-        let Some(id) = (0..own.vocab_size().min(target.vocab_size()) as u32).find(differs) else { return Ok(()) };
-        let text = |tokenizer: &Tokenizer| tokenizer.token(id).unwrap_or_default();
-        let problem = format!(
-            "its token {id} is {:?}, the model's is {:?}; give a draft model with the same tokenizer",
-            text(&own),
-            text(target)
-        );
-        Err(Error::DraftModel { problem })
-    }
-
-    fn load(&self, stream: &Stream, config: &ModelConfig, progress: &LoadProgress<'_>) -> Result<Model> {
-        match self {
-            DraftModel::Model(source) => {
-                let checkpoint = source.checkpoint()?;
-                Model::load(stream, config, WeightSource::Checkpoint(&checkpoint), progress)
-            }
-            DraftModel::Dummy { seed, .. } => {
-                Model::load(stream, config, WeightSource::Dummy { seed: *seed }, progress)
-            }
-        }
     }
 }
 
@@ -525,23 +470,6 @@ pub fn compute_dtype(model: &ModelConfig) -> DType {
     }
 }
 
-/// A draft model's vocabulary may lack some of the target's padding.
-const VOCAB_PADDING: usize = 1024;
-
-fn check_draft(model: &ModelConfig, draft: &ModelConfig, config: &EngineConfig) -> Result<()> {
-    let fail = |problem: String| Err(Error::DraftModel { problem });
-    let (target, own) = (model.vocab_size, draft.vocab_size);
-    if own > target || target - own >= VOCAB_PADDING {
-        return fail(format!(
-            "its vocabulary has {own} tokens, the model's {target}; give a draft model of the same family"
-        ));
-    }
-    if config.drafts() == 0 {
-        return fail("no draft tokens are asked for; set EngineConfig::speculation (--num-draft-tokens)".into());
-    }
-    Ok(())
-}
-
 /// Shapes of the models that share a device.
 #[derive(Clone, Copy)]
 struct Shapes<'a> {
@@ -630,47 +558,5 @@ mod step_tests;
 mod draft_tests;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GB: usize = 1_000_000_000;
-
-    /// Llama-3.1-8B: 16.06 GB of weights, 131,072 bytes of cache a token.
-    fn model() -> ModelConfig {
-        let json = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":4096,"intermediate_size":14336,"dtype":"bfloat16",
-            "num_attention_heads":32,"num_hidden_layers":32,"num_key_value_heads":8,"vocab_size":128256,
-            "max_position_embeddings":131072}"#;
-        ModelConfig::from_slice("config.json", json.as_bytes()).unwrap()
-    }
-
-    fn plan(memory: Option<(usize, usize)>, config: EngineConfig) -> Result<(usize, Limits)> {
-        let mut limits = config.limits(false, &model());
-        let pages = plan_pages(memory, Shapes { model: &model(), draft: None }, &config, &mut limits)?;
-        Ok((pages, limits))
-    }
-
-    #[test]
-    fn the_cache_takes_what_is_left_and_the_context_follows() {
-        let (pages, limits) = plan(Some((24 * GB, 24 * GB)), EngineConfig::default()).unwrap();
-        let tokens = pages * PAGE_TOKENS;
-        assert!((35_000..45_000).contains(&tokens), "{tokens}");
-        assert_eq!(limits.max_model_len, tokens, "a sequence must fit");
-        let (_, limits) = plan(Some((140 * GB, 140 * GB)), EngineConfig::default()).unwrap();
-        assert_eq!(limits.max_model_len, 131_072);
-        let asked = EngineConfig { kv_cache_tokens: Some(1000), ..EngineConfig::default() };
-        assert_eq!(plan(Some((24 * GB, 24 * GB)), asked).unwrap().0, 16);
-    }
-
-    #[test]
-    fn too_little_memory_is_one_line_with_sizes() {
-        for (memory, config) in [
-            ((16 * GB, 16 * GB), EngineConfig::default()),
-            ((10 * GB, 80 * GB), EngineConfig::default()),
-            ((24 * GB, 24 * GB), EngineConfig { max_model_len: Some(131_072), ..EngineConfig::default() }),
-        ] {
-            let message = plan(Some(memory), config).unwrap_err().to_string();
-            assert!(message.starts_with("too little GPU memory: weights 16.1 GB"), "{message}");
-            assert_eq!(message.lines().count(), 1);
-        }
-    }
-}
+#[path = "engine_memory_tests.rs"]
+mod memory_tests;

@@ -18,6 +18,7 @@ pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod detokenize;
+pub mod draft;
 pub mod dummy;
 pub mod embedded;
 pub mod engine;

@@ -1,5 +1,4 @@
-//! Runs steps: uploads a plan, calls the model, samples. Owns all device memory; allocates nothing after
-//! it was made.
+//! Runs steps: uploads a plan, calls the model, samples. Owns all device memory; allocates nothing after it was made.
 //!
 //! [`Runner::submit`] queues a step and returns, [`Runner::collect`] waits for its tokens. Two steps may be in flight:
 //! the second one's inputs and launches are queued while the first one runs.
@@ -277,10 +276,7 @@ impl Runner {
         self.timing = on && !self.device().is_cpu();
     }
 
-    /// Runs the next step kernel by kernel and times each. An emulated device's times are the host's.
-    ///
-    /// # Panics
-    /// On the CPU device.
+    /// Runs the next step kernel by kernel and times each. An emulated device's times are the host's; the CPU device panics.
     pub fn profile_next(&mut self) {
         assert!(!self.device().is_cpu(), "the CPU device launches nothing");
         self.profile = true;
