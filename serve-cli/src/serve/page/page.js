@@ -87,6 +87,8 @@ function render(body, text) {
       pre.append(make("code", "", part.replace(/^[^\n]*\n?/, "").replace(/\n$/, "")));
       body.append(pre);
     } else {
+      // The block has its own distance from what follows.
+      if (i) part = part.replace(/^\n/, "");
       part.split(/`([^`\n]+)`/).forEach((piece, j) => body.append(j % 2 ? make("code", "", piece) : piece));
     }
   });
