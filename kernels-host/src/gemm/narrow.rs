@@ -33,7 +33,8 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, stream: &Stream) -> Result<
     let entry = entries[entry_index(gemm)];
     let blocks = shape.n.div_ceil(gpu::WEIGHT_ROWS);
     // The tokens stay in L1, and 64 KiB of them (m = 8, k = 4096) do not fit beside the shared memory of gemm/stream: the 128
-    // products of a decode step with both take 3.76 ms with this, 5.06 without. Four blocks take 16 KiB, or three 21.
+    // products of a decode step with both take 3.93 ms with the most L1, 5.06 as the driver chooses. Four blocks take 16 KiB,
+    // or three 21.
     let launch = Launch::grid(blocks).shared(gpu::shared_bytes(shape.m)).dependent().carveout(32 << 10);
     let args = super::args!(gpu::Narrow, gemm, shape);
     // SAFETY: the kernel reads and writes below m, n and k of views that were checked to have them.
