@@ -34,7 +34,7 @@ use crate::prim::{
     mbarrier,
     memory_scalar::load_u32,
     ring_copy, shared,
-    thread::{block_dim_x, grid_dependency_launch, grid_dependency_wait, sync_threads},
+    thread::{barrier_arrive, barrier_sync, block_dim_x, grid_dependency_launch, grid_dependency_wait},
     warp::{LANES, lane_id, shuffle_u32, sync_warp, warp_id},
 };
 use crate::tile::{Bf16, DeepRing, Elem, F16, kv::PAGE};
@@ -50,6 +50,8 @@ pub(super) const WARPS: u32 = 4;
 /// Threads of a row tile.
 pub(super) const GROUP: u32 = WARPS * 32;
 const _: () = assert!(WARPS * QUARTER == KEYS);
+/// The named barrier at which the consumers wait for the ring; a row tile's is 1 more than its number.
+const RING_BARRIER: u32 = 1 + MOST_TILES;
 /// Most row tiles of a block.
 pub const MOST_TILES: u32 = 2;
 
@@ -149,12 +151,13 @@ unsafe fn decode<E: Elem, const D: u32>(
         if lane_id() == 0 {
             ring.init_for(ring_copy::ARRIVALS, block_dim_x() / 32 - 1);
         }
-        sync_threads();
+        sync_warp();
+        barrier_arrive(RING_BARRIER, block_dim_x());
         let mut producer = Producer::<D> { k, v, table, kv_heads, entries, ring, waited: false };
         producer.run(Plan::new(batch, ahead));
         return;
     }
-    sync_threads();
+    barrier_sync(RING_BARRIER, block_dim_x());
     let consumer = Consumer::<D> {
         ring,
         scratch: barriers + stages * 2 * mbarrier::BYTES,

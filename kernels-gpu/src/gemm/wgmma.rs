@@ -2,17 +2,23 @@
 //!
 //! Persistent grid, one block of three warpgroups per multiprocessor. Warpgroup 0 is the producer: one thread
 //! moves boxes of 64 elements of K by TMA into a ring of stages in shared memory. Warpgroups 1 and 2 are the
-//! consumers: each multiplies 64 rows of the tile by all its columns with `wgmma` and keeps the f32
-//! accumulators in registers.
+//! consumers: they multiply with `wgmma` and keep the f32 accumulators in registers, in one of two ways.
 //!
-//! | tile (M × N × K) | stages | shared memory | accumulators per thread |
+//! Cooperative: each multiplies a band of 64 rows of the tile by all its columns. The tensor cores rest in the epilogue.
+//! Ping-pong: each multiplies both bands, the one every other tile, and stores it while the other multiplies: of 28,672
+//! by 4096 the tensor cores are busy 97 % of the time instead of 91. Twice as many accumulators leave room for 160
+//! columns; with 176 they spill.
+//!
+//! | tile (M × N × K) | stages | shared memory | accumulators per thread, ping-pong |
 //! |---|---|---|---|
 //! | 128 × 256 × 64 | 4 of 48 KiB | 192 KiB | 128 |
 //! | 128 × 224 × 64 | 5 of 44 KiB | 220 KiB | 112 |
 //! | 128 × 192 × 64 | 5 of 40 KiB | 200 KiB | 96 |
-//! | 128 × 160 × 64 | 6 of 36 KiB | 216 KiB | 80 |
-//! | 128 × 128 × 64 | 7 of 32 KiB | 224 KiB | 64 |
-//! | 128 × 96 × 64 | 8 of 28 KiB | 224 KiB | 48 |
+//! | 128 × 160 × 64 | 6 of 36 KiB | 216 KiB | 80, 160 |
+//! | 128 × 144 × 64 | 6 of 34 KiB | 204 KiB | –, 144 |
+//! | 128 × 128 × 64 | 7 of 32 KiB | 224 KiB | 64, 128 |
+//! | 128 × 112 × 64 | 7 of 30 KiB | 210 KiB | –, 112 |
+//! | 128 × 96 × 64 | 8 of 28 KiB | 224 KiB | 48, 96 |
 //! | 128 × 64 × 64 | 9 of 24 KiB | 216 KiB | 32 |
 //!
 //! The width is for the launcher to pick, so that the tiles fill the last wave.
@@ -22,14 +28,14 @@
 //! at 745 TFLOP/s that is 8.7 TB/s without. A stage is free when the consumers of both blocks say so.
 //!
 //! Split: where there are fewer tiles than multiprocessors, `split` blocks, a cluster, share a tile's K. Their sums meet
-//! in shared memory ([`crate::tile::split`]).
+//! in shared memory ([`crate::tile::split`]). Cooperative tiles only.
 //!
 //! Any m, n ≥ 1 and k a multiple of 8: TMA fills what lies outside of the matrices with zeros, and the epilogue
 //! stores inside of them only. Per stage a block reads 48 KiB (32 KiB) for 4.2 (2.1) MFLOP, so the product is
 //! bound by the tensor cores from m of about 256 on.
 //!
-//! Accumulators: thread t of a consumer (w = t / 32, l = t % 32) holds rows 16w + l/4 and 8 further of the
-//! warpgroup's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
+//! Accumulators: thread t of a consumer (w = t / 32, l = t % 32) holds rows 16w + l/4 and 8 further of a
+//! band's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
 //! `d[4j + 2]`, `d[4j + 3]` of the second. The epilogue transposes among the four lanes of a row, so that each stores
 //! 16 bytes: with pairs the same stores took 3 µs of a tile's 44 at k = 4096.
 use crate::prim::{
@@ -37,7 +43,7 @@ use crate::prim::{
     memory::{load_pair, load_v4, store_pair, store_v4},
     opaque, shared,
     thread::{
-        barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
+        barrier_arrive, barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
     },
     tma,
     warp::{LANES, lane_id, shuffle_u32, sync_warp},
@@ -63,6 +69,8 @@ const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
 /// The named barrier of the consumers.
 const CONSUMERS_BARRIER: u32 = 1;
+/// That at which the first of them waits for its turn in ping-pong; the second's is the next.
+const TURN_BARRIER: u32 = 2;
 /// Tiles of M that the blocks walk together (see [`Tiles::at`]).
 const GROUP: u32 = 16;
 
@@ -76,20 +84,30 @@ entry! {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32, share: u32, split: u32,
     }
-    fn gemm_wgmma_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 128, 4>;
-    fn gemm_wgmma_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 128, 4>;
-    fn gemm_wgmma_n224_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 112, 5>;
-    fn gemm_wgmma_n224_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 112, 5>;
-    fn gemm_wgmma_n192_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 96, 5>;
-    fn gemm_wgmma_n192_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 96, 5>;
-    fn gemm_wgmma_n160_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 80, 6>;
-    fn gemm_wgmma_n160_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 80, 6>;
-    fn gemm_wgmma_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 64, 7>;
-    fn gemm_wgmma_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 64, 7>;
-    fn gemm_wgmma_n96_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 48, 8>;
-    fn gemm_wgmma_n96_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 48, 8>;
-    fn gemm_wgmma_n64_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 32, 9>;
-    fn gemm_wgmma_n64_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 32, 9>;
+    fn gemm_wgmma_n256_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 128, 1, 4>;
+    fn gemm_wgmma_n256_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 128, 1, 4>;
+    fn gemm_wgmma_n224_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 112, 1, 5>;
+    fn gemm_wgmma_n224_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 112, 1, 5>;
+    fn gemm_wgmma_n192_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 96, 1, 5>;
+    fn gemm_wgmma_n192_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 96, 1, 5>;
+    fn gemm_wgmma_n160_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 80, 1, 6>;
+    fn gemm_wgmma_n160_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 80, 1, 6>;
+    fn gemm_wgmma_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 64, 1, 7>;
+    fn gemm_wgmma_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 64, 1, 7>;
+    fn gemm_wgmma_n96_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 48, 1, 8>;
+    fn gemm_wgmma_n96_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 48, 1, 8>;
+    fn gemm_wgmma_n64_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 32, 1, 9>;
+    fn gemm_wgmma_n64_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 32, 1, 9>;
+    fn gemm_wgmma_pingpong_n160_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 80, 2, 6>;
+    fn gemm_wgmma_pingpong_n160_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 80, 2, 6>;
+    fn gemm_wgmma_pingpong_n144_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 72, 2, 6>;
+    fn gemm_wgmma_pingpong_n144_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 72, 2, 6>;
+    fn gemm_wgmma_pingpong_n128_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 64, 2, 7>;
+    fn gemm_wgmma_pingpong_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 64, 2, 7>;
+    fn gemm_wgmma_pingpong_n112_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 56, 2, 7>;
+    fn gemm_wgmma_pingpong_n112_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 56, 2, 7>;
+    fn gemm_wgmma_pingpong_n96_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 48, 2, 8>;
+    fn gemm_wgmma_pingpong_n96_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 48, 2, 8>;
 }
 
 /// Stages of the ring for tiles of `tile_n` columns; up to 224 KiB.
@@ -97,17 +115,20 @@ pub const fn stages(tile_n: u32) -> u32 {
     match tile_n {
         64 => 9,
         96 => 8,
-        128 => 7,
-        160 => 6,
+        112 | 128 => 7,
+        144 | 160 => 6,
         192 | 224 => 5,
         _ => 4,
     }
 }
-/// Columns of the tile whose accumulators are `registers` a thread.
+/// Columns of the tile whose accumulators are `registers` a thread and band.
 pub const fn tile_n(registers: usize) -> u32 {
     2 * registers as u32
 }
 const A_BYTES: u32 = TILE_M * TILE_K * 2;
+/// Rows of a tile that one matrix instruction multiplies, and their bytes in a stage.
+const BAND: u32 = 64;
+const BAND_BYTES: u32 = BAND * TILE_K * 2;
 const fn stage_bytes(tile_n: u32) -> u32 {
     A_BYTES + tile_n * TILE_K * 2
 }
@@ -172,7 +193,7 @@ impl Work {
 }
 
 #[inline(always)]
-unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
+unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, const STAGES: u32>(
     a: *const TensorMap,
     w: *const TensorMap,
     bias: *const u16,
@@ -192,7 +213,7 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     if thread_idx_x() == 0 {
         tma::prefetch_map(a);
         tma::prefetch_map(w);
-        ring.init(CONSUMERS * WARPS * share);
+        ring.init(consumers::<BANDS>() * WARPS * share);
     }
     if share > 1 {
         cluster::sync();
@@ -231,7 +252,7 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         // The predecessor may still read `out`, or write the residual there.
         grid_dependency_wait();
         let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
-        consume::<E, REGS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &mut ring);
+        consume::<E, REGS, BANDS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &mut ring);
     }
     if share * split > 1 {
         // The other block's copies and arrivals still come in here, or it reads the sums.
@@ -239,28 +260,48 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
     }
 }
 
-/// A consumer warpgroup: the products and epilogues of its 64 rows of the block's tiles.
+/// Warpgroups that read a stage: one where each has both of the tile's bands.
+const fn consumers<const BANDS: usize>() -> u32 {
+    CONSUMERS / BANDS as u32
+}
+
+/// A consumer warpgroup: the products and epilogues of its band of the block's tiles, or of every other tile's both.
 #[inline(always)]
-unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
+unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, const STAGES: u32>(
     epilogue: &Epilogue,
     kind: u32,
-    slab: u32,
+    warpgroup: u32,
     work: &Work,
     ring: &mut Ring<STAGES>,
 ) {
     let thread = thread_idx_x() % wgmma::THREADS;
     let (mut index, stride) = work.first();
+    let pingpong = BANDS > 1;
+    let band = if pingpong { 0 } else { warpgroup };
+    if pingpong && warpgroup > 0 {
+        ring.skip(work.steps);
+        index += stride;
+    }
     while index < work.tiles.count() {
         let (row, col) = work.origin(index, tile_n(REGS));
-        let mut d = [0.0; REGS];
-        multiply::<E, REGS, STAGES>(&mut d, slab, work, ring);
-        let own = slab * 64 + thread / LANES * 16 + thread % LANES / 4;
-        if work.split == 1 {
-            finish::<E, REGS>(epilogue, kind, &mut d, row + own, col);
-        } else {
-            finish_split::<E, REGS>(epilogue, kind, &d, own, (row, col), work);
+        let mut d = [[0.0; REGS]; BANDS];
+        if pingpong && index >= stride {
+            barrier_sync(TURN_BARRIER + warpgroup, CONSUMERS * wgmma::THREADS);
         }
-        index += stride;
+        let next = if index + stride < work.tiles.count() { TURN_BARRIER + (warpgroup ^ 1) } else { 0 };
+        multiply::<E, REGS, BANDS, STAGES>(&mut d, band, next, work, ring);
+        let own = band * BAND + thread / LANES * 16 + thread % LANES / 4;
+        if pingpong {
+            for i in 0..BANDS {
+                finish::<E, REGS>(epilogue, kind, &mut d[i], row + i as u32 * BAND + own, col);
+            }
+            ring.skip(work.steps);
+        } else if work.split == 1 {
+            finish::<E, REGS>(epilogue, kind, &mut d[0], row + own, col);
+        } else {
+            finish_split::<E, REGS>(epilogue, kind, &d[0], own, (row, col), work);
+        }
+        index += BANDS as u32 * stride;
     }
 }
 
@@ -352,11 +393,14 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
     grid_dependency_launch();
 }
 
-/// A consumer warpgroup's share of a tile: its 64 rows of `a` times all of `w`, over all stages.
+/// A consumer warpgroup's share of a tile: its bands of `a` from `first` on times all of `w`, over all stages. In
+/// ping-pong it is the other's turn, at the barrier `next` if there is one, as soon as the last stage is full: had the
+/// other waited for its own before, laps later, it would mistake an earlier lap for it.
 #[inline(always)]
-unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
-    d: &mut [f32; REGS],
-    slab: u32,
+unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, const STAGES: u32>(
+    d: &mut [[f32; REGS]; BANDS],
+    first: u32,
+    next: u32,
     work: &Work,
     ring: &mut Ring<STAGES>,
 ) {
@@ -366,12 +410,18 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         ring.wait_full();
         // The matrix instructions need whole warps.
         sync_warp();
+        if BANDS > 1 && step + 1 == work.steps && next > 0 {
+            barrier_arrive(next, CONSUMERS * wgmma::THREADS);
+        }
         let buffer = work.buffers + ring.stage() * stage_bytes(tile_n(REGS));
-        let a = wgmma::descriptor(buffer + slab * (A_BYTES / 2));
+        let a = wgmma::descriptor(buffer + first * BAND_BYTES);
         let w = wgmma::descriptor(buffer + A_BYTES);
         wgmma::fence();
         for i in 0..(TILE_K / 16) as u64 {
-            E::mma_async(d, a + i * wgmma::K_STEP, w + i * wgmma::K_STEP, step > 0 || i > 0);
+            for band in 0..BANDS {
+                let a = a + band as u64 * (BAND_BYTES >> 4) as u64 + i * wgmma::K_STEP;
+                E::mma_async(&mut d[band], a, w + i * wgmma::K_STEP, step > 0 || i > 0);
+            }
         }
         wgmma::commit();
         // One group stays in flight; the one before has read its stage.
@@ -384,7 +434,9 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const STAGES: u32>(
         step += 1;
     }
     wgmma::wait::<0>();
-    wgmma::pin(d);
+    for band in d {
+        wgmma::pin(band);
+    }
     release(previous, work.share);
 }
 
@@ -442,7 +494,7 @@ unsafe fn finish<E: Elem, const REGS: usize>(
     }
 }
 
-/// Adds the residual and stores the first `groups` (an even number) groups of 8 columns from column `col` on, of
+/// Adds the residual and stores the first `groups` groups of 8 columns from column `col` on, of
 /// `width`, 16 bytes a lane.
 #[inline(always)]
 unsafe fn store_half<E: Elem, const REGS: usize>(
@@ -471,15 +523,18 @@ unsafe fn store_half<E: Elem, const REGS: usize>(
             for i in 0..groups.div_ceil(4) {
                 quad::transpose(&mut old[i]);
                 for j in 0..4 {
-                    let (x, y) = E::unpack(old[i][j]);
-                    d[16 * i + 4 * j + 2 * half] += x;
-                    d[16 * i + 4 * j + 2 * half + 1] += y;
+                    let at = 16 * i + 4 * j + 2 * half;
+                    if at < REGS {
+                        let (x, y) = E::unpack(old[i][j]);
+                        (d[at], d[at + 1]) = (d[at] + x, d[at + 1] + y);
+                    }
                 }
             }
         }
         let left = opaque(left);
         for i in 0..groups.div_ceil(4) {
-            let pair = |j: usize| E::pack(d[16 * i + 4 * j + 2 * half], d[16 * i + 4 * j + 2 * half + 1]);
+            let at = |j: usize| 16 * i + 4 * j + 2 * half;
+            let pair = |j: usize| if at(j) < REGS { E::pack(d[at(j)], d[at(j) + 1]) } else { 0 };
             let mut new = [pair(0), pair(1), pair(2), pair(3)];
             quad::transpose(&mut new);
             store_8(line.add(32 * i), there(i, left), new);

@@ -101,11 +101,26 @@ macro_rules! with_47 {
         38 39 40 41 42 43 44 45 46 47
     ] } };
 }
+/// As `with_7`, of 56 registers.
+macro_rules! with_55 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36
+        37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55
+    ] } };
+}
 /// `$next!($args [1 2 … 63])`: the registers of 64 after the first.
 macro_rules! with_63 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
         38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
+    ] } };
+}
+/// As `with_63`, of 72 registers.
+macro_rules! with_71 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36
+        37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 68 69
+        70 71
     ] } };
 }
 /// As `with_63`, of 80 registers.
@@ -168,8 +183,12 @@ with_31!(mma_async!(mma_n64_bf16, "64", 32, "bf16",));
 with_31!(mma_async!(mma_n64_f16, "64", 32, "f16",));
 with_47!(mma_async!(mma_n96_bf16, "96", 48, "bf16",));
 with_47!(mma_async!(mma_n96_f16, "96", 48, "f16",));
+with_55!(mma_async!(mma_n112_bf16, "112", 56, "bf16",));
+with_55!(mma_async!(mma_n112_f16, "112", 56, "f16",));
 with_63!(mma_async!(mma_n128_bf16, "128", 64, "bf16",));
 with_63!(mma_async!(mma_n128_f16, "128", 64, "f16",));
+with_71!(mma_async!(mma_n144_bf16, "144", 72, "bf16",));
+with_71!(mma_async!(mma_n144_f16, "144", 72, "f16",));
 with_79!(mma_async!(mma_n160_bf16, "160", 80, "bf16",));
 with_79!(mma_async!(mma_n160_f16, "160", 80, "f16",));
 with_95!(mma_async!(mma_n192_bf16, "192", 96, "bf16",));

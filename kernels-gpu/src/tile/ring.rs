@@ -66,6 +66,13 @@ impl<const STAGES: u32> Ring<STAGES> {
             self.lap ^= 1;
         }
     }
+    /// On by `stages`, which another consumer reads.
+    #[inline(always)]
+    pub fn skip(&mut self, stages: u32) {
+        let stage = self.stage + stages;
+        self.stage = stage % STAGES;
+        self.lap ^= stage / STAGES & 1;
+    }
 }
 
 /// As [`Ring`], with as many stages as the launcher found room for.

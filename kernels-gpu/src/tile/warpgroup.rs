@@ -24,7 +24,9 @@ warpgroup_mma! {
     Bf16 16 mma_n32_bf16;
     Bf16 32 mma_n64_bf16;
     Bf16 48 mma_n96_bf16;
+    Bf16 56 mma_n112_bf16;
     Bf16 64 mma_n128_bf16;
+    Bf16 72 mma_n144_bf16;
     Bf16 80 mma_n160_bf16;
     Bf16 96 mma_n192_bf16;
     Bf16 112 mma_n224_bf16;
@@ -33,7 +35,9 @@ warpgroup_mma! {
     F16 16 mma_n32_f16;
     F16 32 mma_n64_f16;
     F16 48 mma_n96_f16;
+    F16 56 mma_n112_f16;
     F16 64 mma_n128_f16;
+    F16 72 mma_n144_f16;
     F16 80 mma_n160_f16;
     F16 96 mma_n192_f16;
     F16 112 mma_n224_f16;

@@ -95,6 +95,11 @@ pub(super) fn awkward(path: Option<Path>, tokens: &[usize]) -> Vec<Box<dyn Case>
     problems.into_iter().map(|problem| Box::new(problem) as Box<dyn Case>).collect()
 }
 
+/// Several tiles a multiprocessor, each of several laps of the ring.
+pub(super) fn long(path: Option<Path>) -> Box<dyn Case> {
+    Box::new(Problem { path, m: 2000, n: 4000, k: 1304, ..Problem::default() })
+}
+
 /// Shapes of one and several 128-row tiles, with edges and tails of k in every position, large enough to give a
 /// multiprocessor several tiles.
 pub(super) fn tiled(path: Option<Path>) -> Vec<Box<dyn Case>> {
@@ -215,7 +220,7 @@ impl Case for Problem {
     fn id(&self) -> String {
         let mut id = format!("{} m={} n={} k={}", self.dtype, self.m, self.n, self.k);
         if let Some(Path::Wgmma(Some(tile))) = self.path {
-            id += &format!(" cols={} share={} split={}", tile.cols, tile.share, tile.split);
+            id += &format!(" cols={} bands={} share={} split={}", tile.cols, tile.bands, tile.share, tile.split);
         }
         if let Some(Path::Stream(Some(cut))) = self.path {
             id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);

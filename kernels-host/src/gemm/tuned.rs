@@ -14,7 +14,7 @@ const TABLE: &str = include_str!("tuned.txt");
 const MOST_ROUNDED: usize = 128;
 
 /// One of the ways to compute a product on a GPU. Its text is the tuning table's, such as "wgmma cols=256
-/// share=2 split=1".
+/// bands=1 share=2 split=1".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice(pub(crate) Path);
 
@@ -39,7 +39,9 @@ impl fmt::Display for Choice {
             Path::Stream(Some(Cut { rows, split, share, depth })) => {
                 write!(f, " rows={rows} split={split} share={share} depth={depth}")
             }
-            Path::Wgmma(Some(Tile { cols, share, split })) => write!(f, " cols={cols} share={share} split={split}"),
+            Path::Wgmma(Some(Tile { cols, bands, share, split })) => {
+                write!(f, " cols={cols} bands={bands} share={share} split={split}")
+            }
             _ => Ok(()),
         }
     }
@@ -68,7 +70,12 @@ impl FromStr for Choice {
                 depth: value("depth")?,
             })),
             "wgmma" if text.trim() == "wgmma" => Path::Wgmma(None),
-            "wgmma" => Path::Wgmma(Some(Tile { cols: value("cols")?, share: value("share")?, split: value("split")? })),
+            "wgmma" => Path::Wgmma(Some(Tile {
+                cols: value("cols")?,
+                bands: value("bands")?,
+                share: value("share")?,
+                split: value("split")?,
+            })),
             _ => return Err(format!("{text:?}: no such kernel")),
         };
         Ok(Choice(path))
@@ -179,12 +186,12 @@ mod tests {
     #[test]
     fn rows_between_the_measured_ones_are_rounded_up_where_weights_decide() {
         let text = "# multiprocessors 132\n64 128 1 gemv | 1.5\n64 128 16 stream rows=16 split=1 share=1 depth=2 | 2\n\
-                    64 128 512 wgmma cols=128 share=2 split=1 | 3";
+                    64 128 512 wgmma cols=128 bands=2 share=2 split=1 | 3";
         let table: Table = text.parse().unwrap();
         let find = |m, n| table.find(&Shape { m, n, k: 128 }).map(|path| Choice(path).to_string());
         assert_eq!(find(1, 64).as_deref(), Some("gemv"));
         assert_eq!(find(9, 64).as_deref(), Some("stream rows=16 split=1 share=1 depth=2"));
-        assert_eq!(find(512, 64).as_deref(), Some("wgmma cols=128 share=2 split=1"));
+        assert_eq!(find(512, 64).as_deref(), Some("wgmma cols=128 bands=2 share=2 split=1"));
         assert_eq!((find(17, 64), find(513, 64), find(1, 72)), (None, None, None));
         assert_eq!(table.multiprocessors, 132);
     }
@@ -198,11 +205,11 @@ mod tests {
             "stream",
             "stream rows=48 split=1 share=2 depth=4",
             "wgmma",
-            "wgmma cols=160 share=1 split=4",
+            "wgmma cols=160 bands=1 share=1 split=4",
         ] {
             assert_eq!(text.parse::<Choice>().unwrap().to_string(), text);
         }
-        for text in ["", "magic", "stream rows=48", "wgmma cols=x share=2 split=1"] {
+        for text in ["", "magic", "stream rows=48", "wgmma cols=x bands=1 share=2 split=1"] {
             assert!(text.parse::<Choice>().is_err(), "{text:?}");
         }
     }

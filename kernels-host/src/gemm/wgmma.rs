@@ -12,24 +12,28 @@ use kernels_gpu::prim::{DevicePtr, Entry};
 pub(crate) struct Tile {
     /// Columns: one of [`Tile::WIDTHS`].
     pub cols: u32,
+    /// Bands of 64 rows that a warpgroup multiplies: 1, cooperative, or 2, ping-pong.
+    pub bands: u32,
     /// Blocks that share weights, 1 or 2: two fetch half of them each.
     pub share: u32,
-    /// Blocks that share a tile's K: 1, 2 or 4; 1 where `share` is not.
+    /// Blocks that share a tile's K: 1, 2 or 4; 1 where `share` or `bands` is not.
     pub split: u32,
 }
 
 impl Tile {
-    /// The widths that there are.
+    /// The widths that there are, and those of ping-pong.
     pub const WIDTHS: [u32; 7] = [256, 224, 192, 160, 128, 96, 64];
+    const PINGPONG: [u32; 5] = [160, 144, 128, 112, 96];
     /// Narrow and alone: what every GPU with the kernel can do.
-    const SIMPLE: Tile = Tile { cols: 128, share: 1, split: 1 };
+    const SIMPLE: Tile = Tile { cols: 128, bands: 1, share: 1, split: 1 };
 
     /// Every tile.
     pub fn all() -> impl Iterator<Item = Tile> {
-        let clusters = [(2, 1), (1, 1), (1, 2), (1, 4)];
-        Tile::WIDTHS
-            .into_iter()
-            .flat_map(move |cols| clusters.into_iter().map(move |(share, split)| Tile { cols, share, split }))
+        let cut = |bands, clusters: &'static [(u32, u32)]| {
+            move |cols| clusters.iter().map(move |&(share, split)| Tile { cols, bands, share, split })
+        };
+        let cooperative = Tile::WIDTHS.into_iter().flat_map(cut(1, &[(2, 1), (1, 1), (1, 2), (1, 4)]));
+        cooperative.chain(Tile::PINGPONG.into_iter().flat_map(cut(2, &[(2, 1), (1, 1)])))
     }
 
     /// Blocks of a cluster.
@@ -47,21 +51,24 @@ impl Tile {
         let steps = shape.k.div_ceil(gpu::TILE_K as usize);
         self.split == 1
             || self.share == 1
+                && self.bands == 1
                 && self.split <= gpu::MAX_SPLIT
                 && self.split as usize <= steps
                 && self.count(shape) <= room.clusters(self.cluster())
     }
 
     /// Cycles of a product: the waves of tiles, each limited by the tensor cores (a column of a step takes 4 cycles) or
-    /// by the boxes from L2 (46 bytes a cycle and multiprocessor), and ended by an epilogue of about 900; where K is
-    /// split by the cluster's meeting and the sums from the other blocks' shared memory, 32 bytes a cycle.
+    /// by the boxes from L2 (46 bytes a cycle and multiprocessor), and ended by an epilogue of about 900, which ping-pong
+    /// hides but for the last; where K is split by the cluster's meeting and the sums from the other blocks' shared memory,
+    /// 32 bytes a cycle.
     fn time(self, shape: &Shape, room: Room) -> usize {
         let waves = self.count(shape).div_ceil(room.clusters(self.cluster()));
         let rows = (gpu::TILE_M + self.cols / self.share) as usize;
         let step = (4 * self.cols as usize * 100 / 93).max(rows * 128 / 46);
         let steps = shape.k.div_ceil(gpu::TILE_K as usize).div_ceil(self.split as usize);
         let meeting = if self.split > 1 { 1500 + (gpu::TILE_M * self.cols * 4 / 32) as usize } else { 0 };
-        waves * (steps * step + 900 + meeting)
+        let epilogue = 900 * if self.bands == 1 { waves } else { 1 };
+        waves * (steps * step + meeting) + epilogue
     }
 
     /// The tile whose waves end first, of those that split K into at most `most_split` parts.
@@ -72,13 +79,18 @@ impl Tile {
 
     /// The entries for bf16 and f16.
     fn entries(self) -> [Entry<gpu::GemmWgmma>; 2] {
-        match self.cols {
-            64 => [gpu::gemm_wgmma_n64_bf16, gpu::gemm_wgmma_n64_f16],
-            96 => [gpu::gemm_wgmma_n96_bf16, gpu::gemm_wgmma_n96_f16],
-            128 => [gpu::gemm_wgmma_n128_bf16, gpu::gemm_wgmma_n128_f16],
-            160 => [gpu::gemm_wgmma_n160_bf16, gpu::gemm_wgmma_n160_f16],
-            192 => [gpu::gemm_wgmma_n192_bf16, gpu::gemm_wgmma_n192_f16],
-            224 => [gpu::gemm_wgmma_n224_bf16, gpu::gemm_wgmma_n224_f16],
+        match (self.cols, self.bands) {
+            (96, 2) => [gpu::gemm_wgmma_pingpong_n96_bf16, gpu::gemm_wgmma_pingpong_n96_f16],
+            (112, _) => [gpu::gemm_wgmma_pingpong_n112_bf16, gpu::gemm_wgmma_pingpong_n112_f16],
+            (128, 2) => [gpu::gemm_wgmma_pingpong_n128_bf16, gpu::gemm_wgmma_pingpong_n128_f16],
+            (144, _) => [gpu::gemm_wgmma_pingpong_n144_bf16, gpu::gemm_wgmma_pingpong_n144_f16],
+            (160, 2) => [gpu::gemm_wgmma_pingpong_n160_bf16, gpu::gemm_wgmma_pingpong_n160_f16],
+            (64, _) => [gpu::gemm_wgmma_n64_bf16, gpu::gemm_wgmma_n64_f16],
+            (96, _) => [gpu::gemm_wgmma_n96_bf16, gpu::gemm_wgmma_n96_f16],
+            (128, _) => [gpu::gemm_wgmma_n128_bf16, gpu::gemm_wgmma_n128_f16],
+            (160, _) => [gpu::gemm_wgmma_n160_bf16, gpu::gemm_wgmma_n160_f16],
+            (192, _) => [gpu::gemm_wgmma_n192_bf16, gpu::gemm_wgmma_n192_f16],
+            (224, _) => [gpu::gemm_wgmma_n224_bf16, gpu::gemm_wgmma_n224_f16],
             _ => [gpu::gemm_wgmma_n256_bf16, gpu::gemm_wgmma_n256_f16],
         }
     }
@@ -128,14 +140,15 @@ pub(super) fn kernel() -> Kernel {
         name: "gemm/wgmma",
         entries: gpu::ENTRIES.to_vec(),
         pinned: || {
-            let wide = Some(Path::Wgmma(Some(Tile { cols: 256, share: 2, split: 1 })));
+            let wide = Some(Path::Wgmma(Some(Tile { cols: 256, bands: 1, share: 2, split: 1 })));
             let mut pinned: Vec<Box<dyn Case>> = cases::real(wide, &[2048]);
             pinned.extend(cases::square(wide, &[4096, 8192]));
             for tile in Tile::all() {
                 let path = Some(Path::Wgmma(Some(tile)));
                 pinned.extend(cases::tiled(path));
+                pinned.push(cases::long(path));
                 // Small products take one tile of any width.
-                if matches!((tile.cols, tile.cluster(), tile.split), (256, 2, 1) | (160, 1, 1) | (192, 4, 4)) {
+                if matches!((tile.cols, tile.cluster(), tile.split), (256 | 144, 2, 1) | (160, 1, 1) | (192, 4, 4)) {
                     pinned.extend(cases::awkward(path, &[1, 100]));
                 }
             }

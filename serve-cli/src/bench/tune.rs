@@ -26,6 +26,9 @@ pub struct TuneArgs {
     /// Only products whose "n k m" contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Only products of at least this many rows
+    #[arg(long, value_name = "M", default_value_t = 1)]
+    rows_from: usize,
     /// What the table's header says besides the GPU and the driver: date, commit, compilers
     #[arg(long, value_name = "TEXT", default_value = "")]
     note: String,
@@ -133,8 +136,9 @@ pub fn run(args: &TuneArgs) -> Result<ExitCode> {
     };
     // What runs before and after differs from model to model: kernels are measured by themselves.
     let stream = device.stream()?.without_overlap();
-    let products = products(args.only.as_deref().unwrap_or_default());
-    ensure!(!products.is_empty(), "no product contains {:?}", args.only);
+    let mut products = products(args.only.as_deref().unwrap_or_default());
+    products.retain(|product| product.m >= args.rows_from);
+    ensure!(!products.is_empty(), "no product of {} rows or more contains {:?}", args.rows_from, args.only);
     let most = |size: &dyn Fn(&Product) -> usize| products.iter().map(size).max().unwrap_or(0);
     let models = models(&products);
     let chained = models.iter().map(Model::elements).max().unwrap_or(0);
