@@ -67,11 +67,17 @@ const DECODE: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 const PREFILL: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
 /// Data of a rotation: five times an H200's L2 cache.
 const ROTATED_BYTES: usize = 300_000_000;
-/// Choices that are timed a second time, in turn.
-const FINALISTS: usize = 5;
-const ROUNDS: usize = 5;
-/// Microseconds of a finalist's turn.
-const TURN_US: f64 = 1500.0;
+/// How choices are timed against each other: how many of the fastest, rounds, and microseconds of a turn.
+struct Finals {
+    finalists: usize,
+    rounds: usize,
+    turn_us: f64,
+}
+const FINALS: Finals = Finals { finalists: 5, rounds: 5, turn_us: 1500.0 };
+/// Of products of [`SUSTAINED_ROWS`] and more, long enough for the card to be at its power limit, as it is in the steps of
+/// a prefill. There another choice wins than in a burst.
+const SUSTAINED: Finals = Finals { finalists: 8, rounds: 3, turn_us: 50_000.0 };
+const SUSTAINED_ROWS: usize = 1024;
 
 /// A product to be tuned.
 #[derive(Clone, Copy)]
@@ -180,7 +186,8 @@ fn header(device: &Device, note: &str) -> Result<String> {
     let mut text = String::from(
         "# Which kernel computes a product: n k m kernel parameters | microseconds. `wootz bench tune` writes it.\n\
          # bf16, weights from memory. The time is that of the product alone, in a graph without programmatic launch. Up to\n\
-         # 128 rows the choice is the one with which a chain of a model's layers with programmatic launch is fastest.\n",
+         # 128 rows the choice is the one with which a chain of a model's layers with programmatic launch is fastest; of 1024\n\
+         # rows and more, of turns of 50 ms, with the card at its power limit.\n",
     );
     writeln!(
         text,
@@ -247,14 +254,14 @@ impl Model {
                     let mut trial = best.clone();
                     trial[layer] = choice;
                     let candidate = self.capture(&trial, pools, stream)?;
-                    let samples = alternate(stream, &[&replay, &candidate], 3, TURN_US)?;
+                    let samples = alternate(stream, &[&replay, &candidate], 3, FINALS.turn_us)?;
                     if samples[1].median() < 0.997 * samples[0].median() {
                         (best, replay) = (trial, candidate);
                     }
                 }
             }
         }
-        let samples = alternate(stream, &[&first, &replay], ROUNDS, 2.0 * TURN_US)?;
+        let samples = alternate(stream, &[&first, &replay], FINALS.rounds, 2.0 * FINALS.turn_us)?;
         for (&at, chosen) in places.iter().zip(&best) {
             let times = &mut tuned[at].1;
             let chosen =
@@ -319,9 +326,10 @@ fn tune(product: Product, pools: &Pools, stream: &Stream, log: &mut String) -> R
         }
     }
     times.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
-    let others = times.split_off(FINALISTS.min(times.len()));
+    let how = if m < SUSTAINED_ROWS { FINALS } else { SUSTAINED };
+    let others = times.split_off(how.finalists.min(times.len()));
     let replays: Vec<&Replay> = times.iter().map(|(.., replay)| replay).collect();
-    let samples = alternate(stream, &replays, ROUNDS, TURN_US)?;
+    let samples = alternate(stream, &replays, how.rounds, how.turn_us)?;
     let mut finals: Vec<_> =
         times.iter().zip(samples).map(|((_, choice, _), samples)| (*choice, samples.median())).collect();
     finals.sort_by(|(_, a), (_, b)| a.total_cmp(b));
