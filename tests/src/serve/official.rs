@@ -4,6 +4,7 @@ use super::client::{PATIENCE, Server};
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use ptx_build::toolchain::target_dir;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -11,11 +12,15 @@ use std::time::Instant;
 /// What the server asks for and the scripts have.
 const KEY: &str = "KEY-A";
 
+/// A file that holds the path of a browser.
+const CHROMIUM: &str = "chromium.path";
+
 /// The tests; those whose programs are not installed are ignored and say so, in CI they fail.
 pub fn trials() -> Vec<Trial> {
     [
         ("openai_python", &["python/installed"][..], openai_python as fn() -> Result<()>),
         ("openai_javascript", &["javascript/installed"], openai_javascript),
+        ("page", &["javascript/installed", CHROMIUM], page),
     ]
     .into_iter()
     .map(|(name, needs, run)| trial(name, needs, run))
@@ -65,6 +70,43 @@ fn openai_python() -> Result<()> {
 
 fn openai_javascript() -> Result<()> {
     drive(&mut node("openai_client.mjs"))
+}
+
+/// The page, with a server that has two models and one that asks for a key.
+fn page() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let config = two_models(files.path())?;
+    let server = Server::start(&["--config", config.to_str().context("a path")?])?;
+    let keyed = Server::start(&["--api-key", KEY])?;
+    let browser = std::fs::read_to_string(folder().join(CHROMIUM))?;
+    let mut node = node("page.mjs");
+    node.args([&server, &keyed].map(|server| format!("http://{}", server.address())));
+    run(node.args([KEY, &browser]))?;
+    server.at_rest()?;
+    keyed.at_rest()
+}
+
+/// A configuration of tiny-chat and `babble`: random weights and no end-of-sequence token, so an answer lasts, and grows, until
+/// somebody stops it.
+fn two_models(folder: &Path) -> Result<PathBuf> {
+    let babble = folder.join("babble");
+    std::fs::create_dir(&babble)?;
+    let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-chat");
+    std::fs::copy(original.join("tokenizer.json"), babble.join("tokenizer.json"))?;
+    for name in ["config.json", "tokenizer_config.json"] {
+        let mut config: Value = serde_json::from_slice(&std::fs::read(original.join(name))?)?;
+        let fields = config.as_object_mut().context("an object")?;
+        fields.retain(|field, _| !field.starts_with("eos_token"));
+        std::fs::write(babble.join(name), config.to_string())?;
+    }
+    let path = folder.join("wootz.toml");
+    let babble = babble.to_str().context("a path")?;
+    let text = format!(
+        "[[model]]\nname = \"tiny-chat\"\n\n[[model]]\nname = \"babble\"\npath = {babble:?}\n\
+         engine = {{ load-format = \"dummy\" }}\n"
+    );
+    std::fs::write(&path, text)?;
+    Ok(path)
 }
 
 /// Runs a script on a server that asks for a key. Nothing is left of its requests.
