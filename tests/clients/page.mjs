@@ -146,6 +146,16 @@ async function streaming(viewport) {
   await close(page);
 }
 
+/** Whether a canvas has pixels that are far from grey; everything but shared prefixes is near it. */
+function colourful(canvas) {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < data.length; at += 4) {
+    const [r, g, b, a] = data.subarray(at, at + 4);
+    if (a && Math.max(r, g, b) - Math.min(r, g, b) > 90) return true;
+  }
+  return false;
+}
+
 /** The engine's view moves while something runs. */
 async function live(viewport) {
   const page = await open(viewport);
@@ -169,13 +179,20 @@ async function live(viewport) {
     assert.match(await page.locator(id).getAttribute("aria-label"), /counted since the start$/);
   }
   assert.match(await text(page, "#pages-text"), /^[1-9]\d* pages? of \d+ in use/);
-  // A picture has a curve to show.
-  if (process.env.WOOTZ_SCREENSHOTS) await page.waitForTimeout(3e3);
+  // Three answers to one prompt of several pages: they share all but their last.
+  const hurry = new AbortController();
+  const body = JSON.stringify({ model: "babble", prompt: "Wootz is a steel. ".repeat(40), n: 3, max_tokens: 1000, stream: true });
+  const headers = { "content-type": "application/json" };
+  await fetch(`${url}/v1/completions`, { method: "POST", headers, body, signal: hurry.signal });
+  await until("shared pages", async () => /[1-9]\d* of them shared/.test(await text(page, "#pages-text")));
+  assert.match(await page.locator("#map").getAttribute("aria-label"), /^Map of KV pages: [1-9]\d* pages of \d+ in use/);
+  assert.ok(await page.locator("#map").evaluate(colourful), "shared prefixes have no colour");
   await picture(page, "engine");
   await page.emulateMedia({ colorScheme: "dark" });
   await page.locator(':root[data-theme="dark"]').waitFor();
   await picture(page, "engine-dark");
   await page.emulateMedia({ colorScheme: "light" });
+  hurry.abort();
   await show(page, "chat");
   await page.click("#stop");
   await show(page, "engine");
@@ -340,7 +357,8 @@ async function keys(viewport) {
   const asked = page.waitForResponse((answer) => answer.url().endsWith("/v1/models"));
   await page.keyboard.press("Enter");
   assert.equal((await asked).status(), 401);
-  await banner.waitFor({ state: "visible" });
+  await until("the refusal", async () => (await text(page, "#key-note")) === "that one was refused" && (await banner.isVisible()));
+  assert.equal(await page.evaluate(() => document.activeElement.id), "key-value");
   await page.fill("#key-value", key);
   await page.keyboard.press("Enter");
   await banner.waitFor({ state: "hidden" });
@@ -372,8 +390,9 @@ const THEMES = [chat, streaming, live, layout, keyboard, screenReader, colours, 
 for (const theme of THEMES.filter(({ name }) => name.includes(only))) {
   for (const viewport of [WIDE, PHONE]) {
     process.stdout.write(`${theme.name} ${viewport.width} `);
+    const start = performance.now();
     await theme(viewport);
-    console.log("ok");
+    console.log(`ok ${((performance.now() - start) / 1e3).toFixed(1)} s`);
   }
 }
 await browser.close();

@@ -40,12 +40,17 @@ async function ask(path, options = {}) {
   if (response.ok) return response;
   let message = `${response.status} ${response.statusText}`;
   try { message = (await response.json()).error.message || message; } catch { /* no JSON: the status says it */ }
-  if (response.status === 401) askForKey();
+  if (response.status === 401) {
+    // What the server says is for programs: how to send a key.
+    message = "needs a key";
+    askForKey();
+  }
   throw new Refused(message);
 }
 function askForKey() {
   if (!$("key").hidden) return;
   $("key").hidden = false;
+  if (store.key) $("key-note").textContent = "that one was refused";
   $("key-value").focus();
 }
 $("key").addEventListener("submit", (event) => {
