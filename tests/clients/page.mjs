@@ -18,6 +18,9 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dis
   "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const browser = await chromium.launch({ executablePath, args, headless: true });
 
+/** The page that is open, to be looked at where a theme fails. */
+let current = null;
+
 /** A page, and what went wrong on it: errors on the console, exceptions, requests without a good answer. */
 async function open(viewport, options = {}) {
   const context = await browser.newContext({ viewport, colorScheme: "light", ...options });
@@ -33,6 +36,7 @@ async function open(viewport, options = {}) {
     || request.url().startsWith("data:") || problems.push(`asks for ${request.url()}`));
   await page.goto(options.at ?? url);
   page.problems = problems;
+  current = page;
   return page;
 }
 async function close(page, expected = []) {
@@ -391,7 +395,15 @@ for (const theme of THEMES.filter(({ name }) => name.includes(only))) {
   for (const viewport of [WIDE, PHONE]) {
     process.stdout.write(`${theme.name} ${viewport.width} `);
     const start = performance.now();
-    await theme(viewport);
+    try {
+      await theme(viewport);
+    } catch (error) {
+      await picture(current, "failed");
+      const seen = (await current.locator("body").innerText()).slice(-1500);
+      console.log(`FAILED\n${error.stack}\nThe page complains: ${JSON.stringify(current.problems)}\nIt shows: …${seen}`);
+      await browser.close();
+      process.exit(1);
+    }
     console.log(`ok ${((performance.now() - start) / 1e3).toFixed(1)} s`);
   }
 }

@@ -119,7 +119,7 @@ fn javascript(name: &str) -> Result<()> {
     write(&folder.join("package.json"), PACKAGE)?;
     write(&folder.join("package-lock.json"), LOCK)?;
     let mut npm = tool("npm");
-    npm.args(["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries", "1"]);
+    npm.args(["ci", "--loglevel", "error", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries", "1"]);
     run_on_stderr(npm.current_dir(&folder))?;
     write(&folder.join(STAMP), LOCK)?;
     say(&format!("{name}: installed ({versions})"));

@@ -4,7 +4,7 @@ use super::client::{PATIENCE, Server};
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use ptx_build::toolchain::target_dir;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -93,10 +93,13 @@ fn two_models(folder: &Path) -> Result<PathBuf> {
     std::fs::create_dir(&babble)?;
     let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-chat");
     std::fs::copy(original.join("tokenizer.json"), babble.join("tokenizer.json"))?;
-    for name in ["config.json", "tokenizer_config.json"] {
+    // Named, not left out: where a configuration is silent its architecture's default holds.
+    for (name, field, none) in
+        [("config.json", "eos_token_id", json!([])), ("tokenizer_config.json", "eos_token", Value::Null)]
+    {
         let mut config: Value = serde_json::from_slice(&std::fs::read(original.join(name))?)?;
-        let fields = config.as_object_mut().context("an object")?;
-        fields.retain(|field, _| !field.starts_with("eos_token"));
+        ensure!(config.get(field).is_some(), "{name} of tiny-chat has no {field}");
+        config[field] = none;
         std::fs::write(babble.join(name), config.to_string())?;
     }
     let path = folder.join("wootz.toml");
