@@ -36,6 +36,7 @@ $("show-engine").addEventListener("click", () => show("engine"));
 /* ---- requests ---- */
 class Refused extends Error {}
 async function ask(path, options = {}) {
+  const { key } = store;
   const response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   if (response.ok) return response;
   let message = `${response.status} ${response.statusText}`;
@@ -43,7 +44,8 @@ async function ask(path, options = {}) {
   if (response.status === 401) {
     // What the server says is for programs: how to send a key.
     message = "needs a key";
-    askForKey();
+    // An answer that was late says nothing about the key of now.
+    if (key === store.key) askForKey();
   }
   throw new Refused(message);
 }
