@@ -10,6 +10,7 @@ import json
 import math
 import struct
 import sys
+import time
 import urllib.request
 
 import openai
@@ -85,6 +86,13 @@ def metric(name, label=""):
     with urllib.request.urlopen(f"{URL}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"wootz_{name}") and label in line)
+
+
+def until(what, done):
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end, f"{what} did not come"
+        time.sleep(0.02)
 
 
 def models():
@@ -252,15 +260,6 @@ def errors():
     stranger = client.with_options(api_key="wrong")
     refused(openai.AuthenticationError, 401, lambda: stranger.chat.completions.create(**asking()), code="invalid_api_key")
     refused(openai.AuthenticationError, 401, lambda: stranger.models.list(), code="invalid_api_key")
-
-
-def until(what, done):
-    import time
-
-    end = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.02)
 
 
 def cancels():

@@ -295,13 +295,16 @@ async function screenReader(viewport) {
   const cdp = await page.context().newCDPSession(page);
   const { nodes } = await cdp.send("Accessibility.getFullAXTree");
   const named = nodes.filter(({ ignored }) => !ignored).map(({ role, name }) => [role?.value, name?.value?.trim()]);
-  const nameless = named.filter(([role, name]) => !name
-    && ["button", "textbox", "combobox", "link", "spinbutton", "DisclosureTriangle", "img", "image", "heading", "region", "navigation"].includes(role));
+  const roles = ["button", "textbox", "combobox", "link", "spinbutton", "DisclosureTriangle", "img", "image", "heading", "region", "navigation"];
+  const nameless = named.filter(([role, name]) => !name && roles.includes(role));
   assert.deepEqual(nameless, [], "elements without a name");
   const tree = await page.locator("body").ariaSnapshot();
-  const views = viewport === PHONE ? [/navigation "View"/, /button "Chat" \[pressed\]/, /button "Engine"/] : [/img "Map of KV pages: /, /heading "Sequences/];
-  for (const part of [/link "Skip to the message box"/, /heading "Wootz" \[level=1\]/, /combobox "Model"/, /region "Chat"/, /region "Conversation"/,
-    /textbox "Message"/, /spinbutton "Temperature"/, /textbox "System prompt"/, /button "Colours: as the system"/, /status: "Answer: 19"/, ...views]) {
+  const views = viewport === PHONE
+    ? [/navigation "View"/, /button "Chat" \[pressed\]/, /button "Engine"/]
+    : [/img "Map of KV pages: /, /heading "Sequences/];
+  for (const part of [/link "Skip to the message box"/, /heading "Wootz" \[level=1\]/, /combobox "Model"/, /region "Chat"/,
+    /region "Conversation"/, /textbox "Message"/, /spinbutton "Temperature"/, /textbox "System prompt"/,
+    /button "Colours: as the system"/, /status: "Answer: 19"/, ...views]) {
     assert.match(tree, part);
   }
   assert.deepEqual(await page.locator("#log li").allInnerTexts().then((all) => all.map((one) => one.split("\n")[0])), ["You:", "Answer:"]);
@@ -317,7 +320,8 @@ async function colours(viewport) {
     const style = getComputedStyle(document.documentElement);
     const light = (name) => {
       const hex = style.getPropertyValue(name).trim().slice(1);
-      const [r, g, b] = [0, 2, 4].map((at) => Number.parseInt(hex.slice(at, at + 2), 16) / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+      const channels = [0, 2, 4].map((at) => Number.parseInt(hex.slice(at, at + 2), 16) / 255);
+      const [r, g, b] = channels.map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
       return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
     const pairs = [];
