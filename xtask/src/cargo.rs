@@ -41,7 +41,8 @@ pub fn ptxas_required() -> bool {
     in_ci() || env::var_os("WOOTZ_PTXAS").is_some_and(|mode| mode == "required")
 }
 
-fn in_ci() -> bool {
+/// Whether this is CI, where nothing that a test needs may be missing.
+pub fn in_ci() -> bool {
     is_true(env::var_os("CI"))
 }
 

@@ -3,9 +3,11 @@
 //! It is built before everything else, so it depends on little, and it never depends on crates
 //! that need the device toolchain, because `setup` is what fetches that.
 
+mod apt;
 mod bench;
 mod bundle;
 mod cargo;
+mod clients;
 mod licences;
 mod lint;
 mod new_kernel;
@@ -32,10 +34,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch what a build needs: the device toolchain and the pinned ptxas. Runs by itself before
-    /// the other commands.
+    /// Fetch what a build needs (the device toolchain and the pinned ptxas; runs by itself before the other commands) and
+    /// what tests of the server need (OpenAI's clients and Chromium; before `test`).
     #[command(after_help = "Example: cargo xtask setup\n\n\
-        WOOTZ_GPU_RUSTC=/path/to/rustc picks another compiler for device code.")]
+        WOOTZ_GPU_RUSTC=/path/to/rustc picks another compiler for device code, WOOTZ_CHROMIUM=/path/to/chromium another \
+        browser.")]
     Setup,
 
     /// Set up, build and chat with a model. All arguments go to `wootz chat`.
@@ -155,13 +158,17 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
-        Task::Setup => setup::setup(),
+        Task::Setup => {
+            setup::setup()?;
+            clients::setup()
+        }
         Task::Chat { args } => {
             setup::setup()?;
             cargo::chat(&args)
         }
         Task::Test { cases, args } => {
             setup::setup()?;
+            clients::setup()?;
             cargo::test(cases, &args)
         }
         Task::Counters { update, filter } => {

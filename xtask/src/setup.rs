@@ -4,18 +4,18 @@
 //! promises that stdout holds the answer alone.
 
 use std::fs;
-use std::io::{IsTerminal, stdin};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ptx_build::toolchain::{
     self, DeviceToolchain, Origin, PTXAS_VERSION, locate, locate_debian, locate_pinned, locate_ptxas, workspace_root,
 };
 
+use crate::apt::Apt;
 use crate::cargo::ptxas_required;
-use crate::process::{on_path, output, run, run_on_stderr, tool};
+use crate::process::{on_path, output, run_on_stderr, tool};
 
 /// The packages of the fallback compiler, and the first release that has LLVM 22.
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
@@ -48,7 +48,8 @@ pub fn lint_tools() -> Result<()> {
     rustup(&["component", "add", "rustfmt", "clippy"])
 }
 
-fn say(line: &str) {
+/// A line about a part.
+pub fn say(line: &str) {
     eprintln!("{line}");
 }
 
@@ -123,43 +124,14 @@ fn rustup(args: &[&str]) -> Result<()> {
 }
 
 fn fetch_with_apt() -> Result<()> {
-    if !on_path("apt-get") {
-        bail!("this is not a Debian system");
-    }
-    let as_root = root_prefix()?;
-    let apt = |args: &[&str]| -> Result<()> {
-        let mut words = as_root.iter().copied().chain(["env", "DEBIAN_FRONTEND=noninteractive"]);
-        let mut command = tool(words.next().unwrap_or("env"));
-        // What apt does is a hundred lines; what goes wrong it says on stderr.
-        command.stdout(Stdio::null());
-        run(command.args(words).arg("apt-get").args(args))
-    };
+    let apt = Apt::new()?;
     say("rustc-web: running `apt-get update`");
-    apt(&["update", "--quiet"])?;
+    apt.update()?;
     let offered = output(tool("apt-cache").args(["policy", DEBIAN_PACKAGES[0]]))?;
     check_candidate(&offered)?;
+    // The recommended packages are LLVM's tools, half a gigabyte.
     say(&format!("rustc-web: running `apt-get install {}` (145 MB)", DEBIAN_PACKAGES.join(" ")));
-    // --no-remove: the packages conflict with Debian's own rustc, cargo and rustup, and nobody
-    // asked us to remove those. The recommended ones are LLVM's tools, half a gigabyte.
-    let mut install = vec!["install", "-y", "--quiet", "--no-remove", "--no-install-recommends"];
-    install.extend(DEBIAN_PACKAGES);
-    apt(&install)
-}
-
-/// The words before a command that needs root: none as root, else sudo, which may ask for a
-/// password only where there is somebody to ask.
-fn root_prefix() -> Result<Vec<&'static str>> {
-    if output(tool("id").arg("-u"))?.trim() == "0" {
-        return Ok(Vec::new());
-    }
-    if !on_path("sudo") {
-        bail!("needs root, and there is no sudo");
-    }
-    if stdin().is_terminal() {
-        return Ok(vec!["sudo"]);
-    }
-    output(tool("sudo").args(["-n", "true"])).context("needs root, and sudo wants a password")?;
-    Ok(vec!["sudo", "-n"])
+    apt.install(&DEBIAN_PACKAGES)
 }
 
 /// Whether `apt-cache policy` offers a release that is new enough: an oldstable without its

@@ -4,6 +4,7 @@ mod client;
 mod edges;
 mod fuzz;
 mod http;
+mod official;
 mod ops;
 mod schema;
 
@@ -35,5 +36,6 @@ pub fn trials() -> Vec<Trial> {
     add("second_signal", ops::second_signal);
     add("models", ops::models);
     add("loading", ops::loading);
+    trials.extend(official::trials());
     trials
 }

@@ -36,16 +36,23 @@ $("show-engine").addEventListener("click", () => show("engine"));
 /* ---- requests ---- */
 class Refused extends Error {}
 async function ask(path, options = {}) {
+  const { key } = store;
   const response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   if (response.ok) return response;
   let message = `${response.status} ${response.statusText}`;
   try { message = (await response.json()).error.message || message; } catch { /* no JSON: the status says it */ }
-  if (response.status === 401) askForKey();
+  if (response.status === 401) {
+    // What the server says is for programs: how to send a key.
+    message = "needs a key";
+    // An answer that was late says nothing about the key of now.
+    if (key === store.key) askForKey();
+  }
   throw new Refused(message);
 }
 function askForKey() {
   if (!$("key").hidden) return;
   $("key").hidden = false;
+  if (store.key) $("key-note").textContent = "that one was refused";
   $("key-value").focus();
 }
 $("key").addEventListener("submit", (event) => {
@@ -139,9 +146,15 @@ function body() {
     stream_options: { include_usage: true },
   });
 }
+/** Where the focus goes after an answer: on a phone not to the message box, which brings up the keyboard over the answer. */
+const rest = () => (matchMedia("(pointer: coarse)").matches ? scroll : $("prompt")).focus();
 function busy(on) {
+  // A button that hides takes the focus with it, and whoever uses the keyboard would start over.
+  const focused = document.activeElement;
   $("send").hidden = on;
   $("stop").hidden = !on;
+  if (on && focused === $("send")) $("stop").focus();
+  if (!on && focused === $("stop")) rest();
   $("hint").textContent = on ? "Esc stops" : "Enter sends";
 }
 async function send() {
@@ -208,7 +221,8 @@ async function send() {
 function footer({ first, last, chunks, usage, reason }, start) {
   const tokens = usage?.completion_tokens ?? chunks;
   const parts = [`${tokens} ${tokens === 1 ? "token" : "tokens"}`, `first after ${seconds((first - start) / 1e3)}`];
-  if (chunks > 1 && last > first) parts.push(`${short(((tokens - 1) * 1e3) / (last - first))} tokens/s`);
+  // Few chunks come in one read, at no speed worth telling.
+  if (chunks > 4 && last - first >= 10) parts.push(`${short(((tokens - 1) * 1e3) / (last - first))} tokens/s`);
   if (reason === "stopped") parts.push("stopped");
   if (reason === "length") parts.push("cut at the most tokens");
   return parts.join(" · ");
@@ -221,7 +235,7 @@ function grow() {
 }
 function stop() {
   running?.abort();
-  $("prompt").focus();
+  rest();
 }
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 $("prompt").addEventListener("input", grow);

@@ -126,6 +126,8 @@ pub struct Usage {
 pub struct InputDetails {
     /// Those that were in the prefix cache.
     pub cached_tokens: usize,
+    /// Always 0: writing to the cache costs nothing here. The official Python client's type has it.
+    pub cache_write_tokens: usize,
 }
 
 /// About output tokens.
