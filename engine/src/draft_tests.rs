@@ -37,7 +37,7 @@ fn mixed(speculation: Speculation) -> Vec<SequenceRequest> {
     (0..5).map(|i| SequenceRequest { speculation: of(i), max_tokens: 9, ..request(i) }).collect()
 }
 
-fn greedy(prompt: Vec<u32>, max_tokens: usize) -> SequenceRequest {
+pub(super) fn greedy(prompt: Vec<u32>, max_tokens: usize) -> SequenceRequest {
     SequenceRequest { prompt, max_tokens, speculation: SPECULATION, ..SequenceRequest::default() }
 }
 
@@ -243,16 +243,16 @@ fn tiny_chat(config: EngineConfig) -> Engine {
     Engine::load(&Device::cpu(), &shape, WeightSource::Checkpoint(&weights), &config, &|_, _| ()).unwrap()
 }
 
-fn tiny_draft() -> Option<DraftModel> {
+pub(super) fn tiny_draft() -> Option<DraftModel> {
     Some(DraftModel::Model(ModelSource::Embedded(&TINY_DRAFT)))
 }
 
-fn question(text: &str) -> Vec<u32> {
+pub(super) fn question(text: &str) -> Vec<u32> {
     later_question(text, 0)
 }
 
 /// A question after `turns` others.
-fn later_question(text: &str, turns: usize) -> Vec<u32> {
+pub(super) fn later_question(text: &str, turns: usize) -> Vec<u32> {
     let turn =
         |i: usize| [message("user", &format!("What is {i} plus 7?")), message("assistant", &(i + 7).to_string())];
     let messages = (0..turns).flat_map(turn).chain([message("user", text)]).collect();

@@ -558,5 +558,9 @@ mod step_tests;
 mod draft_tests;
 
 #[cfg(test)]
+#[path = "emulated_tests.rs"]
+mod emulated_tests;
+
+#[cfg(test)]
 #[path = "engine_memory_tests.rs"]
 mod memory_tests;
