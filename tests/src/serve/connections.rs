@@ -16,6 +16,7 @@ fn stream(server: &Server, path: &str, tokens: usize) -> Result<Events> {
         CHAT => body["messages"] = json!([{ "role": "user", "content": "Tell me a story." }]),
         COMPLETIONS => body["prompt"] = "Once".into(),
         _ => {
+            body["temperature"] = 0.into();
             body["input"] = "Tell me a story.".into();
             body["max_output_tokens"] = tokens.into();
         }
@@ -33,8 +34,10 @@ fn canary(server: &Server) -> Result<()> {
 /// A step that fails ends every stream with an event that says so, and with a whole body: no client waits for more, and
 /// none takes what it has for all of it.
 pub fn fault_in_streams() -> Result<()> {
-    let mut server = Server::start(&["--fault-after-steps", "100", CACHE])?;
-    for (path, mut events) in open(&server, &[CHAT, COMPLETIONS, RESPONSES], 1_900)? {
+    for path in [CHAT, COMPLETIONS, RESPONSES] {
+        // All answers are longer.
+        let mut server = Server::start(&["--fault-after-steps", "12", CACHE])?;
+        let mut events = stream(&server, path, 1_900)?;
         let (mut last, mut count) = ((String::new(), String::new()), 0);
         while let Some(event) = events.next().with_context(|| format!("{path}: the body is cut"))? {
             (last, count) = (event, count + 1);
@@ -45,8 +48,8 @@ pub fn fault_in_streams() -> Result<()> {
         ensure!(message.contains("a fault was planted"), "{path}: {message}");
         ensure!(path != RESPONSES || last.0 == "response.failed", "{last:?}");
         ensure!(count > 1, "{path}: nothing came before the fault");
+        ensure!(server.ended()?.code().is_some_and(|code| code != 0), "the process ended well");
     }
-    ensure!(server.ended()?.code().is_some_and(|code| code != 0), "the process ended well");
     Ok(())
 }
 

@@ -34,6 +34,7 @@ pub fn trials() -> Vec<Trial> {
     add("responses", edges::responses);
     add("responses_structured", edges::responses_structured);
     add("openapi", fuzz::openapi);
+    add("openapi_admin", fuzz::admin);
     add("failed_starts", ops::failed_starts);
     add("keys_and_log", ops::keys_and_log);
     add("full_queue", ops::full_queue);
