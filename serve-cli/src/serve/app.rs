@@ -5,6 +5,7 @@ use super::{health, limits, live, metrics, openai, openapi, page};
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::{Router, routing::any};
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 /// The server's routes.
 pub fn app(state: &AppState, admin: Admin) -> Router {
@@ -27,6 +28,7 @@ pub fn app(state: &AppState, admin: Admin) -> Router {
         .merge(openapi::routes())
         .merge(admin)
         .layer(DefaultBodyLimit::max(state.limits().max_body))
+        .layer(RequestBodyTimeoutLayer::new(state.limits().client_timeout))
         .layer(from_fn_with_state(state.clone(), limits::front))
         .with_state(state.clone())
 }

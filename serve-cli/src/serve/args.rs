@@ -48,6 +48,15 @@ pub struct ServeArgs {
     /// Largest body of a request
     #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse::memory)]
     pub max_body_size: u64,
+    /// Most connections at once; more are told 503, except probes and scrapers
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = parse::count_in(1..=1_000_000))]
+    pub max_connections: usize,
+    /// Seconds that a client may say nothing: between two requests, in a request's head, in its body
+    #[arg(long, value_name = "SECONDS", default_value = "75", value_parser = some_seconds)]
+    pub client_timeout: Duration,
+    /// Seconds of silence after which a stream has a comment, which keeps proxies from closing it
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = some_seconds)]
+    pub sse_keep_alive: Duration,
     /// Seconds that running answers have to end after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub shutdown_timeout: Duration,
@@ -82,6 +91,8 @@ impl ServeArgs {
         Ok(Limits {
             api_keys,
             max_body: self.max_body_size as usize,
+            client_timeout: self.client_timeout,
+            sse_keep_alive: self.sse_keep_alive,
             step_timeout: self.step_timeout,
             access_log: !self.no_access_log,
             admin: self.admin,
@@ -96,6 +107,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     } else {
         Err("must be from 0 to 1000000".into())
     }
+}
+
+/// Not none at all.
+fn some_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text).and_then(|time| if time.is_zero() { Err("must be more than 0".into()) } else { Ok(time) })
 }
 
 /// A key that a header can hold.

@@ -1,5 +1,6 @@
 //! What stands before every handler: request ids, API keys, sizes, errors in OpenAI's shape, and the access log.
 use super::access_log::{Entry, Tracked};
+use super::connections::OneTooMany;
 use super::error::ApiError;
 use super::state::AppState;
 use axum::body::{Body, to_bytes};
@@ -20,6 +21,10 @@ pub struct Limits {
     pub api_keys: Vec<String>,
     /// Bytes of a request's body.
     pub max_body: usize,
+    /// How long a request's body may say nothing.
+    pub client_timeout: Duration,
+    /// Silence after which a stream of events has a comment: a queue and a long prefill say nothing else.
+    pub sse_keep_alive: Duration,
     /// A step that takes longer hangs.
     pub step_timeout: Duration,
     /// A line on stderr for each request.
@@ -30,8 +35,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        let step_timeout = Duration::from_secs(120);
-        Limits { api_keys: Vec::new(), max_body: 32 << 20, step_timeout, access_log: false, admin: false }
+        Limits {
+            api_keys: Vec::new(),
+            max_body: 32 << 20,
+            client_timeout: Duration::from_secs(75),
+            sse_keep_alive: Duration::from_secs(10),
+            step_timeout: Duration::from_secs(120),
+            access_log: false,
+            admin: false,
+        }
     }
 }
 
@@ -107,6 +119,12 @@ fn admit(state: &AppState, request: &Request) -> Result<(), ApiError> {
     let path = request.uri().path();
     if is_open(path) {
         return Ok(());
+    }
+    if let Some(crowd) = request.extensions().get::<OneTooMany>() {
+        let most = crowd.most;
+        let message =
+            format!("{most} connections are open, as many as may be; the operator can raise --max-connections");
+        return Err(ApiError::unavailable(message, "too_many_connections", 1));
     }
     if !limits.api_keys.is_empty() && !authorized(request.headers(), &limits.api_keys) {
         return Err(ApiError::unauthorized());

@@ -9,6 +9,7 @@ mod app;
 mod app_tests;
 mod args;
 mod config;
+mod connections;
 mod error;
 mod health;
 mod limits;
@@ -26,8 +27,8 @@ pub use args::ServeArgs;
 
 use crate::terminal::Terminal;
 use anyhow::{Context, Result, bail};
-use axum::serve::ListenerExt;
 use config::LoadSpec;
+use connections::Connections;
 use shutdown::Ending;
 use startup::Loader;
 use state::AppState;
@@ -59,17 +60,12 @@ async fn serve(args: &ServeArgs, state: AppState, loader: Loader, specs: Vec<Loa
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let _ = writeln!(std::io::stderr(), "Listening on http://{}", listener.local_addr()?);
-    // Tokens are small packets, and each is wanted now.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
     let app = app::app(&state, admin::Admin { loader, flags: args.model.clone() });
-    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async {
+    let connections = Connections { most: args.max_connections, patience: args.client_timeout };
+    let server = tokio::spawn(connections.serve(listener, app, async {
         let _ = ended.await;
-    });
-    let server = tokio::spawn(async move { server.await });
+    }));
     let loading = {
         let state = state.clone();
         tokio::task::spawn_blocking(move || load_all(&state, loader, &specs))

@@ -245,6 +245,13 @@ impl Connection {
         Ok(answer)
     }
 
+    /// All that comes until the server closes.
+    pub fn rest(mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Reads status and headers.
     fn head(&mut self) -> Result<(u16, Vec<(String, String)>)> {
         let first = self.line()?;
@@ -304,20 +311,26 @@ impl Events {
 
     /// Name and data of the next event; `None` at the end of the body. A connection that breaks is an error.
     pub fn next(&mut self) -> Result<Option<(String, String)>> {
+        while let Some(event) = self.next_raw()? {
+            let field = |name: &str| {
+                let lines = event.lines().filter_map(|line| line.strip_prefix(name));
+                lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+            };
+            let (name, data) = (field("event:"), field("data:"));
+            // Without data it is a comment that keeps the connection open.
+            if !data.is_empty() {
+                return Ok(Some((name, data)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The lines of the next event or comment.
+    pub fn next_raw(&mut self) -> Result<Option<String>> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let rest = self.text.split_off(end + 2);
-                let event = std::mem::replace(&mut self.text, rest);
-                let field = |name: &str| {
-                    let lines = event.lines().filter_map(|line| line.strip_prefix(name));
-                    lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
-                };
-                let (name, data) = (field("event:"), field("data:"));
-                if data.is_empty() {
-                    // A comment that keeps the connection open.
-                    continue;
-                }
-                return Ok(Some((name, data)));
+                return Ok(Some(std::mem::replace(&mut self.text, rest)));
             }
             match self.connection.chunk()? {
                 // Events end on characters' ends, chunks need not; the server writes whole events.

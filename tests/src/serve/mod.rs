@@ -1,6 +1,7 @@
 //! `wootz serve` as its clients see it: real processes, real sockets.
 mod chaos;
 mod client;
+mod connections;
 mod edges;
 mod fuzz;
 mod http;
@@ -26,10 +27,15 @@ pub fn trials() -> Vec<Trial> {
     add("drain_in_vain", chaos::drain_in_vain);
     add("killed", chaos::killed);
     add("fault", chaos::fault);
+    add("fault_in_streams", connections::fault_in_streams);
+    add("comments", connections::comments);
+    add("silent_clients", connections::silent_clients);
+    add("max_connections", connections::max_connections);
     add("embeddings", edges::embeddings);
     add("responses", edges::responses);
     add("responses_structured", edges::responses_structured);
     add("openapi", fuzz::openapi);
+    add("openapi_admin", fuzz::admin);
     add("failed_starts", ops::failed_starts);
     add("keys_and_log", ops::keys_and_log);
     add("full_queue", ops::full_queue);

@@ -80,6 +80,17 @@ pub fn keys_and_log() -> Result<()> {
     let line = log.lines().find(|line| line.contains("mine-second")).context("a line")?;
     ensure!(line.contains("127.0.0.1 \"POST /v1/chat/completions\" 200 "), "{line}");
     ensure!(log.lines().any(|line| line.contains("\"POST /v1/chat/completions\" 401 ")), "{log}");
+    // Of probes and scrapers, which come every few seconds, only what is refused.
+    for path in ["/health", "/metrics", "/version"] {
+        ensure!(server.get(path)?.status == 200, "{path} without a key");
+    }
+    server.get("/live")?.refused(401)?;
+    let with = with_headers(&server, "GET", "/live", "authorization: Bearer KEY-A\r\n", &Value::Null)?;
+    ensure!(with.status == 200 && with.json()?["model"] == "tiny-chat", "{with:?}");
+    until("the access log", || Ok(server.stderr().contains("\"GET /live\" 401 ")))?;
+    let log = server.stderr();
+    ensure!(!log.contains("GET /health") && !log.contains("GET /metrics"), "{log}");
+    ensure!(!log.contains("\"GET /live\" 200"), "{log}");
     ensure!(!log.contains("KEY-") && !log.contains("Bearer"), "keys are not logged: {log}");
     let quiet = Server::start(&["--no-access-log"])?;
     ensure!(quiet.post(CHAT, &ask("tiny-chat"))?.status == 200, "an answer");

@@ -15,9 +15,6 @@ use serde::Serialize;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-/// Silence after which a comment tells clients and proxies that the server lives: a long prefill says nothing else.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
 /// The answers to all prompts. Dropping them cancels the requests.
 pub struct Answers {
     streams: SelectAll<BoxStream<'static, (usize, engine::Result<Delta>)>>,
@@ -139,6 +136,8 @@ pub trait Writer: Send + 'static {
 
 /// The events of a stream: chunks, and `[DONE]` or an error.
 pub fn events<W: Writer>(answers: Answers, writer: W) -> Response {
+    // Nothing keeps what has no answers waiting.
+    let keep_alive = answers.state.as_ref().map_or(Duration::from_secs(60), |state| state.limits().sse_keep_alive);
     let lines = stream::unfold((answers, writer, false), |(mut answers, mut writer, over)| async move {
         if over {
             return None;
@@ -155,7 +154,7 @@ pub fn events<W: Writer>(answers: Answers, writer: W) -> Response {
         Some((stream::iter(lines), (answers, writer, over)))
     });
     let events = lines.flatten().map(|line| Ok::<_, Infallible>(Event::default().data(line)));
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Sse::new(events).keep_alive(KeepAlive::new().interval(keep_alive)).into_response()
 }
 
 fn json<T: Serialize>(chunks: Vec<T>) -> Vec<String> {

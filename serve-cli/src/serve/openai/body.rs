@@ -3,8 +3,11 @@ use crate::serve::error::ApiError;
 use crate::serve::state::AppState;
 use axum::Json;
 use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::error::Error;
+use tower_http::timeout::TimeoutError;
 
 /// What a body is read to.
 pub trait Read: Sized {
@@ -24,12 +27,23 @@ impl<T: Read> FromRequest<AppState> for Body<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let body = Json::<Value>::from_request(request, state).await;
-        let Json(body) = body.map_err(|refusal| ApiError::status(refusal.status(), refusal.body_text()))?;
+        let Json(body) = body.map_err(|refusal| {
+            if is_timeout(&refusal) {
+                let problem = "the body did not come in time; the operator can raise --client-timeout";
+                return ApiError::status(StatusCode::REQUEST_TIMEOUT, problem.into());
+            }
+            ApiError::status(refusal.status(), refusal.body_text())
+        })?;
         if !body.is_object() {
             return Err(ApiError::invalid("the body must be a JSON object".into(), None));
         }
         T::read(&body).map(Body)
     }
+}
+
+/// Whether a client has fallen silent within a body.
+fn is_timeout(refusal: &(dyn Error + 'static)) -> bool {
+    refusal.is::<TimeoutError>() || refusal.source().is_some_and(is_timeout)
 }
 
 /// Reads fields of an object.

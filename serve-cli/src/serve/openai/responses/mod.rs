@@ -119,6 +119,7 @@ pub async fn create(
     Body(request): Body<ResponseRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let arrived = Instant::now();
+    let keep_alive = KeepAlive::new().interval(state.limits().sse_keep_alive);
     let served = state.model(request.model.as_deref())?;
     let streams = request.stream == Some(true);
     // A long conversation takes milliseconds to tokenise, a large schema to compile.
@@ -130,7 +131,7 @@ pub async fn create(
     });
     let answer = answer.await.map_err(|error| ApiError::internal(error.to_string()))??;
     if streams {
-        return Ok(Sse::new(answer.events()).keep_alive(KeepAlive::default()).into_response());
+        return Ok(Sse::new(answer.events()).keep_alive(keep_alive).into_response());
     }
     Ok(Json(answer.whole().await?).into_response())
 }
