@@ -1,6 +1,7 @@
 //! `/v1/embeddings`.
 use super::body::{Body, Read, fields};
 use super::observe::observe;
+use super::prompts::{PromptInput, read_prompts};
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use axum::extract::State;
@@ -14,8 +15,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use utoipa::ToSchema;
 
-/// Most inputs of a request, as at OpenAI.
-const MAX_INPUTS: usize = 2048;
 /// Inputs of one request that are in the engine's queue at once: enough for full steps, and others come between.
 const AT_ONCE: usize = 32;
 
@@ -25,7 +24,7 @@ pub struct EmbeddingRequest {
     /// The model.
     pub model: Option<String>,
     /// A text, or tokens; or an array of them.
-    #[schema(value_type = EmbeddingInput)]
+    #[schema(value_type = PromptInput)]
     pub input: Value,
     /// How vectors are written.
     #[serde(default)]
@@ -45,21 +44,6 @@ pub struct EmbeddingRequest {
 
 fn yes() -> bool {
     true
-}
-
-/// The forms of an input, for the OpenAPI document: requests are read by hand, for errors that say where.
-#[derive(Debug, ToSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "a schema only")]
-pub enum EmbeddingInput {
-    /// A text.
-    Text(String),
-    /// Texts.
-    Texts(Vec<String>),
-    /// Tokens.
-    Tokens(Vec<u32>),
-    /// Several inputs of tokens.
-    Many(Vec<Vec<u32>>),
 }
 
 /// How vectors are written.
@@ -157,8 +141,7 @@ pub async fn create(
             format!("{} has vectors of {width} numbers and cannot shorten them: leave dimensions out", served.id);
         return Err(ApiError::invalid(problem, Some("dimensions")));
     }
-    let prompts = prompts(&request.input)?;
-    let prompts = tokens(&served, prompts).await?;
+    let prompts = tokens(&served, inputs(&request.input)?).await?;
     let pooling = match request.pooling {
         PoolingName::Mean => Pooling::Mean,
         PoolingName::Last => Pooling::Last,
@@ -188,35 +171,17 @@ pub async fn create(
     }))
 }
 
-/// Reads the forms that an input may have.
-fn prompts(input: &Value) -> Result<Vec<Prompt>, ApiError> {
-    fn wrong<T>(what: &str) -> Result<T, ApiError> {
-        Err(ApiError::invalid(what.to_owned(), Some("input")))
+/// Reads the inputs: of nothing there is no vector.
+fn inputs(input: &Value) -> Result<Vec<Prompt>, ApiError> {
+    let inputs = read_prompts(input, "input")?;
+    let empty = inputs.iter().position(|input| match input {
+        Prompt::Text(text) => text.is_empty(),
+        Prompt::Tokens(tokens) => tokens.is_empty(),
+    });
+    match empty {
+        Some(i) => Err(ApiError::invalid(format!("input[{i}] is empty"), Some("input"))),
+        None => Ok(inputs),
     }
-    let list = match input {
-        Value::String(_) => std::slice::from_ref(input),
-        Value::Array(list) if list.is_empty() => return wrong("input is empty: give at least one text"),
-        Value::Array(list) if list[0].is_number() => std::slice::from_ref(input),
-        Value::Array(list) => list,
-        _ => return wrong("input must be a string, an array of tokens, or an array of one of them"),
-    };
-    if list.len() > MAX_INPUTS {
-        return wrong(&format!("input has {} entries, at most {MAX_INPUTS} are allowed", list.len()));
-    }
-    let one = |(i, one): (usize, &Value)| match one {
-        Value::String(text) if text.is_empty() => wrong(&format!("input[{i}] is an empty string")),
-        Value::String(text) => Ok(Prompt::Text(text.clone())),
-        Value::Array(tokens) if tokens.is_empty() => wrong(&format!("input[{i}] has no tokens")),
-        Value::Array(tokens) => {
-            let tokens = tokens.iter().map(|token| token.as_u64().and_then(|token| u32::try_from(token).ok()));
-            match tokens.collect::<Option<Vec<u32>>>() {
-                Some(tokens) => Ok(Prompt::Tokens(tokens)),
-                None => wrong(&format!("input[{i}] holds something that is no token: tokens are numbers from 0")),
-            }
-        }
-        _ => wrong(&format!("input[{i}] must be a string or an array of tokens")),
-    };
-    list.iter().enumerate().map(one).collect()
 }
 
 /// Tokens of all prompts, each checked before any is computed.
@@ -270,16 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn all_forms_of_input() {
-        assert_eq!(prompts(&json!("a")).unwrap(), [Prompt::Text("a".into())]);
-        assert_eq!(prompts(&json!(["a", "b"])).unwrap().len(), 2);
-        assert_eq!(prompts(&json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
-        assert_eq!(prompts(&json!([[1], [2, 3]])).unwrap(), [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]);
-        for wrong in
-            [json!(null), json!(""), json!([]), json!([[]]), json!([1, "a"]), json!([-1]), json!([1.5]), json!({})]
+    fn no_input_is_empty() {
+        assert_eq!(inputs(&json!(["a", "b"])).unwrap().len(), 2);
+        for (empty, place) in
+            [(json!(""), "input[0]"), (json!([[1], []]), "input[1]"), (json!(["a", "", ""]), "input[1]")]
         {
-            assert!(prompts(&wrong).is_err(), "{wrong}");
+            assert!(inputs(&empty).unwrap_err().to_string().starts_with(place), "{empty}");
         }
-        assert!(prompts(&json!(vec!["a"; MAX_INPUTS + 1])).is_err());
     }
 }

@@ -6,6 +6,7 @@ pub mod completions;
 pub mod embeddings;
 pub mod models;
 pub mod observe;
+pub mod prompts;
 pub mod responses;
 pub mod sampling;
 pub mod structured;

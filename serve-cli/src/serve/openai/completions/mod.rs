@@ -3,6 +3,7 @@ mod object;
 
 use super::answers::{Answers, Step, Writer, events, finish_name};
 use super::body::{Body, Read, fields};
+use super::prompts::{MAX_PROMPTS, PromptInput, read_prompts};
 use super::sampling::SamplingFields;
 use super::structured::{self, StructuredFields};
 use super::types::{ChunkUsage, Usage, id, now};
@@ -19,9 +20,6 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Instant;
 use utoipa::ToSchema;
-
-/// Most prompts of a request, as inputs of embeddings.
-const MAX_PROMPTS: usize = 2048;
 
 /// What is asked. Unknown fields are ignored.
 #[derive(Debug, ToSchema)]
@@ -66,21 +64,6 @@ pub struct CompletionFields {
 
 fn sixteen() -> Option<u64> {
     Some(16)
-}
-
-/// The forms of a prompt, for the OpenAPI document: requests are read by hand, for errors that say where.
-#[derive(Debug, ToSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "a schema only")]
-pub enum PromptInput {
-    /// A text.
-    Text(String),
-    /// Texts.
-    Texts(Vec<String>),
-    /// Tokens.
-    Tokens(Vec<u32>),
-    /// Several prompts of tokens.
-    Many(Vec<Vec<u32>>),
 }
 
 impl Read for CompletionRequest {
@@ -147,7 +130,7 @@ fn ask(
         return wrong("best_of", "must be n in a stream: the best answer is known at the end");
     }
     params.logprobs = own.logprobs.or(ranked.then_some(0));
-    let prompts = read_prompts(&own.prompt)?;
+    let prompts = read_prompts(&own.prompt, "prompt")?;
     if prompts.len().saturating_mul(params.n) > MAX_PROMPTS {
         return wrong("n", &format!("times the number of prompts must be at most {MAX_PROMPTS}"));
     }
@@ -172,35 +155,6 @@ fn ask(
         return Ok((Answers::none(tokens.iter().map(Vec::len).sum()), writing));
     }
     Ok((Answers::ask(state, served, tokens, &params, arrived)?, writing))
-}
-
-/// Reads the forms that a prompt may have.
-fn read_prompts(prompt: &Value) -> Result<Vec<Prompt>, ApiError> {
-    fn wrong<T>(what: &str) -> Result<T, ApiError> {
-        Err(ApiError::invalid(what.to_owned(), Some("prompt")))
-    }
-    let list = match prompt {
-        Value::String(_) => std::slice::from_ref(prompt),
-        Value::Array(list) if list.is_empty() => return wrong("prompt is empty: give at least one token"),
-        Value::Array(list) if list[0].is_number() => std::slice::from_ref(prompt),
-        Value::Array(list) => list,
-        _ => return wrong("prompt must be a string, an array of tokens, or an array of one of them"),
-    };
-    if list.len() > MAX_PROMPTS {
-        return wrong(&format!("prompt has {} entries, at most {MAX_PROMPTS} are allowed", list.len()));
-    }
-    let one = |(i, one): (usize, &Value)| match one {
-        Value::String(text) => Ok(Prompt::Text(text.clone())),
-        Value::Array(tokens) => {
-            let tokens = tokens.iter().map(|token| token.as_u64().and_then(|token| u32::try_from(token).ok()));
-            match tokens.collect::<Option<Vec<u32>>>() {
-                Some(tokens) => Ok(Prompt::Tokens(tokens)),
-                None => wrong(&format!("prompt[{i}] holds something that is no token: tokens are numbers from 0")),
-            }
-        }
-        _ => wrong(&format!("prompt[{i}] must be a string or an array of tokens")),
-    };
-    list.iter().enumerate().map(one).collect()
 }
 
 /// A completion that is being made.
@@ -356,22 +310,5 @@ impl Writer for Chunks {
         let mut chunks: Vec<_> = ends.into_iter().map(|choice| self.chunk(vec![choice], each)).collect();
         chunks.extend(self.usage.last.then(|| self.chunk(Vec::new(), Some(Some(usage)))));
         chunks
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn all_forms_of_prompts() {
-        assert_eq!(read_prompts(&json!("a")).unwrap(), [Prompt::Text("a".into())]);
-        assert_eq!(read_prompts(&json!(["a", "b"])).unwrap().len(), 2);
-        assert_eq!(read_prompts(&json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
-        assert_eq!(read_prompts(&json!([[1], [2, 3]])).unwrap().len(), 2);
-        for wrong in [json!(null), json!([]), json!([1, "a"]), json!([-1]), json!([1.5]), json!({}), json!([null])] {
-            assert!(read_prompts(&wrong).is_err(), "{wrong}");
-        }
     }
 }
