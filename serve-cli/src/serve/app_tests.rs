@@ -198,6 +198,61 @@ async fn models_come_and_go() {
     assert_eq!(server.post("/admin/models/unload", json!({ "model": "second@b" })).await.0, 404);
 }
 
+/// Whatever an admin gets wrong is a refusal that says so, and nothing changes.
+#[tokio::test]
+async fn wrong_admin_requests_change_nothing() {
+    let server = Server::new(Limits { admin: true, ..Limits::default() });
+    let before = server.get("/admin/models").await.2;
+    let values = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(1e300),
+        json!(""),
+        json!("\u{1f980}@\0"),
+        json!("@"),
+        json!([]),
+        json!([{}]),
+        json!({}),
+        json!({ "": -1 }),
+        json!({ "max-num-seqs": -1 }),
+        json!({ "device": "\n" }),
+    ];
+    // A name that nobody has, so that no mistake names the model that is served.
+    let fields: [(&str, Value, &[&str]); 3] = [
+        (
+            "load",
+            json!({ "name": "x", "path": "./no/such/model" }),
+            &["path", "name", "aliases", "version", "weight", "engine"],
+        ),
+        ("unload", json!({ "model": "x" }), &["model", "timeout"]),
+        ("weights", json!({ "model": "x", "weights": { "a": 1 } }), &["model", "weights"]),
+    ];
+    for (endpoint, base, names) in fields {
+        let path = format!("/admin/models/{endpoint}");
+        let mut bodies: Vec<Value> = values.to_vec();
+        for name in names {
+            bodies.extend(values.iter().map(|value| {
+                let mut body = base.clone();
+                body[*name] = value.clone();
+                body
+            }));
+        }
+        for body in bodies {
+            // Without a path it is tiny-chat that is loaded, and without versions there are no weights to change.
+            let is_right = (endpoint == "load" && body.is_object() && body["path"].is_null())
+                || (endpoint == "weights" && body["weights"] == json!({}));
+            if is_right {
+                continue;
+            }
+            let (status, _, answer) = server.post(&path, body.clone()).await;
+            assert!((400..500).contains(&status), "{path} {body}: {status} {answer}");
+            assert_shape(&answer);
+        }
+    }
+    assert_eq!(server.get("/admin/models").await.2, before);
+}
+
 #[tokio::test]
 async fn a_full_queue_says_when_to_come_back() {
     let server = Server::new(Limits { admin: true, ..Limits::default() });
@@ -213,6 +268,33 @@ async fn a_full_queue_says_when_to_come_back() {
     assert_shape(&body);
     drop(open);
     served.llm.handle().shutdown(Duration::from_secs(60)).unwrap();
+}
+
+/// An answer with a grammar that an unload cuts off is not the client's fault.
+#[tokio::test]
+async fn an_unload_is_no_bad_request() {
+    let server = Server::new(Limits { admin: true, ..Limits::default() });
+    assert_eq!(server.post("/admin/models/load", json!({ "name": "one" })).await.0, 200);
+    let served = server.state.model(Some("one")).unwrap();
+    let mut long = chat("one");
+    long["structured_outputs"] = json!({ "regex": "(ab){900}" });
+    let mut response = json!({ "model": "one", "input": "Say ab." });
+    response["text"] =
+        json!({ "format": { "type": "json_schema", "name": "ab", "schema": { "type": "string", "minLength": 1500 } } });
+    let unload = async {
+        while served.llm.handle().metrics().running < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        server.post("/admin/models/unload", json!({ "model": "one", "timeout": 0 })).await
+    };
+    let (chat, response, unloaded) =
+        tokio::join!(server.post("/v1/chat/completions", long), server.post("/v1/responses", response), unload);
+    assert_eq!(unloaded.0, 200, "{}", unloaded.2);
+    for (status, headers, body) in [chat, response] {
+        assert_eq!(status, 503, "{body}");
+        assert!(headers.contains_key("retry-after"));
+        assert_shape(&body);
+    }
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use engine::SamplingParams;
 use engine::async_llm::CompletionStream;
 use engine::llm::Delta;
 use engine::scheduler::FinishReason;
+use engine::{AsyncLlm, SamplingParams};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use serde::Serialize;
 use std::convert::Infallible;
@@ -23,9 +23,8 @@ pub struct Answers {
     usage: Usage,
     observed: Option<Observed>,
     reason: &'static str,
-    /// With the grammar, for why the engine has aborted an answer.
-    state: Option<AppState>,
-    has_grammar: bool,
+    /// For why the engine has aborted an answer.
+    cause: Option<Cause>,
 }
 
 /// What grows.
@@ -63,8 +62,7 @@ impl Answers {
             usage: Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens },
             observed: Some(observe(state, served, prompt_tokens, arrived)),
             reason: "stop",
-            state: Some(state.clone()),
-            has_grammar: params.grammar.is_some(),
+            cause: Some(Cause::new(served, params)),
         })
     }
 
@@ -72,7 +70,7 @@ impl Answers {
     pub fn none(prompt_tokens: usize) -> Self {
         let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
         let (streams, reason) = (SelectAll::new(), "length");
-        Answers { streams, n: 1, usage, observed: None, reason, state: None, has_grammar: false }
+        Answers { streams, n: 1, usage, observed: None, reason, cause: None }
     }
 
     /// Tokens until now.
@@ -91,7 +89,9 @@ impl Answers {
             return Ok(None);
         };
         let delta = match delta {
-            Ok(delta) if delta.finish_reason == Some(FinishReason::Abort) => Err(self.aborted()),
+            Ok(delta) if delta.finish_reason == Some(FinishReason::Abort) => {
+                Err(self.cause.as_ref().map_or_else(|| engine::Error::ShuttingDown.into(), Cause::error))
+            }
             other => other.map_err(ApiError::from),
         };
         let delta = delta.inspect_err(|_| {
@@ -111,10 +111,23 @@ impl Answers {
         }
         Ok(Some(Step { choice, delta, usage: self.usage }))
     }
+}
 
-    /// Why the engine has ended an answer that is not whole.
-    fn aborted(&self) -> ApiError {
-        if self.has_grammar && !self.state.as_ref().is_some_and(AppState::is_draining) {
+/// What tells why an engine has ended an answer that is not whole.
+pub struct Cause {
+    llm: AsyncLlm,
+    has_grammar: bool,
+}
+
+impl Cause {
+    /// Of answers with these parameters.
+    pub fn new(served: &Served, params: &SamplingParams) -> Self {
+        Cause { llm: served.llm.clone(), has_grammar: params.grammar.is_some() }
+    }
+
+    /// An engine that ends, by a signal or because its model is unloaded, aborts all; one that goes on only what has no token left.
+    pub fn error(&self) -> ApiError {
+        if self.has_grammar && !self.llm.handle().health().closing {
             let problem = "no token is left that the answer's grammar allows: logit_bias may ban them all";
             return ApiError::invalid(problem.into(), None);
         }

@@ -4,6 +4,7 @@ use super::prepare::Prepared;
 use super::random;
 use super::writer::Writer;
 use crate::serve::error::ApiError;
+use crate::serve::openai::answers::Cause;
 use crate::serve::openai::observe::Observed;
 use crate::serve::state::Served;
 use axum::response::sse::Event;
@@ -28,6 +29,7 @@ pub struct Answering {
     usage: Usage,
     /// Until the end.
     observed: Option<Observed>,
+    cause: Cause,
     /// Whether what came last is reasoning.
     reasons: bool,
     over: bool,
@@ -52,6 +54,7 @@ impl Answering {
             output_tokens_details: OutputDetails::default(),
             total_tokens: prompt.len(),
         };
+        let cause = Cause::new(&served, &params);
         let completion = served.llm.generate(prompt, params)?;
         let parser = Some(ChatParser::new(format));
         let (reasons, logprobs) = (format.reasoning_is_open, Vec::new());
@@ -63,6 +66,7 @@ impl Answering {
             logprobs,
             usage,
             observed: Some(observed),
+            cause,
             reasons,
             over: false,
         })
@@ -120,7 +124,7 @@ impl Answering {
         self.write(deltas);
         self.usage.output_tokens_details.reasoning_tokens += usize::from(self.reasons && delta.token.is_some());
         match delta.finish_reason {
-            Some(FinishReason::Abort) => return Err(engine::Error::ShuttingDown.into()),
+            Some(FinishReason::Abort) => return Err(self.cause.error()),
             Some(reason) => self.finish(reason == FinishReason::Length),
             None => {}
         }
