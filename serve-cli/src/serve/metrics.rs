@@ -79,6 +79,7 @@ struct Series {
     itl: Histograms,
     tpot: Histograms,
     e2e: Histograms,
+    decode: Histograms,
     prompt: Histograms,
     generation: Histograms,
 }
@@ -92,6 +93,7 @@ impl Metrics {
             itl: Histograms::new_with_constructor(ITL),
             tpot: Histograms::new_with_constructor(ITL),
             e2e: Histograms::new_with_constructor(E2E),
+            decode: Histograms::new_with_constructor(E2E),
             prompt: Histograms::new_with_constructor(TOKENS),
             generation: Histograms::new_with_constructor(TOKENS),
         };
@@ -105,6 +107,7 @@ impl Metrics {
             &series.tpot,
         );
         histogram("e2e_request_latency_seconds", "From the request's arrival to its end", &series.e2e);
+        histogram("request_decode_time_seconds", "From the request's first token to its last", &series.decode);
         histogram("request_prompt_tokens", "Tokens of a request's prompt", &series.prompt);
         histogram("request_generation_tokens", "Tokens of a request's answers", &series.generation);
         registry.register("request_success", "Requests that have ended, by why", series.success.clone());
@@ -187,12 +190,13 @@ impl RequestMetrics {
         // Answers of a request run side by side: per token of one of them.
         let answers = self.last.iter().flatten().count();
         let end = self.last.iter().flatten().max();
-        if let (Some(first), Some(end)) = (self.first, end)
-            && self.tokens > answers
-        {
-            let gaps = (self.tokens - answers) as f64 / answers as f64;
-            let seconds = end.saturating_duration_since(first).as_secs_f64() / gaps;
-            series.tpot.get_or_create(label).observe(seconds);
+        if let (Some(first), Some(end)) = (self.first, end) {
+            let time = end.saturating_duration_since(first);
+            observe(&series.decode, label, time);
+            if self.tokens > answers {
+                let gaps = (self.tokens - answers) as f64 / answers as f64;
+                series.tpot.get_or_create(label).observe(time.as_secs_f64() / gaps);
+            }
         }
     }
 }
@@ -325,6 +329,9 @@ mod tests {
         has("wootz_request_success_total{model_name=\"m\",finished_reason=\"stop\"} 1");
         has("wootz_request_success_total{model_name=\"m\",finished_reason=\"abort\"} 1");
         has("wootz_inter_token_latency_seconds_count{model_name=\"m\"} 2");
+        // From 10 ms to 30 ms after the start; the request that was dropped had no token.
+        has("wootz_request_decode_time_seconds_count{model_name=\"m\"} 1");
+        has("wootz_request_decode_time_seconds_sum{model_name=\"m\"} 0.02");
         has("wootz_time_to_first_token_seconds_bucket{le=\"0.01\",model_name=\"m\"} 1");
         has("wootz_request_prompt_tokens_sum{model_name=\"m\"} 8.0");
         has("wootz_request_generation_tokens_sum{model_name=\"m\"} 3.0");
