@@ -71,7 +71,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     pub fn skip(&mut self, stages: u32) {
         let stage = self.stage + stages;
         self.stage = stage % STAGES;
-        self.lap ^= stage / STAGES & 1;
+        self.lap ^= (stage / STAGES) & 1;
     }
 }
 
