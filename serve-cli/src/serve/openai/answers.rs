@@ -25,6 +25,8 @@ pub struct Answers {
     reason: &'static str,
     /// For why the engine has aborted an answer.
     cause: Option<Cause>,
+    /// Silence after which a stream has a comment.
+    keep_alive: Duration,
 }
 
 /// What grows.
@@ -63,6 +65,7 @@ impl Answers {
             observed: Some(observe(state, served, prompt_tokens, arrived)),
             reason: "stop",
             cause: Some(Cause::new(served, params)),
+            keep_alive: state.limits().sse_keep_alive,
         })
     }
 
@@ -70,7 +73,8 @@ impl Answers {
     pub fn none(prompt_tokens: usize) -> Self {
         let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
         let (streams, reason) = (SelectAll::new(), "length");
-        Answers { streams, n: 1, usage, observed: None, reason, cause: None }
+        // Nothing keeps what has no answers waiting.
+        Answers { streams, n: 1, usage, observed: None, reason, cause: None, keep_alive: Duration::from_secs(60) }
     }
 
     /// Tokens until now.
@@ -149,8 +153,7 @@ pub trait Writer: Send + 'static {
 
 /// The events of a stream: chunks, and `[DONE]` or an error.
 pub fn events<W: Writer>(answers: Answers, writer: W) -> Response {
-    // Nothing keeps what has no answers waiting.
-    let keep_alive = answers.state.as_ref().map_or(Duration::from_secs(60), |state| state.limits().sse_keep_alive);
+    let keep_alive = answers.keep_alive;
     let lines = stream::unfold((answers, writer, false), |(mut answers, mut writer, over)| async move {
         if over {
             return None;
