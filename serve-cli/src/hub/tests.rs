@@ -52,6 +52,8 @@ enum Fault {
     Status(u16),
     /// Answers with this status to files.
     FileStatus(u16),
+    /// None: weights are on another host, as the hub's large files are.
+    Elsewhere,
 }
 
 struct FakeHub {
@@ -82,14 +84,19 @@ impl FakeHub {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-        let own = heard.clone();
-        std::thread::spawn(move || {
-            let cut = AtomicUsize::new(0);
-            for stream in listener.incoming().flatten() {
-                // A client that goes away is not the hub's fault.
-                let _ = serve(&stream, fault, &cut, &own);
-            }
-        });
+        // The other host, which knows no model but files.
+        let elsewhere = TcpListener::bind("127.0.0.2:0").unwrap();
+        let store = format!("http://{}", elsewhere.local_addr().unwrap());
+        for (listener, fault, store) in [(listener, fault, Some(store)), (elsewhere, Fault::None, None)] {
+            let own = heard.clone();
+            std::thread::spawn(move || {
+                let cut = AtomicUsize::new(0);
+                for stream in listener.incoming().flatten() {
+                    // A client that goes away is not the hub's fault.
+                    let _ = serve(&stream, fault, &cut, &own, store.as_deref());
+                }
+            });
+        }
         FakeHub { url, heard, home: tempfile::tempdir().unwrap() }
     }
 
@@ -109,7 +116,13 @@ impl FakeHub {
     }
 }
 
-fn serve(mut stream: &TcpStream, fault: Fault, cut: &AtomicUsize, heard: &Mutex<Vec<String>>) -> std::io::Result<()> {
+fn serve(
+    mut stream: &TcpStream,
+    fault: Fault,
+    cut: &AtomicUsize,
+    heard: &Mutex<Vec<String>>,
+    store: Option<&str>,
+) -> std::io::Result<()> {
     let (mut head, mut reader) = (String::new(), BufReader::new(stream));
     while !head.ends_with("\r\n\r\n") {
         if reader.read_line(&mut head)? == 0 {
@@ -119,7 +132,8 @@ fn serve(mut stream: &TcpStream, fault: Fault, cut: &AtomicUsize, heard: &Mutex<
     let path = head.split(' ').nth(1).unwrap().to_owned();
     let range = head.lines().find_map(|line| Some(line.to_ascii_lowercase().strip_prefix("range: bytes=")?.to_owned()));
     let token = head.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization")).unwrap_or_default();
-    heard.lock().unwrap().push(format!("{path} {} {token}", range.as_deref().unwrap_or_default()));
+    let whose = if store.is_some() { "" } else { " elsewhere" };
+    heard.lock().unwrap().push(format!("{path} {} {token}{whose}", range.as_deref().unwrap_or_default()));
     let refuse = |status: u16| format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     if let Fault::Status(status) = fault {
         return stream.write_all(refuse(status).as_bytes());
@@ -136,6 +150,14 @@ fn serve(mut stream: &TcpStream, fault: Fault, cut: &AtomicUsize, heard: &Mutex<
     };
     if let Fault::FileStatus(status) = fault {
         return stream.write_all(refuse(status).as_bytes());
+    }
+    if let (Fault::Elsewhere, Some(store), true) = (fault, store, name.starts_with("model-")) {
+        let head = format!(
+            "HTTP/1.1 302 Found\r\nlocation: {store}{path}\r\nx-linked-etag: \"linked-{}\"\r\nx-repo-commit: \
+             {COMMIT}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            etag(name)
+        );
+        return stream.write_all(head.as_bytes());
     }
     let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or_default();
     let start: usize = start.parse().unwrap_or(0);
@@ -208,6 +230,42 @@ fn a_model_is_downloaded_once_and_found_offline_afterwards() {
     assert!(error.contains("lacks model-2.safetensors") && error.contains("HF_HUB_OFFLINE"), "{error}");
     check(&hub.model(&id(), Part::All).unwrap());
     assert_eq!(fake.count(&["model-1.safetensors"]), 3, "metadata twice, bytes once");
+}
+
+/// Hugging Face's own tools find it, and could have put it there.
+#[test]
+fn the_cache_has_the_layout_that_other_tools_know() {
+    for fault in [Fault::None, Fault::Elsewhere] {
+        let fake = FakeHub::new(fault);
+        let dir = fake.hub().model(&id(), Part::All).unwrap();
+        let repo = fake.home.path().join("hub/models--makers--model");
+        assert_eq!(dir, repo.join("snapshots").join(COMMIT));
+        // Without a newline: other tools take all of it for the commit.
+        assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
+        let mut blobs = BTreeSet::new();
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let linked = if fault == Fault::Elsewhere && name.starts_with("model-") { "linked-" } else { "" };
+            let blob = format!("{linked}{}", etag(name));
+            assert_eq!(std::fs::read_link(&path).unwrap(), Path::new("../../blobs").join(&blob));
+            blobs.insert(blob);
+        }
+        let found =
+            std::fs::read_dir(repo.join("blobs")).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+        let found: BTreeSet<_> = found.filter(|name| !name.ends_with(".lock")).collect();
+        assert_eq!(found, blobs, "no parts are left");
+    }
+}
+
+#[test]
+fn large_files_come_from_another_host() {
+    let fake = FakeHub::new(Fault::Elsewhere);
+    let hub = Hub { token: Some("secret".into()), ..fake.hub() };
+    check(&hub.model(&id(), Part::All).unwrap());
+    assert_eq!(fake.count(&["model-1.safetensors 0- ", "elsewhere"]), 1, "{:?}", fake.heard.lock().unwrap());
+    // hf-hub 0.5 sends the token along when it asks for the first byte, which tells the length, and not after that.
+    assert_eq!(fake.count(&[" 0- ", "Bearer secret", "elsewhere"]), 0, "{:?}", fake.heard.lock().unwrap());
 }
 
 #[test]

@@ -26,12 +26,18 @@ impl Server {
 
     /// The same on a port.
     pub fn start_on(port: &str, args: &[&str]) -> Result<Self> {
+        Server::start_with(port, args, &[])
+    }
+
+    /// The same with more variables of the environment.
+    pub fn start_with(port: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let mut child = Command::new(std::env::current_exe()?)
             .args(["wootz-cli", "serve", "--device", "cpu", "--port", port])
             .args(args)
             .env("HOME", home.path())
             .env_remove("WOOTZ_API_KEY")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -5,6 +5,7 @@ mod connections;
 mod edges;
 mod fuzz;
 mod http;
+mod hub;
 mod official;
 mod ops;
 mod schema;
@@ -37,6 +38,7 @@ pub fn trials() -> Vec<Trial> {
     add("openapi", fuzz::openapi);
     add("openapi_admin", fuzz::admin);
     add("failed_starts", ops::failed_starts);
+    add("hub", hub::hub);
     add("keys_and_log", ops::keys_and_log);
     add("full_queue", ops::full_queue);
     add("second_signal", ops::second_signal);
