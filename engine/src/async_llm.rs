@@ -181,7 +181,8 @@ impl CompletionStream {
                 None => return Poll::Ready(None),
             };
             let ended = event.progress.finished.is_some();
-            let Some(delta) = self.growth.push(event.progress, event.at) else { continue };
+            let Some(mut delta) = self.growth.push(event.progress, event.at) else { continue };
+            delta.started = event.started;
             // A stop string: the engine does not know it.
             if delta.finish_reason.is_some() && !ended {
                 self.tokens.cancel_answer(delta.index);

@@ -189,6 +189,8 @@ pub struct Engine {
     runner: Runner,
     /// The step that runs.
     running: Option<(StepPlan, InFlight)>,
+    /// Requests that have begun since somebody asked, or since the step before, and when.
+    started: Vec<(RequestId, Instant)>,
     matchers: Matchers,
     overlap: bool,
     /// Of requests that leave it to the engine.
@@ -259,6 +261,7 @@ impl Engine {
             scheduler: Scheduler::new(scheduler, pages),
             runner,
             running: None,
+            started: Vec::new(),
             matchers: Matchers::default(),
             overlap,
             speculation: config.speculation,
@@ -275,6 +278,11 @@ impl Engine {
     /// What the scheduler counts.
     pub fn metrics(&self) -> SchedulerMetrics {
         self.scheduler.metrics()
+    }
+
+    /// Requests whose first step was planned during the last [`Engine::step`], and when.
+    pub fn take_started(&mut self) -> Vec<(RequestId, Instant)> {
+        std::mem::take(&mut self.started)
     }
 
     /// What sequences and pages do now.
@@ -376,6 +384,7 @@ impl Engine {
 
     /// Waits for one step and returns what it did. The next one is queued before: the device goes on meanwhile.
     pub fn step(&mut self) -> Result<Vec<Progress>> {
+        self.started.clear();
         let (plan, mut step) = match self.running.take() {
             Some(running) => running,
             None => match self.submit()? {
@@ -430,6 +439,7 @@ impl Engine {
         let start = Instant::now();
         let Some(plan) = self.scheduler.plan() else { return Ok(None) };
         let planning = start.elapsed();
+        self.started.extend(plan.started.iter().map(|id| (*id, start)));
         let mut step = self.runner.submit(&plan)?;
         step.times.plan = planning;
         Ok(Some((plan, step)))

@@ -59,6 +59,10 @@ pub struct Delta {
     pub finish_reason: Option<FinishReason>,
     /// Beam search's score, with the last one.
     pub score: Option<f32>,
+    /// When the engine had the token.
+    pub at: Instant,
+    /// When the request's first step was planned, if an [`AsyncLlm`](crate::AsyncLlm) answers; before that it waited in the queue.
+    pub started: Option<Instant>,
 }
 
 impl Completion {
@@ -158,7 +162,8 @@ impl Growth {
         growing.answer.text.push_str(&text);
         growing.answer.score = score;
         growing.answer.finish_reason = finish_reason.unwrap_or(FinishReason::Abort);
-        Some(Delta { index, text, token, logprobs: logprobs.filter(|_| token.is_some()), finish_reason, score })
+        let logprobs = logprobs.filter(|_| token.is_some());
+        Some(Delta { index, text, token, logprobs, finish_reason, score, at, started: None })
     }
 
     /// What the deltas have told by now. Open answers are aborted ones.

@@ -27,8 +27,8 @@ pub struct Group {
     pub guaranteed: bool,
     /// Pages that it is promised and does not have.
     pub reserved: usize,
-    /// Whether its prompt was counted as a query of the prefix tree.
-    pub looked_up: bool,
+    /// Whether it has been in a step; then its prompt was counted as a query of the prefix tree.
+    pub started: bool,
 }
 
 impl Group {

@@ -181,7 +181,7 @@ impl Scheduler {
             answers: request.n,
             guaranteed: self.config.policy == Policy::GuaranteedNoEvict || request.beam.is_some(),
             reserved: 0,
-            looked_up: false,
+            started: false,
         });
         self.arrivals += 1;
         Ok(id)

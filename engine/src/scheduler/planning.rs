@@ -281,9 +281,12 @@ impl Scheduler {
         let hits = sequence.kv;
         self.run(index);
         let group = &mut self.groups[at];
-        if !std::mem::replace(&mut group.looked_up, true) && self.blocks.sharing() {
-            self.metrics.prefix_queries += queries as u64;
-            self.metrics.prefix_hits += hits as u64;
+        if !std::mem::replace(&mut group.started, true) {
+            plan.started.push(group.request);
+            if self.blocks.sharing() {
+                self.metrics.prefix_queries += queries as u64;
+                self.metrics.prefix_hits += hits as u64;
+            }
         }
         let entering: Vec<u32> =
             if group.forked { vec![index] } else { group.bodies().map(|sequence| sequence.index).collect() };

@@ -17,6 +17,8 @@ pub struct TokenEvent {
     pub progress: Progress,
     /// The end of the step: later reading does not change it.
     pub at: Instant,
+    /// When the request's first step was planned; before that it waited in the queue.
+    pub started: Option<Instant>,
 }
 
 /// Grows with what was not read yet; at most the request's longest answers, so that nobody ever waits for room.
@@ -43,6 +45,7 @@ pub(super) struct Writer {
     open: Vec<u32>,
     capacity: usize,
     submitted: Instant,
+    started: Option<Instant>,
     /// When each answer's last token came.
     last: Vec<Option<Instant>>,
 }
@@ -58,6 +61,7 @@ impl Writer {
             open: (0..answers).collect(),
             capacity,
             submitted: Instant::now(),
+            started: None,
             last,
         }
     }
@@ -72,12 +76,17 @@ impl Writer {
         if progress.finished.is_some() {
             self.open.retain(|index| *index != progress.index);
         }
-        let ended = self.open.is_empty();
+        let (ended, started) = (self.open.is_empty(), self.started);
         self.act(|queue| {
-            queue.events.push_back(TokenEvent { progress, at });
+            queue.events.push_back(TokenEvent { progress, at, started });
             queue.ended = ended;
         });
         ended
+    }
+
+    /// The request's first step was planned.
+    pub fn started(&mut self, at: Instant) {
+        self.started = Some(at);
     }
 
     /// Counts the wait for a token. Of several answers only the first one's first token is the request's first.

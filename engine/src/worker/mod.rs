@@ -47,6 +47,10 @@ pub trait EngineCore: Send + 'static {
     /// # Errors
     /// The engine cannot go on.
     fn step(&mut self) -> Result<Vec<Progress>>;
+    /// Requests whose first step was planned during the last step, and when.
+    fn take_started(&mut self) -> Vec<(RequestId, Instant)> {
+        Vec::new()
+    }
     /// Counts and state.
     fn metrics(&self) -> SchedulerMetrics;
     /// What sequences and pages do now.
@@ -73,6 +77,9 @@ impl EngineCore for Engine {
     }
     fn step(&mut self) -> Result<Vec<Progress>> {
         self.step()
+    }
+    fn take_started(&mut self) -> Vec<(RequestId, Instant)> {
+        self.take_started()
     }
     fn metrics(&self) -> SchedulerMetrics {
         self.metrics()

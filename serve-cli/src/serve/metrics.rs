@@ -79,7 +79,10 @@ struct Series {
     itl: Histograms,
     tpot: Histograms,
     e2e: Histograms,
+    queue: Histograms,
+    prefill: Histograms,
     decode: Histograms,
+    inference: Histograms,
     prompt: Histograms,
     generation: Histograms,
 }
@@ -93,7 +96,10 @@ impl Metrics {
             itl: Histograms::new_with_constructor(ITL),
             tpot: Histograms::new_with_constructor(ITL),
             e2e: Histograms::new_with_constructor(E2E),
+            queue: Histograms::new_with_constructor(TTFT),
+            prefill: Histograms::new_with_constructor(TTFT),
             decode: Histograms::new_with_constructor(E2E),
+            inference: Histograms::new_with_constructor(E2E),
             prompt: Histograms::new_with_constructor(TOKENS),
             generation: Histograms::new_with_constructor(TOKENS),
         };
@@ -107,6 +113,10 @@ impl Metrics {
             &series.tpot,
         );
         histogram("e2e_request_latency_seconds", "From the request's arrival to its end", &series.e2e);
+        let help = "From the request's arrival to the planning of its first step";
+        histogram("request_queue_time_seconds", help, &series.queue);
+        histogram("request_prefill_time_seconds", "From its first step's planning to its first token", &series.prefill);
+        histogram("request_inference_time_seconds", "From its first step's planning to its end", &series.inference);
         histogram("request_decode_time_seconds", "From the request's first token to its last", &series.decode);
         histogram("request_prompt_tokens", "Tokens of a request's prompt", &series.prompt);
         histogram("request_generation_tokens", "Tokens of a request's answers", &series.generation);
@@ -123,6 +133,7 @@ impl Metrics {
             label,
             prompt_tokens,
             start: Instant::now(),
+            scheduled: None,
             first: None,
             last: Vec::new(),
             tokens: 0,
@@ -146,6 +157,7 @@ pub struct RequestMetrics {
     label: Model,
     prompt_tokens: usize,
     start: Instant,
+    scheduled: Option<Instant>,
     first: Option<Instant>,
     /// Of each answer.
     last: Vec<Option<Instant>>,
@@ -159,6 +171,14 @@ impl RequestMetrics {
         self.start = at;
     }
 
+    /// The first step of the request, or of the first of its prompts, was planned.
+    pub fn scheduled(&mut self, at: Instant) {
+        if self.scheduled.is_none() {
+            self.scheduled = Some(at);
+            observe(&self.series.queue, &self.label, at.saturating_duration_since(self.start));
+        }
+    }
+
     /// A token of one of the answers, and when the engine had it.
     pub fn answer_token(&mut self, index: usize, at: Instant) {
         if self.last.len() <= index {
@@ -168,6 +188,9 @@ impl RequestMetrics {
         if self.first.is_none() {
             self.first = Some(at);
             observe(&self.series.ttft, &self.label, at.saturating_duration_since(self.start));
+            if let Some(scheduled) = self.scheduled {
+                observe(&self.series.prefill, &self.label, at.saturating_duration_since(scheduled));
+            }
         }
         if let Some(last) = self.last[index].replace(at) {
             observe(&self.series.itl, &self.label, at.saturating_duration_since(last));
@@ -185,6 +208,9 @@ impl RequestMetrics {
         let finished = Finished { model_name: label.model_name.clone(), finished_reason: reason.to_owned() };
         series.success.get_or_create(&finished).inc();
         observe(&series.e2e, label, self.start.elapsed());
+        if let Some(scheduled) = self.scheduled {
+            observe(&series.inference, label, scheduled.elapsed());
+        }
         series.prompt.get_or_create(label).observe(self.prompt_tokens as f64);
         series.generation.get_or_create(label).observe(self.tokens as f64);
         // Answers of a request run side by side: per token of one of them.
@@ -319,6 +345,8 @@ mod tests {
         let start = Instant::now();
         let mut whole = metrics.request("m", 7);
         whole.started(start);
+        whole.scheduled(start + Duration::from_millis(4));
+        whole.scheduled(start + Duration::from_millis(7));
         for i in 1..=3 {
             whole.answer_token(0, start + Duration::from_millis(10 * i));
         }
@@ -326,6 +354,8 @@ mod tests {
         drop(metrics.request("m", 1));
         let text = metrics.text();
         let has = |line: &str| assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
+        has("wootz_request_queue_time_seconds_sum{model_name=\"m\"} 0.004");
+        has("wootz_request_prefill_time_seconds_sum{model_name=\"m\"} 0.006");
         has("wootz_request_success_total{model_name=\"m\",finished_reason=\"stop\"} 1");
         has("wootz_request_success_total{model_name=\"m\",finished_reason=\"abort\"} 1");
         has("wootz_inter_token_latency_seconds_count{model_name=\"m\"} 2");

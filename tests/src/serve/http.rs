@@ -66,6 +66,10 @@ pub fn openai() -> Result<()> {
     let long = json!({ "prompt": "wootz ".repeat(50_000) });
     let long = server.post(COMPLETIONS, &long)?.refused(400)?;
     ensure!(long.contains("at most"), "the limit is not named: {long}");
+
+    let (queued, answered) =
+        (server.metric("request_queue_time_seconds_count")?, server.metric("e2e_request_latency_seconds_count")?);
+    ensure!(queued == answered && queued > 0.0, "{queued} requests have waited, {answered} are answered");
     Ok(())
 }
 

@@ -107,7 +107,7 @@ impl Answers {
             self.usage.completion_tokens += 1;
             self.usage.total_tokens += 1;
             if let Some(observed) = &mut self.observed {
-                observed.token(choice, Instant::now());
+                observed.token(choice, &delta);
             }
         }
         if delta.finish_reason == Some(FinishReason::Length) {

@@ -1,6 +1,7 @@
 //! What requests tell the metrics.
 use crate::serve::metrics::RequestMetrics;
 use crate::serve::state::{AppState, Served};
+use engine::llm::Delta;
 use std::time::Instant;
 
 /// One request's figures.
@@ -16,8 +17,11 @@ pub fn observe(state: &AppState, served: &Served, prompt_tokens: usize, arrived:
 
 impl Observed {
     /// A token of an answer.
-    pub fn token(&mut self, answer: usize, at: Instant) {
-        self.0.answer_token(answer, at);
+    pub fn token(&mut self, answer: usize, delta: &Delta) {
+        if let Some(at) = delta.started {
+            self.0.scheduled(at);
+        }
+        self.0.answer_token(answer, delta.at);
     }
 
     /// The end: `stop`, `length`, `tool_calls`, `error`. Dropped before, the request was aborted.

@@ -15,7 +15,6 @@ use engine::scheduler::FinishReason;
 use futures_util::{Stream, StreamExt, stream};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// A response that is being made. Dropping it cancels the request.
 pub struct Answering {
@@ -114,7 +113,7 @@ impl Answering {
         if delta.token.is_some() {
             self.usage.output_tokens += 1;
             if let Some(observed) = &mut self.observed {
-                observed.token(0, Instant::now());
+                observed.token(0, &delta);
             }
             self.usage.total_tokens += 1;
             let found = self.logprob(&delta);
