@@ -4,6 +4,7 @@ use super::step_tests::{EAGER, config, request};
 use super::*;
 use crate::chat_template::{ChatInput, message};
 use crate::embedded::{TINY_CHAT, TINY_DRAFT};
+use crate::pooling::Pooling;
 use crate::sampling::SamplingParams;
 use crate::source::ModelSource;
 use crate::tokenizer::Tokenizer;
@@ -259,6 +260,39 @@ pub(super) fn later_question(text: &str, turns: usize) -> Vec<u32> {
     let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
     let text = TINY_CHAT.chat_template().unwrap().render(&input).unwrap();
     TINY_CHAT.tokenizer().unwrap().encode(&text, true).unwrap()
+}
+
+#[test]
+fn tiny_chats_embeddings_are_the_same_alone_and_in_a_batch() {
+    let questions: Vec<Vec<u32>> =
+        ["Hello.", "What is 12 plus 7?", "Count from 1 to 9.", "Spell river."].into_iter().map(question).collect();
+    let embed = |engine: &mut Engine, prompts: &[Vec<u32>], pooling| {
+        let request = |prompt: &Vec<u32>| SequenceRequest {
+            prompt: prompt.clone(),
+            pooling: Some(pooling),
+            ..Default::default()
+        };
+        let ids: Vec<_> = prompts.iter().map(|prompt| engine.add(request(prompt)).unwrap()).collect();
+        let mut found = vec![Vec::new(); ids.len()];
+        while engine.has_work() {
+            for progress in engine.step().unwrap() {
+                found[ids.iter().position(|id| *id == progress.id).unwrap()] = progress.embedding.unwrap();
+            }
+        }
+        found
+    };
+    for pooling in [Pooling::Mean, Pooling::Last] {
+        let fresh = |tokens| tiny_chat(EngineConfig { max_num_batched_tokens: Some(tokens), ..EAGER });
+        let alone: Vec<_> = questions
+            .iter()
+            .map(|prompt| embed(&mut fresh(512), std::slice::from_ref(prompt), pooling).remove(0))
+            .collect();
+        for tokens in [512, 23] {
+            let mut engine = fresh(tokens);
+            assert_eq!(embed(&mut engine, &questions, pooling), alone, "{pooling:?}, {tokens} tokens a step");
+            assert_eq!(embed(&mut engine, &questions, pooling), alone, "{pooling:?}, with the prefix cache");
+        }
+    }
 }
 
 #[test]

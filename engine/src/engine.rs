@@ -401,7 +401,7 @@ impl Engine {
         let output = self.runner.collect(step)?;
         let wait = start.elapsed();
         let start = Instant::now();
-        let (tokens, sequences) = (plan.tokens.len(), plan.sequences.len());
+        let (tokens, sequences, decodes) = (plan.tokens.len(), plan.sequences.len(), plan.decodes);
         self.matchers.advance(&plan, &output);
         let mut progress = self.scheduler.commit(plan, &output);
         self.matchers.close_ended(&progress);
@@ -412,7 +412,8 @@ impl Engine {
         self.running = next;
         progress.extend(self.abort_failed());
         if let Some(trace) = &mut self.trace {
-            trace.push(StepTimes { tokens, sequences, wait, commit: start.elapsed(), ..StepTimes::of(times) }, events);
+            let commit = start.elapsed();
+            trace.push(StepTimes { tokens, sequences, decodes, wait, commit, ..StepTimes::of(times) }, events);
         }
         Ok(progress)
     }

@@ -22,6 +22,8 @@ pub struct StepTimes {
     pub tokens: usize,
     /// Sequences.
     pub sequences: usize,
+    /// Of these, those that decode; the others are chunks of prompts.
+    pub decodes: usize,
     /// Sequences of the graph that ran; `None`: kernel by kernel.
     pub graph: Option<usize>,
     /// The scheduler's plan.

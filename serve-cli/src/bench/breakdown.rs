@@ -170,7 +170,7 @@ impl Breakdown {
 
 /// Whether every sequence of a step decodes.
 pub fn is_decode(step: &StepTimes) -> bool {
-    step.graph.is_some() || step.tokens == step.sequences
+    step.decodes == step.sequences
 }
 
 /// Launches by entry, the longest first.
@@ -194,6 +194,7 @@ mod tests {
         StepTimes {
             tokens,
             sequences: 2,
+            decodes: if tokens == 2 { 2 } else { 0 },
             graph: (tokens == 2).then_some(2),
             plan: Duration::from_micros(3),
             launch: Duration::from_micros(5),
@@ -224,5 +225,9 @@ mod tests {
         let names = |kernels: &[Kernel]| kernels.iter().map(|(entry, count, _)| (*entry, *count)).collect::<Vec<_>>();
         assert_eq!(names(&breakdown.decode_kernels), [("gemm", 2), ("norm", 1)], "the longest first");
         assert_eq!(names(&breakdown.prefill_kernels), [("prefill", 1)]);
+
+        // Two sequences that verify three drafts each, without a graph.
+        let verified = StepTimes { decodes: 2, ..step(0.0, 1.0, 8) };
+        assert_eq!(Breakdown::of(&[verified]).decode.count, 1);
     }
 }

@@ -167,6 +167,7 @@ mod tests {
         StepTimes {
             tokens: 2,
             sequences: 2,
+            decodes: 2,
             plan: Duration::from_micros(3),
             launch: Duration::from_micros(5),
             wait: Duration::from_micros(900),
@@ -203,6 +204,10 @@ mod tests {
         let svg = draw(&[step(None), step(None)]).unwrap();
         assert!(svg.contains("1816.0 µs, 2 decode steps"), "{svg}");
         assert!((ends(&svg).last().unwrap() - LEFT - WIDTH).abs() < 1.0);
-        assert_eq!(draw(&[StepTimes { tokens: 9, sequences: 1, ..step(None) }]), None, "a prompt is no decode");
+        assert_eq!(
+            draw(&[StepTimes { tokens: 9, sequences: 1, decodes: 0, ..step(None) }]),
+            None,
+            "a prompt is no decode"
+        );
     }
 }
