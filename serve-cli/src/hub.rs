@@ -3,6 +3,7 @@
 //! The cache has the layout that Hugging Face's own tools use, and is shared with them:
 //! `models--ORG--NAME/{refs/REVISION, snapshots/COMMIT/FILE, blobs/ETAG}`. What is there is used as it is, without asking
 //! the hub whether there is something newer.
+mod client;
 mod download;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,19 @@
 //! Downloads into the cache. What was interrupted goes on where it stopped, in the next try and the next run.
+use super::client::{Client, Metadata, lock};
 use super::{CONFIG, Hub, HubId, INDEX, MAIN, Part, WEIGHTS, is_small, repo, shards};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::Write;
+use std::cmp::Ordering;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Tries of a file that bring nothing, one after another.
 const TRIES: u32 = 5;
+/// Between two looks at a file that another process downloads.
+const WAIT: Duration = Duration::from_millis(100);
 
 impl Hub {
     /// Downloads what is missing; `lacks` says what that is.
@@ -26,7 +31,8 @@ impl Hub {
         ensure!(!commit.is_empty() && commit.chars().all(|c| c.is_ascii_hexdigit()), "{commit:?} is no commit");
         // All files of one commit, whatever happens to the branch meanwhile.
         let fixed = Repo::with_revision(id.name.clone(), RepoType::Model, commit.clone());
-        let transfer = Transfer { hub: self, id, lacks, api: &api, repo: api.repo(fixed.clone()), fixed };
+        let client = Client::new(self.token.clone());
+        let transfer = Transfer { hub: self, id, lacks, client, repo: api.repo(fixed.clone()), fixed };
         let dir = self.cache().repo(transfer.fixed.clone()).pointer_path(&commit);
         let there: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
         ensure!(there.contains(&CONFIG), "{id} has no {CONFIG}: it is no model that transformers could load");
@@ -108,7 +114,7 @@ struct Transfer<'a> {
     hub: &'a Hub,
     id: &'a HubId,
     lacks: &'a str,
-    api: &'a Api,
+    client: Client,
     /// At the commit.
     repo: ApiRepo,
     fixed: Repo,
@@ -129,7 +135,10 @@ impl Transfer<'_> {
                     return Err(self.hub.refused(self.id, self.lacks, &error).context(context));
                 }
                 // Another process downloads it: in the end it is there.
-                None if matches!(error, ApiError::LockAcquisition(_)) => continue,
+                None if matches!(error, ApiError::LockAcquisition(_)) => {
+                    std::thread::sleep(WAIT);
+                    continue;
+                }
                 _ => {}
             }
             let have = self.part(file).map_or(0, |part| size(&part));
@@ -149,33 +158,43 @@ impl Transfer<'_> {
 
     /// One try, which goes on where the one before it was cut off.
     fn attempt(&self, dir: &Path, file: &str) -> Result<(), ApiError> {
-        let metadata = self.api.metadata(&self.repo.url(file))?;
+        let url = self.repo.url(file);
+        let metadata = self.client.metadata(&url)?;
         let blob = self.blob(&metadata);
-        if size(&blob) == metadata.size() as u64 && blob.is_file() && link(&blob, &dir.join(file)).is_ok() {
-            // Of another revision.
-            return Ok(());
+        std::fs::create_dir_all(blob.parent().unwrap_or(dir))?;
+        let _lock = lock(&blob)?;
+        // If it is there it is of another revision, or another process was faster.
+        if size(&blob) != metadata.size || !blob.is_file() {
+            let part = blob.with_extension("part");
+            if size(&part) >= metadata.size {
+                // Nothing can be asked for after its end.
+                let _ = std::fs::remove_file(&part);
+            }
+            let bar = Bar::new(self.hub.visible, file, metadata.size);
+            self.client.fetch(&url, &part, |bytes| bar.0.set_position(bytes))?;
+            match size(&part).cmp(&metadata.size) {
+                Ordering::Equal => std::fs::rename(&part, &blob)?,
+                Ordering::Less => return Err(std::io::Error::other("the transfer was cut off").into()),
+                Ordering::Greater => {
+                    // A server that does not know ranges has sent all of it again.
+                    let _ = std::fs::remove_file(&part);
+                    return Err(std::io::Error::other("its length is wrong").into());
+                }
+            }
         }
-        let part = blob.with_extension("part");
-        if size(&part) >= metadata.size() as u64 {
-            // Nothing can be asked for after its end.
-            let _ = std::fs::remove_file(part);
+        match link(&blob, &dir.join(file)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
+            _ => Ok(()),
         }
-        let path = self.repo.download_with_progress(file, Bar::new(self.hub.visible))?;
-        if size(&blob) != metadata.size() as u64 {
-            // A server that does not know ranges has sent all of it again.
-            let _ = (std::fs::remove_file(path), std::fs::remove_file(blob));
-            return Err(std::io::Error::other("its length is wrong").into());
-        }
-        Ok(())
     }
 
     fn blob(&self, metadata: &Metadata) -> PathBuf {
-        self.hub.cache().repo(self.fixed.clone()).blob_path(metadata.etag())
+        self.hub.cache().repo(self.fixed.clone()).blob_path(&metadata.etag)
     }
 
     /// Where a file's first bytes wait for the others.
     fn part(&self, file: &str) -> Option<PathBuf> {
-        let metadata = self.api.metadata(&self.repo.url(file)).ok()?;
+        let metadata = self.client.metadata(&self.repo.url(file)).ok()?;
         Some(self.blob(&metadata).with_extension("part"))
     }
 }
@@ -197,28 +216,15 @@ fn link(blob: &Path, name: &Path) -> std::io::Result<()> {
 struct Bar(ProgressBar);
 
 impl Bar {
-    fn new(visible: bool) -> Self {
+    fn new(visible: bool, file: &str, size: u64) -> Self {
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let bar = ProgressBar::with_draw_target(Some(size), target);
         let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
+        bar.set_message(file.to_owned());
         Bar(bar)
-    }
-}
-
-impl hf_hub::api::Progress for Bar {
-    fn init(&mut self, size: usize, file: &str) {
-        self.0.set_length(size as u64);
-        self.0.set_position(0);
-        self.0.set_message(file.to_owned());
-    }
-    fn update(&mut self, bytes: usize) {
-        self.0.inc(bytes as u64);
-    }
-    fn finish(&mut self) {
-        self.0.finish_and_clear();
     }
 }
 

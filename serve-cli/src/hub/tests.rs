@@ -229,7 +229,7 @@ fn a_model_is_downloaded_once_and_found_offline_afterwards() {
     let error = offline.model(&id(), Part::All).unwrap_err().to_string();
     assert!(error.contains("lacks model-2.safetensors") && error.contains("HF_HUB_OFFLINE"), "{error}");
     check(&hub.model(&id(), Part::All).unwrap());
-    assert_eq!(fake.count(&["model-1.safetensors"]), 3, "metadata twice, bytes once");
+    assert_eq!(fake.count(&["model-1.safetensors"]), 2, "metadata once, bytes once");
 }
 
 /// Hugging Face's own tools find it, and could have put it there.
@@ -264,8 +264,8 @@ fn large_files_come_from_another_host() {
     let hub = Hub { token: Some("secret".into()), ..fake.hub() };
     check(&hub.model(&id(), Part::All).unwrap());
     assert_eq!(fake.count(&["model-1.safetensors 0- ", "elsewhere"]), 1, "{:?}", fake.heard.lock().unwrap());
-    // hf-hub 0.5 sends the token along when it asks for the first byte, which tells the length, and not after that.
-    assert_eq!(fake.count(&[" 0- ", "Bearer secret", "elsewhere"]), 0, "{:?}", fake.heard.lock().unwrap());
+    assert!(fake.count(&["elsewhere"]) > 2);
+    assert_eq!(fake.count(&["Bearer secret", "elsewhere"]), 0, "{:?}", fake.heard.lock().unwrap());
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Connections {
         peer: SocketAddr,
         app: Router,
         crowded: Option<OneTooMany>,
-    ) -> impl GracefulConnection<Output: Send> + Send + 'static {
+    ) -> impl GracefulConnection<Error: Send> + Send + 'static {
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
