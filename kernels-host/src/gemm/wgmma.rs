@@ -171,18 +171,18 @@ mod tests {
     fn the_tile_that_fills_its_waves_is_picked() {
         let pick = |m, n, k| {
             let tile = Tile::fitting(&Shape { m, n, k }, gpu::MAX_SPLIT, Room::H200);
-            (tile.cols, tile.split)
+            (tile.cols, tile.bands, tile.split)
         };
-        // 512 wide tiles in 4 waves.
-        assert_eq!(pick(4096, 4096, 4096), (256, 1));
+        // 1024 tiles of 128 columns, whose epilogues ping-pong hides.
+        assert_eq!(pick(4096, 4096, 4096), (128, 2, 1));
         // 128 tiles of 192 columns in one wave; 96 of 256 would leave 36 multiprocessors without.
-        assert_eq!(pick(512, 6144, 4096), (192, 1));
+        assert_eq!(pick(512, 6144, 4096), (192, 1, 1));
         // 128 tiles of 160 columns in one wave; 80 of 256 in one.
-        assert_eq!(pick(1024, 2560, 8192), (160, 1));
+        assert_eq!(pick(1024, 2560, 8192), (160, 1, 1));
         // 64 tiles of 160 columns, by two blocks each; alone they would leave 68 multiprocessors without.
-        assert_eq!(pick(512, 2560, 8192), (160, 2));
+        assert_eq!(pick(512, 2560, 8192), (160, 1, 2));
         // 32 tiles of 256 columns or of 128, by four blocks each.
-        assert_eq!(pick(256, 4096, 4096), (256, 4));
-        assert_eq!(pick(128, 4096, 14336), (128, 4));
+        assert_eq!(pick(256, 4096, 4096), (256, 1, 4));
+        assert_eq!(pick(128, 4096, 14336), (128, 1, 4));
     }
 }
