@@ -13,7 +13,7 @@ use kernels_host::Target;
 /// With five sequences 15 rows a step: the matrix products of 16 take a tenth of the time of those of 17.
 const DRAFTS: usize = 2;
 const SEQUENCES: usize = 5;
-/// Requests wait for pages; none is preempted here.
+/// Requests wait for pages; preempted are those of [`preempted`].
 const FEW_PAGES: usize = 5;
 /// Where logits are further apart no rounding changes their order. (bf16 states: some hundredths.)
 const MARGIN: f32 = 1.0;
@@ -168,4 +168,45 @@ fn in_chunks_on_an_emulated_sm_90a() {
 #[test]
 fn in_large_steps_on_an_emulated_sm_80() {
     check(|| Device::emulated(Target::Sm80, 1), false);
+}
+
+/// Two whose prompts fill a page almost. Of three pages the younger, whose prompt is longer, takes the last, and loses both when the
+/// older needs it.
+fn preempted(device: &Device) {
+    let prompts = [later_question("Spell water.", 4), later_question("Spell river.", 4)];
+    assert!(prompts[0].len() < prompts[1].len() && prompts[1].len() <= PAGE_TOKENS, "{prompts:?}");
+    let answers = |device: &Device, pages| {
+        let config = EngineConfig {
+            policy: Policy::MaxUtilization,
+            kv_cache_tokens: Some(pages * PAGE_TOKENS),
+            prefix_cache: false,
+            ..base()
+        };
+        let mut engine = load(device, &config);
+        let ids = prompts
+            .clone()
+            .map(|prompt| engine.add(SequenceRequest { speculation: Speculation::Off, ..greedy(prompt, 6) }).unwrap());
+        let mut answers = [Vec::new(), Vec::new()];
+        while engine.has_work() {
+            for progress in engine.step().unwrap() {
+                answers[usize::from(progress.id == ids[1])].extend(progress.token);
+            }
+        }
+        (answers, engine.metrics().preemptions)
+    };
+    let (alone, none) = answers(&Device::cpu(), 16);
+    assert_eq!(none, 0);
+    let (few, preemptions) = answers(device, 3);
+    assert!(preemptions > 0);
+    assert_eq!(few, alone);
+}
+
+#[test]
+fn preempted_on_the_cpu() {
+    preempted(&Device::cpu());
+}
+
+#[test]
+fn preempted_on_an_emulated_sm_80() {
+    preempted(&Device::emulated(Target::Sm80, 1));
 }
