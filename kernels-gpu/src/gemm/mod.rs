@@ -8,3 +8,4 @@ pub mod skinny;
 pub mod stream;
 mod tile;
 pub mod wgmma;
+mod wgmma_epilogue;
