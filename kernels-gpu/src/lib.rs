@@ -19,27 +19,29 @@
 pub mod prim;
 pub mod tile;
 
-/// Declares the kernel families: always there on the host, behind their feature on the device.
-macro_rules! families {
-    ($($(#[$doc:meta])* $name:ident $feature:literal;)*) => {
-        $($(#[$doc])* #[cfg(any(not(device), feature = $feature))] pub mod $name;)*
-    };
-}
-families! {
-    /// Activations outside of a product's epilogue.
-    act "act";
-    /// Token embeddings.
-    embed "embed";
-    /// Matrix products.
-    gemm "gemm";
-    /// Attention over the paged KV cache.
-    attention "attention";
-    /// RMSNorm, LayerNorm and their fusions with the residual add.
-    norm "norm";
-    /// Rotary position embedding, fused with what surrounds it.
-    rope "rope";
-    /// Sampling of tokens from logits.
-    sample "sample";
-    /// Whole buffers: random contents, checksums.
-    fill "fill";
-}
+// The families: always there on the host, behind their feature on the device.
+
+/// Activations outside of a product's epilogue.
+#[cfg(any(not(device), feature = "act"))]
+pub mod act;
+/// Attention over the paged KV cache.
+#[cfg(any(not(device), feature = "attention"))]
+pub mod attention;
+/// Token embeddings.
+#[cfg(any(not(device), feature = "embed"))]
+pub mod embed;
+/// Whole buffers: random contents, checksums.
+#[cfg(any(not(device), feature = "fill"))]
+pub mod fill;
+/// Matrix products.
+#[cfg(any(not(device), feature = "gemm"))]
+pub mod gemm;
+/// RMSNorm, LayerNorm and their fusions with the residual add.
+#[cfg(any(not(device), feature = "norm"))]
+pub mod norm;
+/// Rotary position embedding, fused with what surrounds it.
+#[cfg(any(not(device), feature = "rope"))]
+pub mod rope;
+/// Sampling of tokens from logits.
+#[cfg(any(not(device), feature = "sample"))]
+pub mod sample;

@@ -146,7 +146,8 @@ unsafe fn decode<E: Elem, const D: u32>(
     if warp_id() == 0 {
         let table = Table { entries: block_tables, stride: table_stride };
         let share = Share { each: expected_each, longer: expected_longer };
-        let expected = Expected { pages: expected_pages, units: expected_units, page: expected_page, unit: expected_unit };
+        let expected =
+            Expected { pages: expected_pages, units: expected_units, page: expected_page, unit: expected_unit };
         let entries = expected.entries(table, share, sequences);
         if lane_id() == 0 {
             ring.init_for(ring_copy::ARRIVALS, block_dim_x() / 32 - 1);
@@ -158,12 +159,7 @@ unsafe fn decode<E: Elem, const D: u32>(
         return;
     }
     barrier_sync(RING_BARRIER, block_dim_x());
-    let consumer = Consumer::<D> {
-        ring,
-        scratch: barriers + stages * 2 * mbarrier::BYTES,
-        scale_log2,
-        cap_inner,
-    };
+    let consumer = Consumer::<D> { ring, scratch: barriers + stages * 2 * mbarrier::BYTES, scale_log2, cap_inner };
     consumer.run::<E>(Plan::new(batch, ahead), Matrix { q, q_stride, out, out_stride }, Workspace { partial });
 }
 

@@ -1,6 +1,6 @@
 //! What a warp of `decode` does with its 16 keys of a page.
-use super::decode_consume::{Matrix, TileRows};
 use super::decode::{KEYS, QUARTER};
+use super::decode_consume::{Matrix, TileRows};
 use super::fragment::{Lanes, MAX_DIM, Output, Queries, pack_probabilities};
 use super::rows::{anew, first_key};
 use crate::prim::{memory_scalar::load_u32, warp::lane_id};

@@ -335,7 +335,8 @@ mod tests {
 
     #[test]
     fn every_unit_has_one_block() {
-        for (units, blocks) in [(0, 4), (1, 4), (3, 4), (4, 4), (5, 4), (256, 132), (16384, 132), (131, 132), (1000, 7)] {
+        for (units, blocks) in [(0, 4), (1, 4), (3, 4), (4, 4), (5, 4), (256, 132), (16384, 132), (131, 132), (1000, 7)]
+        {
             let share = Share::new(units, blocks);
             assert_eq!((share.start(0), share.start(blocks)), (0, units));
             for unit in 0..units {

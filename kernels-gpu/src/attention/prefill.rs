@@ -215,7 +215,8 @@ impl<const D: u32> Pages<D> {
     unsafe fn copy(&self, step: u32, page: u32, stage: u32) {
         let keys = step_keys(D);
         let (k_to, v_to) = self.stage(stage);
-        let share = (page as usize * self.kv_heads as usize + self.kv_head as usize) * (tiles(D) * 64 * PAGE_KEYS) as usize;
+        let share =
+            (page as usize * self.kv_heads as usize + self.kv_head as usize) * (tiles(D) * 64 * PAGE_KEYS) as usize;
         for i in 0..tiles(D) * keys / 16 {
             let chunk = thread_idx_x() + i * THREADS;
             let (tile, slot) = (chunk / (keys * 8), chunk / 8 % keys);

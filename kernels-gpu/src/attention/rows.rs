@@ -4,10 +4,10 @@
 //! kv_head · group + r % group, so that a block shares its keys whatever the group. Blocks stage rows in tiles of
 //! 64 swizzled rows of 64 elements, and every warp moves its own 16 of them.
 use crate::prim::{
-    async_copy, opaque,
+    async_copy,
     math::rcp,
     memory::store_v4,
-    shared,
+    opaque, shared,
     warp::{lane_id, sync_warp},
 };
 use crate::tile::{Elem, kv::swizzle_chunk};

@@ -147,13 +147,15 @@ impl To {
         }
         let slot = *self.slots.add(token as usize);
         if slot < self.pool_slots {
-            let (pool, kv_head) =
-                if is_v { (self.v_cache, head - self.heads - self.kv_heads) } else { (self.k_cache, head - self.heads) };
+            let (pool, kv_head) = if is_v {
+                (self.v_cache, head - self.heads - self.kv_heads)
+            } else {
+                (self.k_cache, head - self.heads)
+            };
             let (page, place) = (slot as usize / kv::PAGE, slot as usize % kv::PAGE);
             for i in 0..2 {
                 let dim = (dim + i as u32 * self.half) as usize;
-                let at =
-                    kv::offset(page, kv_head as usize, place, dim, self.kv_heads as usize, 2 * self.half as usize);
+                let at = kv::offset(page, kv_head as usize, place, dim, self.kv_heads as usize, 2 * self.half as usize);
                 *pool.add(at) = bits[i];
             }
         }

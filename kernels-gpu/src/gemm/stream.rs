@@ -27,8 +27,7 @@
 use crate::prim::{
     TensorMap, cluster, mbarrier, opaque, shared,
     thread::{
-        barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads,
-        thread_idx_x,
+        barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
     },
     tma,
     warp::{LANES, lane_id, shuffle_u32, sync_warp},

@@ -40,10 +40,10 @@
 //! 16 bytes: with pairs the same stores took 3 µs of a tile's 44 at k = 4096.
 use super::wgmma_epilogue::finish;
 use crate::prim::{
-    TensorMap, cluster, mbarrier,
-    shared,
+    TensorMap, cluster, mbarrier, shared,
     thread::{
-        barrier_arrive, barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x, sync_threads, thread_idx_x,
+        barrier_arrive, barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x,
+        sync_threads, thread_idx_x,
     },
     tma,
     warp::{LANES, lane_id, shuffle_u32, sync_warp},

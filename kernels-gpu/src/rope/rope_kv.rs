@@ -29,9 +29,7 @@
 use crate::prim::{
     math::{fma, rsqrt, sin_cos},
     memory::{load_v4, store_v4},
-    thread::{
-        block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, grid_dim_y, thread_idx_x,
-    },
+    thread::{block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, grid_dim_y, thread_idx_x},
     warp::shuffle_xor,
 };
 use crate::tile::{Bf16, Elem, F16, kv, rope::rotate_pair};
@@ -152,12 +150,10 @@ unsafe fn rope_kv<E: Elem, const HEAD_DIM: usize>(
             store_v4(qkv.add(at(a)).cast(), x);
             store_v4(qkv.add(at(b)).cast(), y);
         } else if exists && works && slot < pool_slots {
-            let (pool, kv_head) =
-                if is_v { (v_cache, head - heads - kv_heads) } else { (k_cache, head - heads) };
+            let (pool, kv_head) = if is_v { (v_cache, head - heads - kv_heads) } else { (k_cache, head - heads) };
             let (page, row) = (slot as usize / kv::PAGE, slot as usize % kv::PAGE);
-            let to = |chunk: u32| {
-                kv::offset(page, kv_head as usize, row, chunk as usize * 8, kv_heads as usize, HEAD_DIM)
-            };
+            let to =
+                |chunk: u32| kv::offset(page, kv_head as usize, row, chunk as usize * 8, kv_heads as usize, HEAD_DIM);
             store_v4(pool.add(to(a)).cast(), x);
             store_v4(pool.add(to(b)).cast(), y);
         }

@@ -180,8 +180,8 @@ unsafe fn adjust_drafted(tables: &Tables, logits: *const f32, to: *mut f32, voca
             let count = tables.count(token);
             let sum = (count & MOST) + times;
             let count = count & IN_PROMPT | if sum < MOST { sum } else { MOST };
-            let allowed = tables.mask.is_null()
-                || (load_u32(tables.mask.add(token as usize / 32)) >> (token % 32)) & 1 == 1;
+            let allowed =
+                tables.mask.is_null() || (load_u32(tables.mask.add(token as usize / 32)) >> (token % 32)) & 1 == 1;
             let x = tables.penalties.apply(load_f32(logits.add(token as usize)), count);
             store_f32(to.add(token as usize), if allowed { x } else { f32::NEG_INFINITY });
         }

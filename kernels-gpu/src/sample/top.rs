@@ -18,9 +18,9 @@
 //! ~token) in 64 bits, so no two are equal.
 use super::{fixed, params};
 use crate::prim::{
-    global_atomic, math, opaque,
+    global_atomic, math,
     memory_scalar::{load_f32, load_u32, store_f32, store_u32},
-    shared, shared_atomic,
+    opaque, shared, shared_atomic,
     thread::{block_idx_x, block_idx_y, grid_dependency_launch, grid_dependency_wait, sync_threads, thread_idx_x},
     warp::{LANES, lane_id, warp_id, warp_max_u32, warp_min_u32, warp_sum, warp_sum_u32},
 };
