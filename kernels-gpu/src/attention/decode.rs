@@ -149,10 +149,7 @@ unsafe fn decode<E: Elem, const D: u32>(
         let expected =
             Expected { pages: expected_pages, units: expected_units, page: expected_page, unit: expected_unit };
         let entries = expected.entries(table, share, sequences);
-        if lane_id() == 0 {
-            ring.init_for(ring_copy::ARRIVALS, block_dim_x() / 32 - 1);
-        }
-        sync_warp();
+        ring.init(ring_copy::ARRIVALS, block_dim_x() / 32 - 1);
         barrier_arrive(RING_BARRIER, block_dim_x());
         let mut producer = Producer::<D> { k, v, table, kv_heads, entries, ring, waited: false };
         producer.run(Plan::new(batch, ahead));

@@ -43,6 +43,8 @@ pub struct DecodeAttention<'a> {
 
 /// Most blocks of a multiprocessor.
 const MOST_BLOCKS: usize = 2;
+/// How much more than its share a block may get for the blocks' shares to be whole items, or parts of one that are alike.
+const MOST_PERCENT: usize = 106;
 /// Rows of a tile.
 const ROWS: usize = gpu::ROWS as usize;
 
@@ -105,7 +107,7 @@ impl DecodeAttention<'_> {
         let units = sequences * kv_heads * rows.div_ceil(block.rows) * pages;
         check.require(u32::try_from(units).is_ok(), || format!("{units} pages and heads overflow 32 bits"))?;
         let blocks = stream.device().multiprocessors();
-        let (block, grid) = block.grid(target, head_dim, blocks, units);
+        let (block, grid) = block.grid(target, head_dim, blocks, units, pages);
         let stages = block.stages.min(2 * units.div_ceil(grid.max(1))).max(2);
         let units_each = units / sequences.max(1);
         let workspace = self.workspace.ptr();
@@ -192,7 +194,14 @@ impl Block {
     ///
     /// Two blocks compute for a multiprocessor while it waits: 32×512 20.0 µs instead of 23.6, 128×2k 243.8 instead of
     /// 246.7. With few pages each, the parts that they leave for each other cost more: 1×2k 8.8 µs instead of 7.4.
-    fn grid(self, target: Target, head_dim: usize, multiprocessors: usize, units: usize) -> (Self, usize) {
+    fn grid(
+        self,
+        target: Target,
+        head_dim: usize,
+        multiprocessors: usize,
+        units: usize,
+        pages: usize,
+    ) -> (Self, usize) {
         // Half of what a multiprocessor has, less what hardware takes of it for each block.
         let (dim, half) = (head_dim as u32, 113 * 1024);
         let stages = self.stages.min(96 * 1024 / gpu::stage_bytes(dim) as usize);
@@ -204,6 +213,14 @@ impl Block {
             false => (self, multiprocessors),
         };
         let each = units.div_ceil(blocks).max(1);
+        // Where all contexts are as long as they can be: whole items, or parts of one that are alike.
+        let whole = match pages / each {
+            0 => Some(each.next_multiple_of(pages)),
+            parts => pages.is_multiple_of(parts).then_some(pages / parts),
+        };
+        if let Some(whole) = whole.filter(|whole| 100 * whole <= MOST_PERCENT * each) {
+            return (block, units.div_ceil(whole));
+        }
         // With few pages, as few blocks as are done with them in the same time, for fewer parts.
         (block, if each <= 8 { units.div_ceil(each) } else { blocks })
     }
@@ -376,19 +393,24 @@ mod tests {
     }
 
     #[test]
-    fn few_pages_take_few_blocks() {
-        let grid = |target, head_dim, rows, units| {
-            let (block, grid) = Block::new(target, head_dim, rows).grid(target, head_dim, 132, units);
+    fn blocks_are_few_or_alike() {
+        let grid = |target, head_dim, rows, (items, pages)| {
+            let block = Block::new(target, head_dim, rows);
+            let (block, grid) = block.grid(target, head_dim, 132, items * pages, pages);
             (block.stages, grid)
         };
-        // 1×512, 1×2k, 1×8k and 1×32k of eight KV heads, then mixed lengths.
-        assert_eq!(grid(Target::Sm90a, 128, 4, 64), (12, 64));
-        assert_eq!(grid(Target::Sm90a, 128, 4, 256), (12, 128));
-        assert_eq!(grid(Target::Sm90a, 128, 4, 1024), (12, 128));
-        assert_eq!(grid(Target::Sm90a, 128, 4, 4096), (6, 264));
-        assert_eq!(grid(Target::Sm90a, 128, 32, 4096), (9, 132));
-        assert_eq!(grid(Target::Sm90a, 256, 2, 4096), (6, 132));
-        assert_eq!(grid(Target::Sm80, 128, 4, 4096), (5, 132));
-        assert_eq!(grid(Target::Sm90a, 128, 4, 0).1, 0);
+        // 1×512, 1×2k and 1×8k of eight KV heads.
+        assert_eq!(grid(Target::Sm90a, 128, 4, (8, 8)), (12, 64));
+        assert_eq!(grid(Target::Sm90a, 128, 4, (8, 32)), (12, 128));
+        assert_eq!(grid(Target::Sm90a, 128, 4, (8, 128)), (12, 128));
+        // 1×32k, 8×2k and 64×2k: thirty-two or four blocks an item, two items a block; then what nothing divides.
+        assert_eq!(grid(Target::Sm90a, 128, 4, (8, 512)), (6, 256));
+        assert_eq!(grid(Target::Sm90a, 128, 4, (64, 32)), (6, 256));
+        assert_eq!(grid(Target::Sm90a, 128, 4, (512, 32)), (6, 256));
+        assert_eq!(grid(Target::Sm90a, 128, 4, (8, 510)), (6, 264));
+        assert_eq!(grid(Target::Sm90a, 128, 32, (8, 510)), (9, 132));
+        assert_eq!(grid(Target::Sm90a, 256, 2, (8, 510)), (6, 132));
+        assert_eq!(grid(Target::Sm80, 128, 4, (8, 510)), (5, 132));
+        assert_eq!(grid(Target::Sm90a, 128, 4, (0, 1)).1, 0);
     }
 }
