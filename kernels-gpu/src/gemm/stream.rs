@@ -9,17 +9,17 @@
 //! activations for all of them, by multicast; those of the same tile add their sums through each other's shared
 //! memory, in the order of their ranks. Where there are more tiles, `split` is 1 and blocks are persistent.
 //!
-//! Block: two warpgroups, four for tiles of more than 128 rows, multiply: one each 64-row slab of the tile. One warp
-//! more is the producer: one lane of it moves boxes by TMA into a ring of stages.
+//! Block: two or four warpgroups multiply: each has a 64-row slab of the tile and is one of the `teams` that take the
+//! stages in turn, for a stage's products wait for each other: four of 16 columns take 195 ns however few rows there are,
+//! and a multiprocessor's share of the memory's bandwidth would bring 48 rows in 178. One warp more is the producer: one
+//! lane of it moves boxes by TMA into a ring of stages. The last one helps it to start.
 //!
 //! Shared memory: barriers | stages, each `rows` / 8 groups of `depth` times 8 rows of weights, then `depth` times
 //! `tokens` rows of a, of 64 elements of K, 128 bytes | slack. Slabs and token tiles that reach beyond the boxes multiply what lies behind
 //! them (the slack keeps that inside of the block's memory); those products are never stored. After the last stage the
-//! f32 sums, \[token, weight row\], take the stages' place, or where blocks are persistent their own.
+//! f32 sums, \[team, token, weight row\], take the stages' place, or where blocks are persistent their own.
 //!
-//! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. With one block of
-//! K a stage (`depth` 1) a stage took 195 ns however few rows it had (m = 32, 32 and 48 rows alike): the deeper ones
-//! are for tiles of few rows. Activations cost as much of L2's bandwidth as weights from 2 · `tokens` > `rows` on:
+//! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. Activations cost as much of L2's bandwidth as weights from 2 · `tokens` > `rows` on:
 //! hence the multicast.
 //!
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
@@ -45,9 +45,11 @@ pub const ROW_BYTES: u32 = 2 * TILE_K;
 /// Weight rows of a slab: the rows of one `wgmma`.
 pub const SLAB: u32 = 64;
 const SLAB_BYTES: u32 = SLAB * ROW_BYTES;
-/// Threads of a block: its consumer warpgroups and the producer's warp.
+/// Most consumer warpgroups of a block.
+pub const MOST_WARPGROUPS: u32 = 4;
+/// Threads of a block: its consumer warpgroups, the producer's warp and the one that helps it to start.
 const fn threads(warpgroups: u32) -> u32 {
-    consumers(warpgroups) + LANES
+    consumers(warpgroups) + 2 * LANES
 }
 const fn consumers(warpgroups: u32) -> u32 {
     warpgroups * wgmma::THREADS
@@ -68,13 +70,15 @@ entry! {
     /// whose rows are `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of \[`rows` / 8, `depth`, 8, 64\]. Where k is not a
     /// multiple of 64 they are \[1, rows, k\], `column_step` is 64, and where n is not one of 8, `w` is not `grouped`
     /// but \[1, k / 64, n, 64\]: either way boxes are one block of K deep, `depth` and `share` 1. `kind`, `activation`, `accumulate` and out as in
-    /// [`Epilogue`](crate::tile::epilogue::Epilogue). The ring has `stages` stages; `split` (1, 2 or 4) times `share`
+    /// [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The ring has `stages` stages, which `teams` (1, 2 or 4, a divisor of `stages` where
+    /// stages are used again; times the slabs of
+    /// `rows` at most the entry's warpgroups) take in turn; `split` (1, 2 or 4) times `share`
     /// (1, 2 or 4, a divisor of `depth`) is the size of the cluster; the sums start `sums` bytes into shared memory.
     pub struct GemmStream maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32,
-        rows: u32, tokens: u32, stages: u32, split: u32, sums: u32, share: u32, depth: u32, column_step: u32,
-        grouped: u32,
+        tiles: u32, rows: u32, tokens: u32, stages: u32, split: u32, sums: u32, share: u32, depth: u32, teams: u32,
+        column_step: u32, grouped: u32,
     }
     fn gemm_stream_t16_bf16(threads: threads(2), min_blocks: 2) = stream::<Bf16, 8, 2>;
     fn gemm_stream_t16_f16(threads: threads(2), min_blocks: 2) = stream::<F16, 8, 2>;
@@ -103,9 +107,19 @@ pub const fn stage_bytes(rows: u32, tokens: u32, depth: u32) -> u32 {
 pub const fn sums_pitch(rows: u32) -> u32 {
     rows.next_multiple_of(16) + 4
 }
+/// Bytes of a team's sums.
+pub const fn sums_bytes(rows: u32, tokens: u32) -> u32 {
+    sums_pitch(rows) * tokens * 4
+}
 /// Weight rows of a tile of a block of `warpgroups` consumers.
 pub const fn most_rows(warpgroups: u32) -> u32 {
     warpgroups * SLAB
+}
+
+/// Of a power of two. Divisions, 30 to 100 cycles each, would delay the first copy.
+#[inline(always)]
+fn log2(x: u32) -> u32 {
+    x.trailing_zeros()
 }
 
 /// How the work is cut; made from a kernel's parameters.
@@ -118,6 +132,7 @@ struct Layout {
     /// This block's place among those of its split.
     place: u32,
     depth: u32,
+    teams: u32,
     column_step: u32,
     grouped: u32,
     sums: u32,
@@ -131,7 +146,8 @@ impl Layout {
     /// The first tile of the cluster, and how far it is to the next.
     #[inline(always)]
     fn first(&self) -> (u32, u32) {
-        (block_idx_x() / (self.split * self.share) * self.share, grid_dim_x() / self.split)
+        let cluster = log2(self.split) + log2(self.share);
+        ((block_idx_x() >> cluster) << log2(self.share), grid_dim_x() >> log2(self.split))
     }
     /// Where the boxes of the block's stage `step` lie in K: element and block of 64.
     #[inline(always)]
@@ -150,7 +166,14 @@ impl Layout {
             origin: (0, tile * self.rows),
             first: self.place,
             step: self.share,
+            teams: self.teams,
+            team_bytes: self.team_bytes(),
         }
+    }
+    /// From a team's sums to the next one's.
+    #[inline(always)]
+    fn team_bytes(&self) -> u32 {
+        sums_bytes(self.rows, self.tokens)
     }
     #[inline(always)]
     fn stage_bytes(&self) -> u32 {
@@ -171,6 +194,7 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     kind: u32,
     activation: u32,
     accumulate: u32,
+    tiles: u32,
     rows: u32,
     tokens: u32,
     stages: u32,
@@ -178,48 +202,58 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     sums: u32,
     share: u32,
     depth: u32,
+    teams: u32,
     column_step: u32,
     grouped: u32,
 ) {
-    let rank = block_idx_x() % (split * share);
-    let part = rank / share;
-    let steps = k.div_ceil(TILE_K * depth);
-    let first_step = steps * part / split;
+    let rank = block_idx_x() & (split * share - 1);
+    let part = rank >> log2(share);
+    let steps = (k + (TILE_K << log2(depth)) - 1) >> (log2(TILE_K) + log2(depth));
+    let first_step = (steps * part) >> log2(split);
     let layout = Layout {
         rows,
         tokens,
         split,
         share,
-        place: rank % share,
+        place: rank & (share - 1),
         depth,
+        teams,
         column_step,
         grouped,
         sums: shared::base() + sums,
-        tiles: n.div_ceil(rows),
-        steps: steps * (part + 1) / split - first_step,
+        tiles,
+        steps: ((steps * (part + 1)) >> log2(split)) - first_step,
         first_step,
     };
     let mut ring = DeepRing::new(shared::base(), stages);
-    // The others have nothing to multiply.
-    let multiplying = rows.div_ceil(SLAB);
+    let slabs = rows.div_ceil(SLAB);
     // By shuffle, so that the compiler knows it for one value per warp and computes descriptors once.
     let warpgroup = shuffle_u32(thread_idx_x() / wgmma::THREADS, 0);
-    let mut ahead = 0;
-    if warpgroup == WARPGROUPS && lane_id() == 0 {
-        ring.init(multiplying * WARPS * share);
-        // Before anybody else has started, and while the predecessor, which computes `a`, still runs.
-        ahead = fetch_ahead(w, &layout, &ring);
-        tma::prefetch_map(a);
+    let (producer, helper) = (consumers(WARPGROUPS), consumers(WARPGROUPS) + LANES);
+    if warpgroup == WARPGROUPS {
+        if shuffle_u32(thread_idx_x(), 0) == producer {
+            ring.init(1, slabs * WARPS * share);
+        } else if thread_idx_x() == helper {
+            tma::prefetch_map(a);
+        }
+    }
+    sync_threads();
+    if warpgroup == WARPGROUPS {
+        if thread_idx_x() == producer {
+            // While the predecessor, which computes `a`, still runs.
+            fetch_ahead(w, &layout, &ring, stages);
+        }
+        sync_warp();
     }
     if share > 1 {
         // Copies arrive at the barriers of all.
         cluster::sync();
-    } else {
-        sync_threads();
     }
     if warpgroup == WARPGROUPS {
-        if lane_id() == 0 {
-            produce(a, w, &layout, ring, ahead);
+        if thread_idx_x() == producer {
+            produce(a, w, &layout, ring, stages);
+        } else if thread_idx_x() == helper {
+            fetch_activations(a, &layout, &ring, stages);
         }
         sync_warp();
         if split > 1 {
@@ -229,33 +263,35 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     } else {
         // The predecessor may still read `out`, or write the residual there.
         grid_dependency_wait();
+        let (slab, team) = (warpgroup % slabs, warpgroup / slabs);
         let store = Store { bias, out, out_stride, m, n, kind, activation, accumulate };
         let (mut first, stride) = layout.first();
         while first < layout.tiles {
             let tile = first + layout.place;
             let mut d = [0.0; REGS];
-            if warpgroup < multiplying {
-                multiply::<E, REGS>(&mut d, warpgroup, part, &layout, &mut ring);
+            // Those beyond have nothing to multiply.
+            if team < teams {
+                multiply::<E, REGS>(&mut d, (slab, team), part, &layout, &ring);
             }
             // All have read the stages whose place the sums may take, and the sums of the tile before.
             barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
-            store_sums(&d, warpgroup, &layout, m);
+            if team < teams {
+                store_sums(&d, (slab, team), &layout, m);
+            }
             let sums = layout.sums(tile, m);
             let threads = split * consumers(WARPGROUPS);
             let index = part * consumers(WARPGROUPS) + thread_idx_x();
             if split == 1 {
                 barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
-                finish::<E, 1>(&store, &sums, index, threads);
             } else {
                 // A cluster has one tile a block, so that the producer knows how often its blocks meet.
                 cluster::sync();
-                if split == 2 {
-                    finish::<E, 2>(&store, &sums, index, threads);
-                } else {
-                    finish::<E, 4>(&store, &sums, index, threads);
-                }
             }
+            finish::<E>(&store, &sums, split, index, threads);
             first += stride;
+            if first < layout.tiles {
+                ring.skip(layout.steps);
+            }
         }
     }
     if split * share > 1 {
@@ -277,84 +313,113 @@ unsafe fn load_w(w: *const TensorMap, layout: &Layout, ring: &DeepRing, tile: u3
     tma::load_4d_policy(buffer, w, [column, row, block, group], ring.full(), policy);
 }
 
-/// Starts to copy the weights of the first stages; returns how many.
+/// Starts to copy the block's part of the activations of stage `step`, for itself and those that share them.
 #[inline(always)]
-unsafe fn fetch_ahead(w: *const TensorMap, layout: &Layout, ring: &DeepRing) -> u32 {
+unsafe fn load_a(a: *const TensorMap, layout: &Layout, ring: &DeepRing, step: u32) {
+    let &Layout { rows, tokens, split, share, place, depth, .. } = layout;
+    let own = (depth >> log2(share)) * place;
+    let buffer =
+        shared::base() + STAGES_AT + ring.stage() * layout.stage_bytes() + (depth * rows + own * tokens) * ROW_BYTES;
+    let (column, block) = layout.at(step);
+    if share == 1 {
+        tma::load_3d(buffer, a, [column, 0, block], ring.full());
+    } else {
+        let blocks = ((1 << share) - 1) << ((block_idx_x() & (split * share - 1)) - place);
+        tma::load_3d_multicast(buffer, a, [column, 0, block + own], ring.full(), blocks);
+    }
+}
+
+/// Of `stages`, those that the first tile has a use for.
+#[inline(always)]
+fn first_lap(layout: &Layout, stages: u32) -> u32 {
+    // Computed where it is used: kept, it costs the register that spills.
+    let stages = opaque(stages as i32) as u32;
+    if layout.steps < stages { layout.steps } else { stages }
+}
+
+/// Starts to copy the weights of the first lap's stages.
+#[inline(always)]
+unsafe fn fetch_ahead(w: *const TensorMap, layout: &Layout, ring: &DeepRing, stages: u32) {
+    let ahead = first_lap(layout, stages);
     let policy = tma::evict_first();
     let tile = layout.first().0 + layout.place;
     let mut next = ring.clone();
-    let mut ahead = 0;
-    while ahead < layout.steps {
-        load_w(w, layout, &next, tile, ahead, policy);
-        ahead += 1;
+    let mut step = 0;
+    while step < ahead {
+        load_w(w, layout, &next, tile, step, policy);
         next.advance();
-        if next.stage() == 0 {
-            break;
-        }
+        step += 1;
     }
-    ahead
 }
 
-/// The producer, one thread: fills stage after stage with the tiles' boxes, of which `ahead` have their weights.
+/// Starts to copy the activations of the first lap's stages. Beside the producer: copies are made in their order, and
+/// behind all of the ring's weights the first stage was not full before the ring was, after 5 µs. In a warp of its own: a
+/// branch for one lane of a consumer costs the loop over K its uniform registers.
 #[inline(always)]
-unsafe fn produce(a: *const TensorMap, w: *const TensorMap, layout: &Layout, mut ring: DeepRing, mut ahead: u32) {
-    let &Layout { rows, tokens, share, place, depth, .. } = layout;
-    let buffers = shared::base() + STAGES_AT;
-    let bytes = layout.stage_bytes();
+unsafe fn fetch_activations(a: *const TensorMap, layout: &Layout, ring: &DeepRing, stages: u32) {
+    let ahead = first_lap(layout, stages);
+    grid_dependency_wait();
+    let mut next = ring.clone();
+    let mut step = 0;
+    while step < ahead {
+        load_a(a, layout, &next, step);
+        next.advance();
+        step += 1;
+    }
+}
+
+/// The producer, one thread: fills stage after stage with the tiles' boxes, behind the first lap's, which are on their
+/// way.
+#[inline(always)]
+unsafe fn produce(a: *const TensorMap, w: *const TensorMap, layout: &Layout, mut ring: DeepRing, stages: u32) {
     let policy = tma::evict_first();
-    // This block's part of the activations, and the blocks of its split.
-    let own = depth / share * place;
-    let own_at = (depth * rows + own * tokens) * ROW_BYTES;
-    let blocks = ((1 << share) - 1) << (block_idx_x() % (layout.split * share) - place);
+    let ahead = first_lap(layout, stages);
     grid_dependency_wait();
     let (mut first, stride) = layout.first();
+    let mut step = ahead;
+    ring.skip(ahead);
     while first < layout.tiles {
-        let mut step = 0;
         while step < layout.steps {
-            if ahead > 0 {
-                ahead -= 1;
-            } else {
-                ring.wait_empty();
-                load_w(w, layout, &ring, first + place, step, policy);
-            }
-            let buffer = buffers + ring.stage() * bytes + own_at;
-            let (column, block) = layout.at(step);
-            if share == 1 {
-                tma::load_3d(buffer, a, [column, 0, block], ring.full());
-            } else {
-                tma::load_3d_multicast(buffer, a, [column, 0, block + own], ring.full(), blocks);
-            }
+            ring.wait_empty();
+            load_w(w, layout, &ring, first + layout.place, step, policy);
+            load_a(a, layout, &ring, step);
             ring.advance();
             step += 1;
         }
+        step = 0;
         first += stride;
     }
     grid_dependency_launch();
 }
 
-/// A consumer warpgroup's slab of a tile, over the block's stages.
+/// A consumer warpgroup's slab of a tile, over its team's of the block's stages.
 #[inline(always)]
 unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
     d: &mut [f32; REGS],
-    warpgroup: u32,
+    (slab, team): (u32, u32),
     part: u32,
     layout: &Layout,
-    ring: &mut DeepRing,
+    ring: &DeepRing,
 ) {
-    let &Layout { rows, tokens, share, depth, .. } = layout;
+    let &Layout { rows, tokens, share, depth, teams, steps, .. } = layout;
+    // A buffer is always the same team's, as their number divides that of the stages: a team that waited at another's
+    // could be two of its phases ahead, of which barriers tell apart but one.
+    let first = team.wrapping_sub(ring.stage()) & (teams - 1);
+    let mut own = ring.clone();
+    own.skip(first);
+    let blocks = if steps > first { ((steps - first + teams - 1) >> log2(teams)) * depth } else { 0 };
     let bytes = layout.stage_bytes();
     let base = shared::base();
     // Of the descriptors the lower halves, where the addresses are: the upper ones are always alike.
     let (mut w, mut a) = (0, 0);
     let upper = [8 * depth, 8].map(|rows| wgmma::descriptor_apart(0, rows * ROW_BYTES) & !0xffff_ffff);
-    let mut previous = ring.empty();
     // Blocks of K, and the place of one in its stage. (One loop: ptxas unrolls an inner one, and spills.)
     let (mut block, mut place) = (0, 0);
-    while block < layout.steps * depth {
+    while block < blocks {
         if place == 0 {
-            ring.wait_full();
-            let buffer = base + STAGES_AT + ring.stage() * bytes;
-            w = wgmma::descriptor(buffer + warpgroup * depth * SLAB_BYTES) as u32;
+            own.wait_full();
+            let buffer = base + STAGES_AT + own.stage() * bytes;
+            w = wgmma::descriptor(buffer + slab * depth * SLAB_BYTES) as u32;
             a = wgmma::descriptor(buffer + depth * rows * ROW_BYTES) as u32;
         }
         // The matrix instructions need whole warps.
@@ -365,31 +430,28 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
             E::mma_async(d, w, a, block > 0 || i > 0);
         }
         wgmma::commit();
-        // One group stays in flight while the next stage is waited for; those before have been read.
-        wgmma::wait::<1>();
-        // Lanes below `share` tell one block each.
-        if place == 0 && block > 0 && lane_id() < share {
-            mbarrier::arrive_cluster(previous, part * share + lane_id());
-        }
         (w, a) = (w + ((8 * ROW_BYTES) >> 4), a + ((tokens * ROW_BYTES) >> 4));
         block += 1;
         place += 1;
         if place == depth {
             place = 0;
-            previous = ring.empty();
-            ring.advance();
+            // The buffer goes back at once: until the next stage were full it would be missing in flight.
+            wgmma::wait::<0>();
+            // Lanes below `share` tell one block each.
+            if lane_id() < share {
+                mbarrier::arrive_cluster(own.empty(), part * share + lane_id());
+            }
+            own.skip(teams);
         }
     }
+    // For ptxas, which would put one of its own.
     wgmma::wait::<0>();
     wgmma::pin(d);
-    if layout.steps > 0 && lane_id() < share {
-        mbarrier::arrive_cluster(previous, part * share + lane_id());
-    }
 }
 
 /// Puts a slab's accumulators into the block's sums, \[token, weight row of the tile\].
 #[inline(always)]
-unsafe fn store_sums<const REGS: usize>(d: &[f32; REGS], slab: u32, layout: &Layout, m: u32) {
+unsafe fn store_sums<const REGS: usize>(d: &[f32; REGS], (slab, team): (u32, u32), layout: &Layout, m: u32) {
     let thread = thread_idx_x() % wgmma::THREADS;
     let pitch = sums_pitch(layout.rows);
     let row = slab * SLAB + thread / LANES * 16 + thread % LANES / 4;
@@ -399,7 +461,7 @@ unsafe fn store_sums<const REGS: usize>(d: &[f32; REGS], slab: u32, layout: &Lay
         return;
     }
     let both = row + 8 < layout.rows;
-    let mut at = layout.sums + (token * pitch + row) * 4;
+    let mut at = layout.sums + team * layout.team_bytes() + (token * pitch + row) * 4;
     for j in 0..REGS / 4 {
         if (8 * j as u32) < m {
             let next = at + pitch * 4;

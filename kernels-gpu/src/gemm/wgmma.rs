@@ -190,6 +190,11 @@ impl Work {
         let cluster = self.share * self.split;
         (block_idx_x() / cluster, grid_dim_x() / cluster)
     }
+    /// Of `STAGES`, those that the first tile has a use for.
+    #[inline(always)]
+    fn first_lap<const STAGES: u32>(&self) -> u32 {
+        if self.steps < STAGES { self.steps } else { STAGES }
+    }
 }
 
 #[inline(always)]
@@ -241,6 +246,8 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, con
         wgmma::registers_decrease::<PRODUCER_REGISTERS>();
         if thread_idx_x() == 0 {
             produce::<REGS, STAGES>(a, w, &work, ring);
+        } else if thread_idx_x() == LANES {
+            fetch_activations::<REGS, STAGES>(a, &work, &ring);
         }
         sync_warp();
         if split > 1 {
@@ -321,7 +328,7 @@ unsafe fn finish_split<E: WarpgroupMma<REGS>, const REGS: usize>(
     let cols = tile_n(REGS);
     // 8 more than a multiple of 32: the 4 rows by 4 pairs that half a warp stores at once lie in 32 banks.
     let pitch = cols + 8;
-    let sums = Sums { at: work.buffers, pitch, rows: TILE_M, cols, origin, first: 0, step: 1 };
+    let sums = Sums { at: work.buffers, pitch, rows: TILE_M, cols, origin, first: 0, step: 1, teams: 1, team_bytes: 0 };
     // Both warpgroups have read the last stages.
     barrier_sync(CONSUMERS_BARRIER, CONSUMERS * wgmma::THREADS);
     let at = sums.at + (own * pitch + thread_idx_x() % 4 * 2) * 4;
@@ -332,15 +339,11 @@ unsafe fn finish_split<E: WarpgroupMma<REGS>, const REGS: usize>(
     cluster::sync();
     let consumers = CONSUMERS * wgmma::THREADS;
     let index = work.part * consumers + thread_idx_x() - wgmma::THREADS;
-    if work.split == 2 {
-        split::finish::<E, 2>(&store, &sums, index, 2 * consumers);
-    } else {
-        split::finish::<E, 4>(&store, &sums, index, 4 * consumers);
-    }
+    split::finish::<E>(&store, &sums, work.split, index, work.split * consumers);
 }
 
-/// The producer, one thread: fills stage after stage with the tiles' boxes of `a` and `w`. The weights of the first
-/// stages are fetched while the predecessor, which computes `a`, still runs.
+/// The producer, one thread: fills stage after stage with the tiles' boxes of `a` and `w`, behind the first lap's, whose
+/// weights it fetches while the predecessor, which computes `a`, still runs.
 #[inline(always)]
 unsafe fn produce<const REGS: usize, const STAGES: u32>(
     a: *const TensorMap,
@@ -364,33 +367,55 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
     };
     let (mut index, stride) = work.first();
     let (_, first) = work.origin(index, tile_n(REGS));
-    let mut next = ring.clone();
-    for step in 0..STAGES {
-        if step < steps {
-            load_w(&next, first, step);
-        }
-        next.advance();
+    let ahead = work.first_lap::<STAGES>();
+    let mut step = 0;
+    while step < ahead {
+        load_w(&ring, first, step);
+        ring.advance();
+        step += 1;
     }
-    let mut ahead = if steps < STAGES { steps } else { STAGES };
     grid_dependency_wait();
     while index < work.tiles.count() {
         let (a_row, w_row) = work.origin(index, tile_n(REGS));
-        let mut step = 0;
         while step < steps {
-            if ahead > 0 {
-                ahead -= 1;
-            } else {
-                ring.wait_empty();
-                load_w(&ring, w_row, step);
-            }
-            let column = (first_step + step) * TILE_K;
-            tma::load_2d(buffers + ring.stage() * bytes, a, column, a_row, ring.full());
+            ring.wait_empty();
+            load_w(&ring, w_row, step);
+            load_a(a, work, ring.stage() * bytes, ring.full(), a_row, step);
             ring.advance();
             step += 1;
         }
+        step = 0;
         index += stride;
     }
     grid_dependency_launch();
+}
+
+/// Starts to copy the rows of `a` of a step to the stage at `buffer` of the ring.
+#[inline(always)]
+unsafe fn load_a(a: *const TensorMap, work: &Work, buffer: u32, full: u32, row: u32, step: u32) {
+    tma::load_2d(work.buffers + buffer, a, (work.first_step + step) * TILE_K, row, full);
+}
+
+/// Starts to copy the first lap's stages of `a`. One thread of another warp than the producer's (of a consumer's it would
+/// cost the main loop its uniform registers), beside its weights: copies are made in their order, and behind all of the
+/// ring's weights the first stage would be full no sooner than the last.
+#[inline(always)]
+unsafe fn fetch_activations<const REGS: usize, const STAGES: u32>(
+    a: *const TensorMap,
+    work: &Work,
+    ring: &Ring<STAGES>,
+) {
+    let (index, _) = work.first();
+    let (row, _) = work.origin(index, tile_n(REGS));
+    let ahead = work.first_lap::<STAGES>();
+    grid_dependency_wait();
+    let mut next = ring.clone();
+    let mut step = 0;
+    while step < ahead {
+        load_a(a, work, next.stage() * stage_bytes(tile_n(REGS)), next.full(), row, step);
+        next.advance();
+        step += 1;
+    }
 }
 
 /// A consumer warpgroup's share of a tile: its bands of `a` from `first` on times all of `w`, over all stages. In

@@ -3,6 +3,7 @@
 //! of ranks, which makes results the same from run to run, and go through the epilogue 8 columns at a time.
 use crate::prim::{
     cluster,
+    math::rcp,
     memory::{load_v4, load_v4_streaming, store_v4},
     shared,
 };
@@ -51,67 +52,148 @@ pub struct Sums {
     pub first: u32,
     /// See `first`.
     pub step: u32,
+    /// Sums of every block, to be added too: those of warpgroups that share the tile's K.
+    pub teams: u32,
+    /// Bytes from one's to the next one's.
+    pub team_bytes: u32,
 }
 
 impl Sums {
-    /// Of 8 columns at `at` of every block, added in the order of ranks.
+    /// Of two times 8 columns, where they exist, those of every team of every block: added in the order of teams, of each in
+    /// the order of ranks. What is loaded of a team's is in flight at once.
     #[inline(always)]
-    unsafe fn add<const SPLIT: u32>(&self, at: u32) -> [f32; 8] {
-        let mut parts = [[[0; 4]; 2]; MAX_SPLIT as usize];
-        for part in 0..SPLIT {
-            for half in 0..2 {
-                let at = at + 16 * half as u32;
-                parts[part as usize][half] = if SPLIT == 1 {
-                    shared::load_v4(at)
-                } else {
-                    cluster::load_v4(cluster::shared_of(self.first + part * self.step, at))
-                };
+    unsafe fn add<const SPLIT: u32>(&self, at: [u32; 2], exists: [bool; 2]) -> [[f32; 8]; 2] {
+        let mut x = [[0.0; 8]; 2];
+        let mut team = 0;
+        while team < self.teams {
+            let offset = team * self.team_bytes;
+            let mut parts = [[[0; 4]; 2 * MAX_SPLIT as usize]; 2];
+            // Of four blocks there are not the registers for both.
+            if exists[0] {
+                parts[0] = self.load::<SPLIT>(at[0] + offset);
             }
-        }
-        let mut x = [0.0; 8];
-        for i in 0..8 {
-            x[i] = f32::from_bits(parts[0][i / 4][i % 4]);
-            for part in 1..SPLIT as usize {
-                x[i] += f32::from_bits(parts[part][i / 4][i % 4]);
+            if SPLIT == 4 {
+                add_parts::<SPLIT>(&mut x[0], &parts[0]);
             }
+            if exists[1] {
+                parts[1] = self.load::<SPLIT>(at[1] + offset);
+            }
+            if SPLIT != 4 {
+                add_parts::<SPLIT>(&mut x[0], &parts[0]);
+            }
+            add_parts::<SPLIT>(&mut x[1], &parts[1]);
+            team += 1;
         }
         x
     }
+
+    /// 8 columns of every block.
+    #[inline(always)]
+    unsafe fn load<const SPLIT: u32>(&self, at: u32) -> [[u32; 4]; 2 * MAX_SPLIT as usize] {
+        let mut parts = [[0; 4]; 2 * MAX_SPLIT as usize];
+        for part in 0..2 * SPLIT {
+            let at = at + 16 * (part % 2);
+            parts[part as usize] = if SPLIT == 1 {
+                shared::load_v4(at)
+            } else {
+                cluster::load_v4(cluster::shared_of(self.first + part / 2 * self.step, at))
+            };
+        }
+        parts
+    }
 }
 
-/// Adds the sums of `SPLIT` blocks, applies the epilogue and stores. An item is 8 columns of a row of the tile; this
-/// thread, `index` of all of the tile's `threads`, takes every `threads`-th.
 #[inline(always)]
-pub unsafe fn finish<E: Elem, const SPLIT: u32>(store: &Store, sums: &Sums, index: u32, threads: u32) {
-    // Gate rows and up rows of 8 columns alternate.
-    let span = if store.kind == GATED { 16 } else { 8 };
+fn add_parts<const SPLIT: u32>(x: &mut [f32; 8], parts: &[[u32; 4]; 2 * MAX_SPLIT as usize]) {
+    for part in 0..SPLIT as usize {
+        for i in 0..8 {
+            x[i] += f32::from_bits(parts[2 * part + i / 4][i % 4]);
+        }
+    }
+}
+
+/// The items of a thread: 8 columns of a row of out each, 16 of a gated product.
+struct Items {
+    row: u32,
+    group: u32,
+    /// From an item to the thread's next.
+    step: (u32, u32),
+    rows: u32,
+    groups: u32,
+    span: u32,
+}
+
+impl Items {
+    /// The next one: its row and column in the tile, and whether there is one.
+    #[inline(always)]
+    fn take(&mut self) -> (u32, u32, bool) {
+        let item = (self.row, self.group * self.span, self.row < self.rows);
+        self.row += self.step.0;
+        self.group += self.step.1;
+        if self.group >= self.groups {
+            self.group -= self.groups;
+            self.row += 1;
+        }
+        item
+    }
+}
+
+/// Adds the sums of `split` blocks (1, 2 or 4), applies the epilogue and stores: as thread `index` of all of the tile's
+/// `threads`.
+#[inline(always)]
+pub unsafe fn finish<E: Elem>(store: &Store, sums: &Sums, split: u32, index: u32, threads: u32) {
+    let gated = store.kind == GATED;
+    let span = if gated { 16 } else { 8 };
     let groups = sums.cols / span;
     let below = store.m - sums.origin.0;
     let rows = if below < sums.rows { below } else { sums.rows };
-    let mut item = index;
-    while item < groups * rows {
-        let (row, col) = (item / groups, item % groups * span);
+    // Divisions would take longer than the rest: at most a few thousand by at most 32, so that a half is far from the
+    // next integer's rounding.
+    let inverse = rcp(groups as f32);
+    let divide = |n: u32| {
+        let quotient = ((n as f32 + 0.5) * inverse) as u32;
+        (quotient, n - quotient * groups)
+    };
+    let (row, group) = divide(index);
+    let mut items = Items { row, group, step: divide(threads), rows, groups, span };
+    while items.row < rows {
+        // Two at once, or gate and up, which alternate by 8 columns: each waits for other blocks' memory.
+        let (row, col, _) = items.take();
+        let (next_row, next_col, more) = if gated { (row, col + 8, true) } else { items.take() };
         let n = sums.origin.1 + col;
-        if n < store.n {
-            let at = sums.at + (row * sums.pitch + col) * 4;
-            let row = sums.origin.0 + row;
-            let mut x = sums.add::<SPLIT>(at);
-            let left = store.n - n;
-            add_bias::<E>(store, &mut x, n, left);
-            if store.kind == GATED {
-                let mut up = sums.add::<SPLIT>(at + 8 * 4);
-                add_bias::<E>(store, &mut up, n + 8, left - 8);
+        let next_n = sums.origin.1 + next_col;
+        let exists = [n < store.n, more && next_n < store.n];
+        let at = [(row, col), (next_row, next_col)].map(|(row, col)| sums.at + (row * sums.pitch + col) * 4);
+        let [mut x, mut next] = match split {
+            1 => sums.add::<1>(at, exists),
+            2 => sums.add::<2>(at, exists),
+            _ => sums.add::<4>(at, exists),
+        };
+        if gated {
+            if exists[0] {
+                add_bias::<E>(store, &mut x, n, store.n - n);
+                add_bias::<E>(store, &mut next, next_n, store.n - next_n);
                 for i in 0..8 {
-                    x[i] = gate(store.activation, x[i]) * up[i];
+                    x[i] = gate(store.activation, x[i]) * next[i];
                 }
-                store_8::<E>(store, x, row, n / 2, 8);
-            } else {
-                activate(&mut x, store.activation);
-                store_8::<E>(store, x, row, n, left);
+                store_8::<E>(store, x, sums.origin.0 + row, n / 2, 8);
+            }
+        } else {
+            if exists[0] {
+                plain::<E>(store, x, sums.origin.0 + row, n);
+            }
+            if exists[1] {
+                plain::<E>(store, next, sums.origin.0 + next_row, next_n);
             }
         }
-        item += threads;
     }
+}
+
+#[inline(always)]
+unsafe fn plain<E: Elem>(store: &Store, mut x: [f32; 8], row: u32, n: u32) {
+    add_bias::<E>(store, &mut x, n, store.n - n);
+    activate(&mut x, store.activation);
+    store_8::<E>(store, x, row, n, store.n - n);
 }
 
 /// Adds the bias of columns n.., of which `left` are there.

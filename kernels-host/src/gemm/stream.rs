@@ -17,6 +17,9 @@ const ALL_SHARED: u32 = 227 << 10;
 /// Blocks of K in flight from which on half of the shared memory is enough: 80 KiB of weights in tiles of 128 rows.
 const ENOUGH_BLOCKS: u32 = 5;
 
+/// How much slower a cut may seem than the best to be measured.
+const PROMISING_PERCENT: usize = 160;
+
 /// Where blocks run, one on a multiprocessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Room {
@@ -56,20 +59,47 @@ pub(crate) struct Cut {
     pub share: u32,
     /// Blocks of 64 elements of K in a stage: 1, 2 or 4, at least `share`.
     pub depth: u32,
+    /// Warpgroups that take a slab's stages in turn: 1, 2 or 4, at most 4 with all slabs of 64 rows.
+    pub teams: u32,
+    /// Most stages of the ring: fewer leave shared memory to the next kernel, which then fetches ahead.
+    pub stages: u32,
 }
 
 impl Cut {
     /// A cut that every GPU with the kernel can do.
     pub const fn simple(rows: u32) -> Cut {
-        Cut { rows, split: 1, share: 1, depth: 1 }
+        Cut { rows, split: 1, share: 1, depth: 1, teams: 1, stages: gpu::MAX_STAGES }
     }
 
     /// Every cut into tiles of `rows`.
     fn of(rows: u32) -> impl Iterator<Item = Cut> {
         let powers = [1, 2, 4];
-        powers.into_iter().flat_map(move |split| {
-            powers.into_iter().flat_map(move |share| powers.map(|depth| Cut { rows, split, share, depth }))
+        let each = move || powers.into_iter();
+        each().flat_map(move |split| {
+            each().flat_map(move |share| {
+                each()
+                    .flat_map(move |depth| powers.map(|teams| Cut { split, share, depth, teams, ..Cut::simple(rows) }))
+            })
         })
+    }
+
+    /// Consumer warpgroups that have something to do.
+    fn warpgroups(self) -> u32 {
+        self.rows.div_ceil(gpu::SLAB) * self.teams
+    }
+
+    /// Stages below which copies would not overlap products, if there is more to do: every team holds one.
+    fn fewest_stages(self) -> u32 {
+        (2 * self.teams).max(3)
+    }
+
+    /// With a ring that leaves half of the shared memory to another block, if that is deep enough.
+    fn halved(self, shape: &Shape, room: Room) -> Option<Cut> {
+        let ring = Ring::new(self, shape, room);
+        let stages = ring.stages(self, HALF_SHARED);
+        // A team multiplies one of them; the others are in flight.
+        let enough = self.teams + ENOUGH_BLOCKS.div_ceil(self.depth);
+        (stages >= enough.max(self.fewest_stages()).min(ring.most)).then_some(Cut { stages, ..self })
     }
 
     /// Blocks of a cluster.
@@ -92,22 +122,23 @@ impl Cut {
     }
 
     /// Nanoseconds, about. A multiprocessor streams in 128 bytes in 4 ns, activations from L2 in half of that, and
-    /// those that others fetch in a quarter; a stage takes at least 120 and 40 for every block of K. A tile's end costs
-    /// half a microsecond and its sums, the cluster's meeting one more.
+    /// those that others fetch in a quarter; a team takes at least 120 for a stage and 40 for every block of K. A tile's
+    /// end costs half a microsecond and its sums, the cluster's meeting one more.
     fn time(self, shape: &Shape, room: Room) -> usize {
         let rounds = self.count(shape).div_ceil(self.clusters(room));
         let stages = stages(shape, self.depth).div_ceil(self.split) as usize;
         let (rows, tokens, depth) = (self.rows as usize, tokens(shape) as usize, self.depth as usize);
         let fetched = tokens / self.share as usize;
-        let stage = (depth * (4 * rows + fetched + tokens)).max(120 + 40 * depth);
+        let stage = (depth * (4 * rows + fetched + tokens)).max((120 + 40 * depth) / self.teams as usize);
         let meeting = if self.split > 1 { 1000 } else { 0 };
-        rounds * (stages * stage + 500 + rows * tokens / 16) + meeting
+        rounds * (stages * stage + 500 + rows * tokens * self.teams as usize / 16) + meeting
     }
 
     /// Whether the kernel can do it at all.
     fn is_valid(self, shape: &Shape) -> bool {
         self.rows.is_multiple_of(8)
             && (8..=gpu::most_rows(4)).contains(&self.rows)
+            && self.warpgroups() <= gpu::MOST_WARPGROUPS
             && self.cluster() <= gpu::MAX_SPLIT
             && self.share <= self.depth
             && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize) && shape.n.is_multiple_of(8))
@@ -116,9 +147,10 @@ impl Cut {
     /// Whether the kernel can do it there: where K is split a cluster has one tile a block, and the sums of a block
     /// that has several need room beside the stages.
     fn fits(self, shape: &Shape, room: Room) -> bool {
-        self.is_valid(shape)
-            && (self.split == 1 || self.count(shape) <= self.clusters(room))
-            && Plan::new(self, shape, room).stages >= 3.min(stages(shape, self.depth))
+        self.is_valid(shape) && (self.split == 1 || self.count(shape) <= self.clusters(room)) && {
+            let ring = Ring::new(self, shape, room);
+            ring.stages(self, ALL_SHARED) >= self.fewest_stages().min(ring.most)
+        }
     }
 
     /// [`Cut::fitting`], found once: it compares hundreds.
@@ -129,38 +161,45 @@ impl Cut {
         *known.entry(key).or_insert_with(|| Cut::fitting(shape, gated, most_split, room))
     }
 
-    /// The fastest cut by [`Cut::time`], of those that split K into at most `most_split` parts.
+    /// The fastest cut by [`Cut::time`], of those that split K into at most `most_split` parts, be it among blocks or teams.
     fn fitting(shape: &Shape, gated: bool, most_split: u32, room: Room) -> Cut {
         let step = if gated { 16 } else { 8 };
         (step..=gpu::most_rows(4))
             .step_by(step as usize)
             .flat_map(Cut::of)
-            .filter(|cut| cut.split <= most_split && cut.fits(shape, room))
+            .filter(|cut| cut.split <= most_split && cut.teams <= most_split && cut.fits(shape, room))
+            .map(|cut| cut.halved(shape, room).unwrap_or(cut))
             .min_by_key(|cut| (cut.time(shape, room), cut.cluster()))
             // Few rows always fit.
             .unwrap_or(Cut::simple(step))
     }
 }
 
-/// Cuts that may be the fastest for a shape: of every way to share and split the largest tiles that leave no
-/// multiprocessor a second round, the next smaller ones, and those that make two and three rounds.
+/// Cuts that may be the fastest for a shape: of every way to share and split, and of both sizes of a ring, the smallest
+/// tiles that leave no multiprocessor another round, the next larger ones, and those that make one, two or more rounds
+/// more; without those that [`Cut::time`] finds much slower.
 pub(super) fn candidates(shape: &Shape, gated: bool, stream: &Stream) -> Result<Vec<Cut>, Error> {
     let room = Room::of(stream)?;
     let step = if gated { 16 } else { 8 };
     let mut cuts = Vec::new();
     for way in Cut::of(step) {
         let places = way.clusters(room) * way.share as usize;
-        let rounds: &[usize] = if way.split == 1 { &[1, 2, 3] } else { &[1] };
-        for rounds in rounds {
+        let fewest = shape.n.div_ceil(places * gpu::most_rows(4) as usize);
+        let most = if way.split == 1 { fewest + if fewest == 1 { 2 } else { 4 } } else { 1 };
+        for rounds in fewest..=most {
             let rows = shape.n.div_ceil(places * rounds).next_multiple_of(step as usize) as u32;
             for rows in [rows, rows + step, rows.next_multiple_of(gpu::SLAB)] {
                 let cut = Cut { rows, ..way };
-                if cut.fits(shape, room) && !cuts.contains(&cut) {
-                    cuts.push(cut);
+                if cut.fits(shape, room) {
+                    let full = Cut { stages: Plan::new(cut, shape, room).stages, ..cut };
+                    cuts.extend(cut.halved(shape, room).filter(|half| half != &full && !cuts.contains(half)));
+                    cuts.extend(Some(full).filter(|full| !cuts.contains(full)));
                 }
             }
         }
     }
+    let best = cuts.iter().map(|cut| cut.time(shape, room)).min().unwrap_or(0);
+    cuts.retain(|cut| cut.time(shape, room) <= best * PROMISING_PERCENT / 100);
     Ok(cuts)
 }
 
@@ -179,6 +218,45 @@ fn columns(shape: &Shape) -> u32 {
     shape.m.next_power_of_two().max(16) as u32
 }
 
+/// What determines a ring's stages.
+struct Ring {
+    /// Bytes of a stage.
+    stage: u32,
+    /// Bytes that the last slab and the last token tile read behind the last stage.
+    slack: u32,
+    /// Bytes of the sums.
+    sums: u32,
+    /// Whether blocks have several tiles: then the sums lie beside the stages.
+    persistent: bool,
+    /// Stages that a block has a use for.
+    most: u32,
+}
+
+impl Ring {
+    fn new(cut: Cut, shape: &Shape, room: Room) -> Ring {
+        let tokens = tokens(shape);
+        let slab = (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens) * cut.depth;
+        let persistent = cut.count(shape) > cut.clusters(room);
+        // A tile's steps are all that a block of one tile can use.
+        let steps = if persistent { u32::MAX } else { stages(shape, cut.depth).div_ceil(cut.split) };
+        Ring {
+            stage: gpu::stage_bytes(cut.rows, tokens, cut.depth),
+            slack: slab.max(columns(shape) - tokens) * gpu::ROW_BYTES,
+            sums: gpu::sums_bytes(cut.rows, tokens) * cut.teams,
+            persistent,
+            most: gpu::MAX_STAGES.min(steps),
+        }
+    }
+
+    /// Stages that so much shared memory has room for.
+    fn stages(&self, cut: Cut, budget: u32) -> u32 {
+        let beside = if self.persistent { self.sums } else { 0 };
+        let stages = cut.stages.min(budget.saturating_sub(gpu::STAGES_AT + self.slack + beside) / self.stage);
+        // Those that are used again belong to one team.
+        if stages < self.most { stages / cut.teams * cut.teams } else { self.most }
+    }
+}
+
 /// What a [`Cut`] makes of a block.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
@@ -193,27 +271,19 @@ struct Plan {
 
 impl Plan {
     fn new(cut: Cut, shape: &Shape, room: Room) -> Plan {
-        let tokens = tokens(shape);
-        let stage = gpu::stage_bytes(cut.rows, tokens, cut.depth);
-        // What the last slab and the last token tile read behind the last stage.
-        let slab = (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens) * cut.depth;
-        let beyond = slab.max(columns(shape) - tokens);
-        let slack = beyond * gpu::ROW_BYTES;
-        let sums = gpu::sums_pitch(cut.rows) * tokens * 4;
-        let persistent = cut.count(shape) > cut.clusters(room);
-        let beside = if persistent { sums } else { 0 };
-        // A tile's steps are all that a block of one tile can use.
-        let steps = if persistent { u32::MAX } else { stages(shape, cut.depth).div_ceil(cut.split) };
-        let most = gpu::MAX_STAGES.min(steps);
-        let stages = |budget: u32| (budget.saturating_sub(gpu::STAGES_AT + slack + beside) / stage).min(most);
-        let half = stages(HALF_SHARED);
-        let enough = ENOUGH_BLOCKS.div_ceil(cut.depth).max(3);
-        let stages = if half >= enough.min(most) { half } else { stages(ALL_SHARED) };
-        let ring = gpu::STAGES_AT + stages * stage;
-        let (at, end) = if persistent { (ring, ring + slack.max(sums)) } else { (gpu::STAGES_AT, ring + slack) };
+        let ring = Ring::new(cut, shape, room);
+        let stages = ring.stages(cut, ALL_SHARED);
+        let end = gpu::STAGES_AT + stages * ring.stage;
+        let (sums, end) =
+            if ring.persistent { (end, end + ring.slack.max(ring.sums)) } else { (gpu::STAGES_AT, end + ring.slack) };
         let clusters = cut.count(shape).min(cut.clusters(room));
-        let blocks = clusters * cut.cluster() as usize;
-        Plan { wide: cut.rows > gpu::most_rows(2), stages, sums: at, shared: end.max(at + sums), blocks }
+        Plan {
+            wide: cut.warpgroups() > 2,
+            stages,
+            sums,
+            shared: end.max(sums + ring.sums),
+            blocks: clusters * cut.cluster() as usize,
+        }
     }
 }
 
@@ -246,6 +316,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         kind: entry_index(gemm) as u32 / 2,
         activation: gemm.activation.code(),
         accumulate: u32::from(gemm.accumulate),
+        tiles: cut.tiles(shape) as u32,
         rows: cut.rows,
         tokens: tokens(shape),
         stages: plan.stages,
@@ -253,6 +324,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         sums: plan.sums,
         share: cut.share,
         depth: cut.depth,
+        teams: cut.teams,
         column_step: if shape.k.is_multiple_of(gpu::TILE_K as usize) { 0 } else { gpu::TILE_K },
         grouped: u32::from(shape.n.is_multiple_of(8)),
     };
@@ -302,10 +374,13 @@ pub(super) fn kernel() -> Kernel {
     }
 }
 
-/// Cuts of the tests: one slab, two, three, four; each split, share and depth.
-const CUTS: [Cut; 10] = {
+/// Cuts of the tests: one slab, two, three, four; each split, share, depth and number of teams.
+const CUTS: [Cut; 13] = {
     const fn cut(rows: u32, split: u32, share: u32, depth: u32) -> Cut {
-        Cut { rows, split, share, depth }
+        teams(rows, split, share, depth, 1)
+    }
+    const fn teams(rows: u32, split: u32, share: u32, depth: u32, teams: u32) -> Cut {
+        Cut { split, share, depth, teams, ..Cut::simple(rows) }
     }
     [
         cut(16, 1, 1, 1),
@@ -318,6 +393,9 @@ const CUTS: [Cut; 10] = {
         cut(48, 1, 2, 2),
         cut(32, 1, 4, 4),
         cut(96, 2, 2, 2),
+        teams(32, 1, 1, 1, 2),
+        teams(48, 2, 1, 2, 4),
+        teams(112, 1, 2, 2, 2),
     ]
 };
 

@@ -29,6 +29,9 @@ pub struct TuneArgs {
     /// Only products of at least this many rows
     #[arg(long, value_name = "M", default_value_t = 1)]
     rows_from: usize,
+    /// Only products of at most this many rows
+    #[arg(long, value_name = "M", default_value_t = usize::MAX, hide_default_value = true)]
+    rows_to: usize,
     /// What the table's header says besides the GPU and the driver: date, commit, compilers
     #[arg(long, value_name = "TEXT", default_value = "")]
     note: String,
@@ -73,7 +76,7 @@ struct Finals {
     rounds: usize,
     turn_us: f64,
 }
-const FINALS: Finals = Finals { finalists: 5, rounds: 5, turn_us: 1500.0 };
+const FINALS: Finals = Finals { finalists: 8, rounds: 5, turn_us: 1500.0 };
 /// Of products of [`SUSTAINED_ROWS`] and more, long enough for the card to be at its power limit, as it is in the steps of
 /// a prefill. There another choice wins than in a burst.
 const SUSTAINED: Finals = Finals { finalists: 8, rounds: 3, turn_us: 50_000.0 };
@@ -143,8 +146,8 @@ pub fn run(args: &TuneArgs) -> Result<ExitCode> {
     // What runs before and after differs from model to model: kernels are measured by themselves.
     let stream = device.stream()?.without_overlap();
     let mut products = products(args.only.as_deref().unwrap_or_default());
-    products.retain(|product| product.m >= args.rows_from);
-    ensure!(!products.is_empty(), "no product of {} rows or more contains {:?}", args.rows_from, args.only);
+    products.retain(|product| (args.rows_from..=args.rows_to).contains(&product.m));
+    ensure!(!products.is_empty(), "no product of --rows-from to --rows-to contains {:?}", args.only);
     let most = |size: &dyn Fn(&Product) -> usize| products.iter().map(size).max().unwrap_or(0);
     let models = models(&products);
     let chained = models.iter().map(Model::elements).max().unwrap_or(0);
