@@ -176,7 +176,7 @@ pub(super) struct ClusterBarrier {
     arrived: Vec<u32>,
     /// Lanes that arrived in the phase before and have not waited since.
     owed: Vec<u32>,
-    /// Join of the clocks of those who released, of the open phase and of the one before.
+    /// Join of what those who arrived have told, of the open phase and of the one before.
     open: Vec<u32>,
     closed: Vec<u32>,
     /// A phase ended since the scheduler last looked.
@@ -198,16 +198,14 @@ impl ClusterBarrier {
         }
     }
 
-    /// The lanes in `mask` of warp `slot` arrive; `clock` is what they release.
-    pub fn arrive(&mut self, slot: usize, mask: u32, clock: Option<&[u32]>) -> Result<(), String> {
+    /// The lanes in `mask` of warp `slot` arrive; `clock` is what they tell the others.
+    pub fn arrive(&mut self, slot: usize, mask: u32, clock: &[u32]) -> Result<(), String> {
         let twice = mask & (self.arrived[slot] | self.owed[slot]);
         if twice != 0 {
             return Err(format!("lanes {twice:#010x} arrive at the cluster's barrier again without having waited"));
         }
         self.arrived[slot] |= mask;
-        if let Some(clock) = clock {
-            join(&mut self.open, clock);
-        }
+        join(&mut self.open, clock);
         self.complete();
         Ok(())
     }
@@ -284,9 +282,14 @@ impl Executor<'_> {
             }
             ClusterOp::Arrive { release } => {
                 let slot = warp.slot as usize;
-                cluster.barrier.arrive(slot, mask, release.then_some(&*warp.clock)).map_err(misuse)?;
                 if *release {
+                    cluster.barrier.arrive(slot, mask, &warp.clock).map_err(misuse)?;
                     warp.advance();
+                } else {
+                    let mut told = vec![0; slot + 1];
+                    told[slot] = warp.arrive_relaxed();
+                    cluster.own(warp).shared.mbarriers.publish_inits(warp.slot, told[slot]);
+                    cluster.barrier.arrive(slot, mask, &told).map_err(misuse)?;
                 }
             }
             ClusterOp::Wait => {

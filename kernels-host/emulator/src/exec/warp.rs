@@ -15,6 +15,10 @@ use crate::memory::Actors;
 use crate::memory::mbarriers::Phase;
 use crate::module::Entry;
 
+/// A warp's time at its start. What others know below it is which of its relaxed arrivals at the cluster's barrier they
+/// have met: that it has started, and the barriers that it had initialised and fenced.
+pub(crate) const FIRST_EPOCH: u32 = 1 << 16;
+
 /// Registers of a warp.
 #[derive(Debug)]
 pub(crate) struct Registers {
@@ -113,6 +117,8 @@ pub(crate) struct Warp {
     pub copies: Copies,
     pub tensor: TensorState,
     pub identity: Identity,
+    /// How often lanes have arrived at the cluster's barrier without a release.
+    pub relaxed: u32,
     /// The first epoch since the lanes last met.
     pub since: u32,
     pub recent: Recent,
@@ -158,7 +164,7 @@ impl Warp {
         let live = ALL >> (32 - count);
         let slot = identity.rank * identity.warps + index;
         let mut clock = vec![0; actors.entries()];
-        clock[slot as usize] = 1;
+        clock[slot as usize] = FIRST_EPOCH;
         Self {
             index,
             slot,
@@ -179,7 +185,8 @@ impl Warp {
             copies: Copies::default(),
             tensor: TensorState::new(entry),
             identity,
-            since: 1,
+            relaxed: 0,
+            since: FIRST_EPOCH,
             recent: Recent::default(),
             spin: Spin::default(),
             behind: 0,
@@ -247,6 +254,12 @@ impl Warp {
     /// What the warp does from now on is not what others have learnt of it.
     pub fn advance(&mut self) {
         self.clock[self.slot as usize] += 1;
+    }
+
+    /// Arrives without a release: what that tells the others.
+    pub fn arrive_relaxed(&mut self) -> u32 {
+        self.relaxed = (self.relaxed + 1).min(FIRST_EPOCH - 1);
+        self.relaxed
     }
 
     /// All lanes have met: their accesses are ordered.

@@ -233,6 +233,14 @@ impl Mbarriers {
         }
     }
 
+    /// `warp` arrives at the cluster's barrier for the `arrival`th time without a release: who knows of that knows of the
+    /// barriers that it has initialised and fenced.
+    pub fn publish_inits(&mut self, warp: u32, arrival: u32) {
+        for slot in self.slots.values_mut().filter(|slot| slot.init.warp == warp && slot.init.fenced) {
+            slot.init.epoch = slot.init.epoch.min(arrival);
+        }
+    }
+
     /// "phase 3, 1 of 2 arrivals and 128 bytes to come" of the barrier at `address`.
     pub fn state(&self, address: u64) -> Option<String> {
         let slot = self.slots.get(&u32::try_from(address).ok()?)?;
