@@ -6,6 +6,7 @@ pub mod mma;
 pub mod narrow;
 pub mod skinny;
 pub mod stream;
+mod stream_epilogue;
 mod tile;
 pub mod wgmma;
 mod wgmma_epilogue;

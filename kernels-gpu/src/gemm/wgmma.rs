@@ -19,7 +19,9 @@
 //! | 128 × 128 × 64 | 7 of 32 KiB | 224 KiB | 64, 128 |
 //! | 128 × 112 × 64 | 7 of 30 KiB | 210 KiB | –, 112 |
 //! | 128 × 96 × 64 | 8 of 28 KiB | 224 KiB | 48, 96 |
+//! | 128 × 80 × 64 | 8 of 26 KiB | 208 KiB | 40 |
 //! | 128 × 64 × 64 | 9 of 24 KiB | 216 KiB | 32 |
+//! | 128 × 48 × 64 | 10 of 22 KiB | 220 KiB | 24 |
 //!
 //! The width is for the launcher to pick, so that the tiles fill the last wave.
 //!
@@ -27,8 +29,9 @@
 //! weights' box and multicasts it to both, which takes a third (256 columns) to a quarter (128) off the traffic from L2:
 //! at 745 TFLOP/s that is 8.7 TB/s without. A stage is free when the consumers of both blocks say so.
 //!
-//! Split: where there are fewer tiles than multiprocessors, `split` blocks, a cluster, share a tile's K. Their sums meet
-//! in shared memory ([`crate::tile::split`]). Cooperative tiles only.
+//! Split: where there are fewer tiles than multiprocessors, `split` blocks, a cluster, share a tile's K. Each finishes the
+//! rows of a `split`th of the warps, whose sums the others send it ([`meeting`](crate::tile::meeting)), over the ring.
+//! Cooperative tiles only.
 //!
 //! Any m, n ≥ 1 and k a multiple of 8: TMA fills what lies outside of the matrices with zeros, and the epilogue
 //! stores inside of them only. Per stage a block reads 48 KiB (32 KiB) for 4.2 (2.1) MFLOP, so the product is
@@ -38,22 +41,23 @@
 //! band's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
 //! `d[4j + 2]`, `d[4j + 3]` of the second. The epilogue transposes among the four lanes of a row, so that each stores
 //! 16 bytes: with pairs the same stores took 3 µs of a tile's 44 at k = 4096.
+use super::stream::log2;
 use super::wgmma_epilogue::finish;
 use crate::prim::{
     TensorMap, cluster, mbarrier, shared,
     thread::{
         barrier_arrive, barrier_sync, block_idx_x, grid_dependency_launch, grid_dependency_wait, grid_dim_x,
-        sync_threads, thread_idx_x,
+        thread_idx_x,
     },
     tma,
     warp::{LANES, lane_id, shuffle_u32, sync_warp},
     wgmma,
 };
 use crate::tile::epilogue::Epilogue;
-use crate::tile::split::{self, Store, Sums};
+use crate::tile::meeting::Meeting;
 use crate::tile::{Bf16, F16, Ring, WarpgroupMma};
 
-pub use crate::tile::split::MAX_SPLIT;
+pub use crate::tile::meeting::MAX_SPLIT;
 
 /// Rows of a tile: two consumer warpgroups of 64.
 pub const TILE_M: u32 = 128;
@@ -67,10 +71,10 @@ const WARPS: u32 = wgmma::THREADS / LANES;
 /// 40 · 128 + 232 · 256 = 64,512 of 65,536 registers; the launch gives 168 a thread.
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
-/// The named barrier of the consumers.
-const CONSUMERS_BARRIER: u32 = 1;
-/// That at which the first of them waits for its turn in ping-pong; the second's is the next.
-const TURN_BARRIER: u32 = 2;
+/// The named barrier at which the first consumer waits for its turn in ping-pong; the second's is the next.
+const TURN_BARRIER: u32 = 1;
+/// The named barrier at which all but the producer wait for the ring.
+const START_BARRIER: u32 = TURN_BARRIER + CONSUMERS;
 /// Tiles of M that the blocks walk together (see [`Tiles::at`]).
 const GROUP: u32 = 16;
 
@@ -96,8 +100,12 @@ entry! {
     fn gemm_wgmma_n128_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 64, 1, 7>;
     fn gemm_wgmma_n96_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 48, 1, 8>;
     fn gemm_wgmma_n96_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 48, 1, 8>;
+    fn gemm_wgmma_n80_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 40, 1, 8>;
+    fn gemm_wgmma_n80_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 40, 1, 8>;
     fn gemm_wgmma_n64_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 32, 1, 9>;
     fn gemm_wgmma_n64_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 32, 1, 9>;
+    fn gemm_wgmma_n48_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 24, 1, 10>;
+    fn gemm_wgmma_n48_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 24, 1, 10>;
     fn gemm_wgmma_pingpong_n160_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 80, 2, 6>;
     fn gemm_wgmma_pingpong_n160_f16(threads: THREADS, min_blocks: 1) = gemm::<F16, 80, 2, 6>;
     fn gemm_wgmma_pingpong_n144_bf16(threads: THREADS, min_blocks: 1) = gemm::<Bf16, 72, 2, 6>;
@@ -113,8 +121,9 @@ entry! {
 /// Stages of the ring for tiles of `tile_n` columns; up to 224 KiB.
 pub const fn stages(tile_n: u32) -> u32 {
     match tile_n {
+        48 => 10,
         64 => 9,
-        96 => 8,
+        80 | 96 => 8,
         112 | 128 => 7,
         144 | 160 => 6,
         192 | 224 => 5,
@@ -132,9 +141,16 @@ const BAND_BYTES: u32 = BAND * TILE_K * 2;
 const fn stage_bytes(tile_n: u32) -> u32 {
     A_BYTES + tile_n * TILE_K * 2
 }
-/// Shared memory of a block: the stages, then their barriers.
+/// Shared memory of a block: the stages, then their barriers, then the meeting's.
 pub const fn shared_bytes(tile_n: u32) -> u32 {
-    stages(tile_n) * (stage_bytes(tile_n) + 2 * mbarrier::BYTES)
+    stages(tile_n) * (stage_bytes(tile_n) + 2 * mbarrier::BYTES) + Meeting::BYTES
+}
+
+/// The first of the two stages that take the other blocks' sums, of a ring of `stages`: of the oldest ones whether a block
+/// has `steps` steps or one more. Behind them are at least `stages` − 4 steps.
+fn mail_stage(steps: u32, stages: u32) -> u32 {
+    let stage = (steps + 1) % stages;
+    if stage + 1 == stages { 0 } else { stage }
 }
 
 /// The tiles of the output, in the order in which clusters take them; one is `share` tiles of M.
@@ -153,6 +169,10 @@ impl Tiles {
     /// 132 tiles in flight share about 16 panels of `a` and 9 of `w`, which stay in the L2 cache.
     #[inline(always)]
     fn at(self, index: u32, group: u32) -> (u32, u32) {
+        // Where there are few tiles, divisions, 30 to 100 cycles each, would delay the first copy.
+        if self.m == 1 {
+            return (0, index);
+        }
         let first = index / (group * self.n) * group;
         let rows = if self.m - first < group { self.m - first } else { group };
         let inner = index - first * self.n;
@@ -170,9 +190,8 @@ struct Work {
     /// Blocks that share weights, and this one's place among them.
     share: u32,
     rank: u32,
-    /// Blocks that share a tile's K, and this one's place among them.
+    /// Blocks that share a tile's K.
     split: u32,
-    part: u32,
     /// First row of the ring's buffers.
     buffers: u32,
 }
@@ -181,14 +200,14 @@ impl Work {
     /// First row of `a` and of `w` of the block's tile `index`.
     #[inline(always)]
     fn origin(&self, index: u32, tile_n: u32) -> (u32, u32) {
-        let (m, n) = self.tiles.at(index, GROUP / self.share);
+        let (m, n) = self.tiles.at(index, GROUP >> log2(self.share));
         ((m * self.share + self.rank) * TILE_M, n * tile_n)
     }
     /// The first of the cluster's tiles, and how far it is to the next.
     #[inline(always)]
     fn first(&self) -> (u32, u32) {
-        let cluster = self.share * self.split;
-        (block_idx_x() / cluster, grid_dim_x() / cluster)
+        let cluster = log2(self.share * self.split);
+        (block_idx_x() >> cluster, grid_dim_x() >> cluster)
     }
     /// Of `STAGES`, those that the first tile has a use for.
     #[inline(always)]
@@ -215,33 +234,56 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, con
 ) {
     let buffers = shared::base();
     let mut ring = Ring::<STAGES>::new(buffers + STAGES * stage_bytes(tile_n(REGS)));
-    if thread_idx_x() == 0 {
-        tma::prefetch_map(a);
-        tma::prefetch_map(w);
-        ring.init(consumers::<BANDS>() * WARPS * share);
-    }
-    if share > 1 {
-        cluster::sync();
-    } else {
-        sync_threads();
-    }
-    let tiles = Tiles { m: m.div_ceil(TILE_M * share), n: n.div_ceil(tile_n(REGS)) };
-    let rank = block_idx_x() % (share * split);
-    let part = rank / share;
+    let rank = block_idx_x() & (share * split - 1);
+    let part = rank >> log2(share);
     let steps = k.div_ceil(TILE_K);
-    let first_step = steps * part / split;
-    let work = Work {
-        tiles,
-        steps: steps * (part + 1) / split - first_step,
-        first_step,
-        share,
-        rank: rank % share,
+    let meeting = Meeting {
+        barriers: buffers + shared_bytes(tile_n(REGS)) - Meeting::BYTES,
+        mail: buffers + mail_stage(steps >> log2(split), STAGES) * stage_bytes(tile_n(REGS)),
+        in_use: true,
         split,
         part,
+        first: 0,
+        step: 1,
+        warps: CONSUMERS * WARPS,
+        teams: 1,
+        groups: REGS as u32 / 4,
+    };
+    let tiles = Tiles { m: (m.div_ceil(TILE_M) + share - 1) >> log2(share), n: n.div_ceil(tile_n(REGS)) };
+    let first_step = (steps * part) >> log2(split);
+    let work = Work {
+        tiles,
+        steps: ((steps * (part + 1)) >> log2(split)) - first_step,
+        first_step,
+        share,
+        rank: rank & (share - 1),
+        split,
         buffers,
     };
     // By shuffle, so that the compiler knows it for one value per warp and computes descriptors once.
     let warpgroup = shuffle_u32(thread_idx_x() / wgmma::THREADS, 0);
+    if shuffle_u32(thread_idx_x(), 0) == 0 {
+        if thread_idx_x() == 0 {
+            ring.init(consumers::<BANDS>() * WARPS * share);
+            if BANDS == 1 && split > 1 {
+                meeting.init(CONSUMERS * WARPS);
+            }
+        }
+        sync_warp();
+        // The others wait for the barriers; this warp copies at once, unless it copies for others.
+        barrier_arrive(START_BARRIER, THREADS);
+    } else {
+        if thread_idx_x() == LANES {
+            tma::prefetch_map(a);
+        }
+        sync_warp();
+        barrier_sync(START_BARRIER, THREADS);
+    }
+    if share > 1 {
+        cluster::sync();
+    } else if split > 1 {
+        cluster::arrive_relaxed();
+    }
     if warpgroup == 0 {
         wgmma::registers_decrease::<PRODUCER_REGISTERS>();
         if thread_idx_x() == 0 {
@@ -251,18 +293,20 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, con
         }
         sync_warp();
         if split > 1 {
-            // The consumers' first; the second is the one below.
-            cluster::sync();
+            cluster::wait();
         }
     } else {
         wgmma::registers_increase::<CONSUMER_REGISTERS>();
         // The predecessor may still read `out`, or write the residual there.
         grid_dependency_wait();
+        if split > 1 {
+            cluster::wait();
+        }
         let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
-        consume::<E, REGS, BANDS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &mut ring);
+        consume::<E, REGS, BANDS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &meeting, &mut ring);
     }
-    if share * split > 1 {
-        // The other block's copies and arrivals still come in here, or it reads the sums.
+    if share > 1 {
+        // The other block's copies and arrivals still come in here.
         cluster::sync();
     }
 }
@@ -279,6 +323,7 @@ unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, 
     kind: u32,
     warpgroup: u32,
     work: &Work,
+    meeting: &Meeting,
     ring: &mut Ring<STAGES>,
 ) {
     let thread = thread_idx_x() % wgmma::THREADS;
@@ -296,50 +341,27 @@ unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, 
             barrier_sync(TURN_BARRIER + warpgroup, CONSUMERS * wgmma::THREADS);
         }
         let next = if index + stride < work.tiles.count() { TURN_BARRIER + (warpgroup ^ 1) } else { 0 };
-        multiply::<E, REGS, BANDS, STAGES>(&mut d, band, next, work, ring);
+        multiply::<E, REGS, BANDS, STAGES>(&mut d, band, next, work, meeting, ring);
         let own = band * BAND + thread / LANES * 16 + thread % LANES / 4;
         if pingpong {
             for i in 0..BANDS {
                 finish::<E, REGS>(epilogue, kind, &mut d[i], row + i as u32 * BAND + own, col);
             }
             ring.skip(work.steps);
-        } else if work.split == 1 {
+        } else if meeting.split == 1 || meet(&mut d[0], warpgroup, meeting) {
             finish::<E, REGS>(epilogue, kind, &mut d[0], row + own, col);
-        } else {
-            finish_split::<E, REGS>(epilogue, kind, &d[0], own, (row, col), work);
         }
         index += BANDS as u32 * stride;
     }
 }
 
-/// The end of a tile of a cluster that shares its K: `d` of row `own` of the tile and 8 further takes the place of the
-/// ring, which has no more to come, and every block finishes a part of the tile.
+/// Meets the blocks that share the tile's K; whether this block finishes what is then in this warp's accumulators. (A
+/// cluster has one tile.)
 #[inline(always)]
-unsafe fn finish_split<E: WarpgroupMma<REGS>, const REGS: usize>(
-    epilogue: &Epilogue,
-    kind: u32,
-    d: &[f32; REGS],
-    own: u32,
-    origin: (u32, u32),
-    work: &Work,
-) {
-    let &Epilogue { bias, out, out_stride, m, n, activation, accumulate } = epilogue;
-    let store = Store { bias, out, out_stride, m, n, kind, activation, accumulate };
-    let cols = tile_n(REGS);
-    // 8 more than a multiple of 32: the 4 rows by 4 pairs that half a warp stores at once lie in 32 banks.
-    let pitch = cols + 8;
-    let sums = Sums { at: work.buffers, pitch, rows: TILE_M, cols, origin, first: 0, step: 1, teams: 1, team_bytes: 0 };
-    // Both warpgroups have read the last stages.
-    barrier_sync(CONSUMERS_BARRIER, CONSUMERS * wgmma::THREADS);
-    let at = sums.at + (own * pitch + thread_idx_x() % 4 * 2) * 4;
-    for j in 0..REGS / 4 {
-        shared::store_v2_f32(at + 32 * j as u32, [d[4 * j], d[4 * j + 1]]);
-        shared::store_v2_f32(at + 32 * (pitch + j as u32), [d[4 * j + 2], d[4 * j + 3]]);
-    }
-    cluster::sync();
-    let consumers = CONSUMERS * wgmma::THREADS;
-    let index = work.part * consumers + thread_idx_x() - wgmma::THREADS;
-    split::finish::<E>(&store, &sums, work.split, index, work.split * consumers);
+unsafe fn meet<const REGS: usize>(d: &mut [f32; REGS], warpgroup: u32, meeting: &Meeting) -> bool {
+    // By shuffle, so that the compiler knows it for one value per warp.
+    let warp = warpgroup * WARPS + shuffle_u32(thread_idx_x() % wgmma::THREADS / LANES, 0);
+    meeting.exchange(d, warp, 0)
 }
 
 /// The producer, one thread: fills stage after stage with the tiles' boxes of `a` and `w`, behind the first lap's, whose
@@ -354,15 +376,20 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
     let bytes = stage_bytes(tile_n(REGS));
     let &Work { steps, first_step, share, rank, buffers, .. } = work;
     // This block's part of the weights, for all of the cluster.
-    let part = tile_n(REGS) / share;
+    let part = tile_n(REGS) >> log2(share);
+    let policy = tma::evict_first();
     let load_w = |ring: &Ring<STAGES>, row: u32, step: u32| {
         // Boxes count in full, also where they reach beyond the matrix.
         mbarrier::arrive_expect_tx(ring.full(), bytes);
         let buffer = buffers + ring.stage() * bytes + A_BYTES + rank * part * (2 * TILE_K);
-        if share == 1 {
-            tma::load_2d(buffer, w, (first_step + step) * TILE_K, row, ring.full());
+        let column = (first_step + step) * TILE_K;
+        if share == 1 && work.tiles.m == 1 {
+            // Nobody reads them again.
+            tma::load_2d_policy(buffer, w, column, row, ring.full(), policy);
+        } else if share == 1 {
+            tma::load_2d(buffer, w, column, row, ring.full());
         } else {
-            tma::load_2d_multicast(buffer, w, step * TILE_K, row + rank * part, ring.full(), (1 << share) - 1);
+            tma::load_2d_multicast(buffer, w, column, row + rank * part, ring.full(), (1 << share) - 1);
         }
     };
     let (mut index, stride) = work.first();
@@ -383,10 +410,15 @@ unsafe fn produce<const REGS: usize, const STAGES: u32>(
             load_a(a, work, ring.stage() * bytes, ring.full(), a_row, step);
             ring.advance();
             step += 1;
+            if step + STAGES == steps && index + stride >= work.tiles.count() {
+                // The next kernel starts while the last lap comes in.
+                grid_dependency_launch();
+            }
         }
         step = 0;
         index += stride;
     }
+    // If one lap is all.
     grid_dependency_launch();
 }
 
@@ -427,9 +459,13 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
     first: u32,
     next: u32,
     work: &Work,
+    meeting: &Meeting,
     ring: &mut Ring<STAGES>,
 ) {
     let mut previous = ring.empty();
+    // The step before which the last one that read the mail's stages has been waited for.
+    let ahead = if work.steps + 4 > STAGES { work.steps + 4 - STAGES } else { 0 };
+    let meets = BANDS == 1 && meeting.split > 1;
     let mut step = 0;
     while step < work.steps {
         ring.wait_full();
@@ -454,6 +490,9 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
         if step > 0 {
             release(previous, work.share);
         }
+        if meets && step == ahead {
+            meeting.arrive();
+        }
         previous = ring.empty();
         ring.advance();
         step += 1;
@@ -463,6 +502,9 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
         wgmma::pin(band);
     }
     release(previous, work.share);
+    if meets && ahead == work.steps {
+        meeting.arrive();
+    }
 }
 
 /// Tells the blocks that fetch the weights of a stage, whose empty barrier is at `empty`, that this warp has read it:

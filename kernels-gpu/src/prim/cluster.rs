@@ -11,6 +11,16 @@ pub fn sync() {
         llvm::barrier_cluster_wait()
     }
 }
+/// The first half of [`sync`], but orders only what [`fence_init`](super::mbarrier::fence_init) does.
+#[inline(always)]
+pub fn arrive_relaxed() {
+    device! { llvm::barrier_cluster_arrive_relaxed() }
+}
+/// The second half of [`sync`].
+#[inline(always)]
+pub fn wait() {
+    device! { llvm::barrier_cluster_wait() }
+}
 /// The address at which this block reaches `address` of the shared memory of the cluster's block `rank`.
 #[inline(always)]
 pub fn shared_of(rank: u32, address: u32) -> u32 {
@@ -30,14 +40,13 @@ pub fn rank() -> u32 {
         rank
     }
 }
-/// Loads 16 bytes (16-byte aligned) from an address of [`shared_of`]. That block must have started, and must not
-/// exit before: [`sync`] on both sides.
+/// Sends 16 bytes to `address` (16-byte aligned) of another block, whose barrier at `barrier` gets them counted when they are
+/// there; both from [`shared_of`]. That block must have started, and must not exit before.
 #[inline(always)]
-pub unsafe fn load_v4(address: u32) -> [u32; 4] {
+pub unsafe fn send_v4(address: u32, v: [u32; 4], barrier: u32) {
     device! {
-        let (a, b, c, d): (u32, u32, u32, u32);
-        core::arch::asm!("ld.shared::cluster.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}];",
-            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(readonly, nostack));
-        [a, b, c, d]
+        core::arch::asm!("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [{4}], {{{0}, {1}, {2}, {3}}}, [{5}];",
+            in(reg32) v[0], in(reg32) v[1], in(reg32) v[2], in(reg32) v[3], in(reg32) address, in(reg32) barrier,
+            options(nostack))
     }
 }

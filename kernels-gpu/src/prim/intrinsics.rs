@@ -10,6 +10,8 @@ unsafe extern "C" {
     pub fn barrier_arrive(id: u32, threads: u32);
     #[link_name = "llvm.nvvm.barrier.cluster.arrive"]
     pub fn barrier_cluster_arrive();
+    #[link_name = "llvm.nvvm.barrier.cluster.arrive.relaxed"]
+    pub fn barrier_cluster_arrive_relaxed();
     #[link_name = "llvm.nvvm.barrier.cluster.wait"]
     pub fn barrier_cluster_wait();
     #[link_name = "llvm.nvvm.bar.warp.sync"]

@@ -88,10 +88,23 @@ macro_rules! with_7 {
 macro_rules! with_15 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] } };
 }
+/// As `with_63`, of 24 registers.
+macro_rules! with_23 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23
+    ] } };
+}
 /// As `with_7`, of 32 registers.
 macro_rules! with_31 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    ] } };
+}
+/// As `with_63`, of 40 registers.
+macro_rules! with_39 {
+    ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
+        38 39
     ] } };
 }
 /// As `with_7`, of 48 registers.
@@ -179,8 +192,12 @@ with_7!(mma_async!(mma_n16_bf16, "16", 8, "bf16",));
 with_7!(mma_async!(mma_n16_f16, "16", 8, "f16",));
 with_15!(mma_async!(mma_n32_bf16, "32", 16, "bf16",));
 with_15!(mma_async!(mma_n32_f16, "32", 16, "f16",));
+with_23!(mma_async!(mma_n48_bf16, "48", 24, "bf16",));
+with_23!(mma_async!(mma_n48_f16, "48", 24, "f16",));
 with_31!(mma_async!(mma_n64_bf16, "64", 32, "bf16",));
 with_31!(mma_async!(mma_n64_f16, "64", 32, "f16",));
+with_39!(mma_async!(mma_n80_bf16, "80", 40, "bf16",));
+with_39!(mma_async!(mma_n80_f16, "80", 40, "f16",));
 with_47!(mma_async!(mma_n96_bf16, "96", 48, "bf16",));
 with_47!(mma_async!(mma_n96_f16, "96", 48, "f16",));
 with_55!(mma_async!(mma_n112_bf16, "112", 56, "bf16",));

@@ -2,13 +2,13 @@
 mod elem;
 pub mod epilogue;
 pub mod kv;
+pub mod meeting;
 pub mod philox;
 pub mod quad;
 pub mod reduce;
 mod ring;
 pub mod rope;
 pub mod row;
-pub mod split;
 mod warpgroup;
 
 pub use elem::*;

@@ -22,7 +22,9 @@ macro_rules! warpgroup_mma {
 warpgroup_mma! {
     Bf16 8 mma_n16_bf16;
     Bf16 16 mma_n32_bf16;
+    Bf16 24 mma_n48_bf16;
     Bf16 32 mma_n64_bf16;
+    Bf16 40 mma_n80_bf16;
     Bf16 48 mma_n96_bf16;
     Bf16 56 mma_n112_bf16;
     Bf16 64 mma_n128_bf16;
@@ -33,7 +35,9 @@ warpgroup_mma! {
     Bf16 128 mma_n256_bf16;
     F16 8 mma_n16_f16;
     F16 16 mma_n32_f16;
+    F16 24 mma_n48_f16;
     F16 32 mma_n64_f16;
+    F16 40 mma_n80_f16;
     F16 48 mma_n96_f16;
     F16 56 mma_n112_f16;
     F16 64 mma_n128_f16;

@@ -84,10 +84,11 @@ fn module(
 fn flags(target: &str) -> Vec<String> {
     let arch_cfg = target.to_owned();
     let lines: &[&str] = if lines::wanted() { &["-C", "debuginfo=line-directives-only"] } else { &[] };
-    // LLVM's default for sm_80 is PTX 7.0, which lacks cache hints; 8.0 is what sm_90a has and the oldest driver reads.
+    // LLVM's defaults are PTX 7.0 for sm_80, which lacks cache hints, and 8.0 for sm_90a, which lacks `st.async`; 8.1 is what
+    // the oldest driver that we name reads.
     [
         "-C",
-        "target-feature=+ptx80",
+        "target-feature=+ptx81",
         "--cfg",
         "device",
         "--cfg",

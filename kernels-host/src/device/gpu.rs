@@ -10,8 +10,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
-/// PTX 8.0 needs CUDA 12.0.
-const OLDEST_DRIVER: i32 = 12000;
+/// PTX 8.1 needs CUDA 12.1.
+const OLDEST_DRIVER: i32 = 12010;
 /// Bytes of dynamic shared memory that a kernel may use without asking.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 

@@ -57,7 +57,7 @@ pub(crate) struct Cut {
     pub split: u32,
     /// Blocks that share their activations: 1, 2 or 4, with `split` at most 4.
     pub share: u32,
-    /// Blocks of 64 elements of K in a stage: 1, 2 or 4, at least `share`.
+    /// Blocks of 64 elements of K in a stage: 1, 2 or 4; 1 or at least `share`.
     pub depth: u32,
     /// Warpgroups that take a slab's stages in turn: 1, 2 or 4, at most 4 with all slabs of 64 rows.
     pub teams: u32,
@@ -102,6 +102,16 @@ impl Cut {
         (stages >= enough.max(self.fewest_stages()).min(ring.most)).then_some(Cut { stages, ..self })
     }
 
+    /// Tokens of a block's part of a stage's activations: `share`ths of them, or all in a part of the blocks of K.
+    fn parts(self) -> (u32, u32) {
+        if self.share <= self.depth { (1, self.share) } else { (self.share, 1) }
+    }
+
+    /// Rows of a in a stage.
+    fn tokens(self, shape: &Shape) -> u32 {
+        shape.m.next_multiple_of(8 * self.parts().0 as usize) as u32
+    }
+
     /// Blocks of a cluster.
     fn cluster(self) -> u32 {
         self.split * self.share
@@ -127,7 +137,7 @@ impl Cut {
     fn time(self, shape: &Shape, room: Room) -> usize {
         let rounds = self.count(shape).div_ceil(self.clusters(room));
         let stages = stages(shape, self.depth).div_ceil(self.split) as usize;
-        let (rows, tokens, depth) = (self.rows as usize, tokens(shape) as usize, self.depth as usize);
+        let (rows, tokens, depth) = (self.rows as usize, self.tokens(shape) as usize, self.depth as usize);
         let fetched = tokens / self.share as usize;
         let stage = (depth * (4 * rows + fetched + tokens)).max((120 + 40 * depth) / self.teams as usize);
         let meeting = if self.split > 1 { 1000 } else { 0 };
@@ -140,7 +150,8 @@ impl Cut {
             && (8..=gpu::most_rows(4)).contains(&self.rows)
             && self.warpgroups() <= gpu::MOST_WARPGROUPS
             && self.cluster() <= gpu::MAX_SPLIT
-            && self.share <= self.depth
+            && (self.share <= self.depth || self.depth == 1)
+            && self.tokens(shape) <= columns(shape)
             && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize) && shape.n.is_multiple_of(8))
     }
 
@@ -150,6 +161,7 @@ impl Cut {
         self.is_valid(shape) && (self.split == 1 || self.count(shape) <= self.clusters(room)) && {
             let ring = Ring::new(self, shape, room);
             ring.stages(self, ALL_SHARED) >= self.fewest_stages().min(ring.most)
+                && gpu::STAGES_AT + ring.sums + ring.mail <= ALL_SHARED
         }
     }
 
@@ -208,11 +220,6 @@ fn stages(shape: &Shape, depth: u32) -> u32 {
     shape.k.div_ceil((gpu::TILE_K * depth) as usize) as u32
 }
 
-/// Rows of a in a stage.
-fn tokens(shape: &Shape) -> u32 {
-    shape.m.next_multiple_of(8) as u32
-}
-
 /// Columns of the matrix instruction.
 fn columns(shape: &Shape) -> u32 {
     shape.m.next_power_of_two().max(16) as u32
@@ -224,8 +231,9 @@ struct Ring {
     stage: u32,
     /// Bytes that the last slab and the last token tile read behind the last stage.
     slack: u32,
-    /// Bytes of the sums.
+    /// Bytes of the sums, and of those from other blocks.
     sums: u32,
+    mail: u32,
     /// Whether blocks have several tiles: then the sums lie beside the stages.
     persistent: bool,
     /// Stages that a block has a use for.
@@ -234,7 +242,7 @@ struct Ring {
 
 impl Ring {
     fn new(cut: Cut, shape: &Shape, room: Room) -> Ring {
-        let tokens = tokens(shape);
+        let tokens = cut.tokens(shape);
         let slab = (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens) * cut.depth;
         let persistent = cut.count(shape) > cut.clusters(room);
         // A tile's steps are all that a block of one tile can use.
@@ -243,6 +251,7 @@ impl Ring {
             stage: gpu::stage_bytes(cut.rows, tokens, cut.depth),
             slack: slab.max(columns(shape) - tokens) * gpu::ROW_BYTES,
             sums: gpu::sums_bytes(cut.rows, tokens) * cut.teams,
+            mail: gpu::mail_bytes(cut.rows, tokens, cut.split, cut.teams),
             persistent,
             most: gpu::MAX_STAGES.min(steps),
         }
@@ -263,8 +272,9 @@ struct Plan {
     /// Whether the block has four consumer warpgroups instead of two.
     wide: bool,
     stages: u32,
-    /// Where the sums start in shared memory.
+    /// Where the sums start in shared memory, and those from other blocks.
     sums: u32,
+    mail: u32,
     shared: u32,
     blocks: usize,
 }
@@ -276,12 +286,16 @@ impl Plan {
         let end = gpu::STAGES_AT + stages * ring.stage;
         let (sums, end) =
             if ring.persistent { (end, end + ring.slack.max(ring.sums)) } else { (gpu::STAGES_AT, end + ring.slack) };
+        let end = end.max(sums + ring.sums);
+        // Beside the ring, where nobody has to be waited for, if that costs no stage.
+        let mail = if end + ring.mail <= ALL_SHARED { end } else { sums + ring.sums };
         let clusters = cut.count(shape).min(cut.clusters(room));
         Plan {
             wide: cut.warpgroups() > 2,
             stages,
             sums,
-            shared: end.max(sums + ring.sums),
+            mail,
+            shared: end.max(mail + ring.mail),
             blocks: clusters * cut.cluster() as usize,
         }
     }
@@ -305,7 +319,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
     };
     let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
-        a: stream.tensor_map_3d(&gemm.a, tokens(shape), cut.depth / cut.share)?,
+        a: stream.tensor_map_3d(&gemm.a, cut.tokens(shape) / cut.parts().0, cut.depth / cut.parts().1)?,
         w: stream.tensor_map_4d(&gemm.w, cut.rows / 8, cut.depth)?,
         bias: gemm.bias.as_ref().map_or(DevicePtr::default(), |bias| bias.ptr()),
         out: gemm.out.ptr(),
@@ -318,10 +332,11 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         accumulate: u32::from(gemm.accumulate),
         tiles: cut.tiles(shape) as u32,
         rows: cut.rows,
-        tokens: tokens(shape),
+        tokens: cut.tokens(shape),
         stages: plan.stages,
         split: cut.split,
         sums: plan.sums,
+        mail: plan.mail,
         share: cut.share,
         depth: cut.depth,
         teams: cut.teams,
@@ -375,7 +390,7 @@ pub(super) fn kernel() -> Kernel {
 }
 
 /// Cuts of the tests: one slab, two, three, four; each split, share, depth and number of teams.
-const CUTS: [Cut; 13] = {
+const CUTS: [Cut; 16] = {
     const fn cut(rows: u32, split: u32, share: u32, depth: u32) -> Cut {
         teams(rows, split, share, depth, 1)
     }
@@ -393,6 +408,9 @@ const CUTS: [Cut; 13] = {
         cut(48, 1, 2, 2),
         cut(32, 1, 4, 4),
         cut(96, 2, 2, 2),
+        cut(64, 1, 2, 1),
+        cut(32, 1, 4, 1),
+        cut(96, 2, 2, 1),
         teams(32, 1, 1, 1, 2),
         teams(48, 2, 1, 2, 4),
         teams(112, 1, 2, 2, 2),
@@ -426,14 +444,14 @@ mod tests {
                     let plan = Plan::new(cut, &shape, H200);
                     assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
                     assert!(cut != fitting || !gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
-                    let stage = gpu::stage_bytes(cut.rows, tokens(&shape), cut.depth);
+                    let tokens = cut.tokens(&shape);
+                    let stage = gpu::stage_bytes(cut.rows, tokens, cut.depth);
                     let last = gpu::STAGES_AT + (plan.stages - 1) * stage;
                     let (blocks, row) = (cut.depth - 1, gpu::ROW_BYTES);
                     let slab_rows = cut.depth * cut.rows.next_multiple_of(gpu::SLAB);
                     assert!(last + slab_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");
-                    let token_rows = cut.depth * cut.rows + blocks * tokens(&shape) + columns(&shape);
+                    let token_rows = cut.depth * cut.rows + blocks * tokens + columns(&shape);
                     assert!(last + token_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");
-                    assert!(cut.split == 1 || plan.sums == gpu::STAGES_AT);
                 }
             }
         }

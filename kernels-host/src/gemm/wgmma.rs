@@ -22,7 +22,7 @@ pub(crate) struct Tile {
 
 impl Tile {
     /// The widths that there are, and those of ping-pong.
-    pub const WIDTHS: [u32; 7] = [256, 224, 192, 160, 128, 96, 64];
+    pub const WIDTHS: [u32; 9] = [256, 224, 192, 160, 128, 96, 80, 64, 48];
     const PINGPONG: [u32; 5] = [160, 144, 128, 112, 96];
     /// Narrow and alone: what every GPU with the kernel can do.
     const SIMPLE: Tile = Tile { cols: 128, bands: 1, share: 1, split: 1 };
@@ -85,7 +85,9 @@ impl Tile {
             (128, 2) => [gpu::gemm_wgmma_pingpong_n128_bf16, gpu::gemm_wgmma_pingpong_n128_f16],
             (144, _) => [gpu::gemm_wgmma_pingpong_n144_bf16, gpu::gemm_wgmma_pingpong_n144_f16],
             (160, 2) => [gpu::gemm_wgmma_pingpong_n160_bf16, gpu::gemm_wgmma_pingpong_n160_f16],
+            (48, _) => [gpu::gemm_wgmma_n48_bf16, gpu::gemm_wgmma_n48_f16],
             (64, _) => [gpu::gemm_wgmma_n64_bf16, gpu::gemm_wgmma_n64_f16],
+            (80, _) => [gpu::gemm_wgmma_n80_bf16, gpu::gemm_wgmma_n80_f16],
             (96, _) => [gpu::gemm_wgmma_n96_bf16, gpu::gemm_wgmma_n96_f16],
             (128, _) => [gpu::gemm_wgmma_n128_bf16, gpu::gemm_wgmma_n128_f16],
             (160, _) => [gpu::gemm_wgmma_n160_bf16, gpu::gemm_wgmma_n160_f16],

@@ -1,33 +1,28 @@
-//! The end of a product whose K is split among the blocks of a cluster, or whose tile lies transposed in registers:
-//! every block has its f32 sums in shared memory, \[row of out, column\]; they are added across the blocks in the order
-//! of ranks, which makes results the same from run to run, and go through the epilogue 8 columns at a time.
+//! The end of a tile of [`super::stream`]: from f32 sums in shared memory, \[row of out, column\], to rows of the output.
+//! The teams' sums are added in their order, which makes results the same from run to run, and go through the epilogue 8
+//! columns at a time.
 use crate::prim::{
-    cluster,
     math::rcp,
     memory::{load_v4, load_v4_streaming, store_v4},
     shared,
+    warp::lane_id,
 };
 use crate::tile::Elem;
 use crate::tile::epilogue::{F32, GATED, activation, gate, gelu_erf};
 
-/// Most blocks that share a K.
-pub const MAX_SPLIT: u32 = 4;
-
 /// Where and how the sums are stored; made from a kernel's parameters, which mean what
-/// [`Epilogue`](super::epilogue::Epilogue)'s do.
+/// [`Epilogue`](crate::tile::epilogue::Epilogue)'s do.
 #[derive(Clone, Copy)]
-pub struct Store {
+pub(super) struct Store {
     /// \[n\] or null.
     pub bias: *const u16,
     /// \[m, n\], \[m, n / 2\] when gated.
     pub out: *mut u16,
     /// Elements of out from row to row.
     pub out_stride: u32,
-    /// Rows.
-    pub m: u32,
     /// Columns of the product.
     pub n: u32,
-    /// One of the kinds of [`epilogue`](super::epilogue).
+    /// One of the kinds of [`epilogue`](crate::tile::epilogue).
     pub kind: u32,
     /// One of [`activation`].
     pub activation: u32,
@@ -35,80 +30,70 @@ pub struct Store {
     pub accumulate: u32,
 }
 
-/// A tile's sums, in shared memory at the same place in every block.
+/// A tile's sums, in shared memory.
 #[derive(Clone, Copy)]
-pub struct Sums {
+pub(super) struct Sums {
     /// Where they start, 16-byte aligned.
     pub at: u32,
     /// f32 from row to row, a multiple of 4.
     pub pitch: u32,
-    /// Rows of the tile.
+    /// Rows.
     pub rows: u32,
-    /// Columns of the tile: a multiple of 8, of 16 when gated.
+    /// Columns: a multiple of 8, of 16 when gated.
     pub cols: u32,
-    /// Its first row of out, and column of the product.
-    pub origin: (u32, u32),
-    /// The blocks that share the tile have the ranks `first`, `first + step`, … in the cluster.
-    pub first: u32,
-    /// See `first`.
-    pub step: u32,
-    /// Sums of every block, to be added too: those of warpgroups that share the tile's K.
+    /// The first one's column of the product.
+    pub col: u32,
+    /// Of groups of [`COLS`] columns this block finishes that of place `part`, and each 2^`split` further.
+    pub split: u32,
+    /// See `split`.
+    pub part: u32,
+    /// Sums of each, to be added: those of warpgroups that share the tile's K.
     pub teams: u32,
     /// Bytes from one's to the next one's.
     pub team_bytes: u32,
 }
 
+/// Columns whose sums a warp has.
+const COLS: u32 = 16;
+
 impl Sums {
-    /// Of two times 8 columns, where they exist, those of every team of every block: added in the order of teams, of each in
-    /// the order of ranks. What is loaded of a team's is in flight at once.
+    /// Groups of [`COLS`] columns that this block finishes.
     #[inline(always)]
-    unsafe fn add<const SPLIT: u32>(&self, at: [u32; 2], exists: [bool; 2]) -> [[f32; 8]; 2] {
+    fn groups(&self) -> u32 {
+        let all = (self.cols + COLS - 1) / COLS;
+        (all + (1 << self.split) - 1 - self.part) >> self.split
+    }
+    /// Column of the tile that is `col` of those that this block finishes.
+    #[inline(always)]
+    fn column(&self, col: u32) -> u32 {
+        (((col / COLS) << self.split) + self.part) * COLS + col % COLS
+    }
+
+    /// Of two times 8 columns, where they exist, the sum over the teams, in their order. What is loaded of a team's is in
+    /// flight at once.
+    #[inline(always)]
+    unsafe fn add(&self, at: [u32; 2], exists: [bool; 2]) -> [[f32; 8]; 2] {
         let mut x = [[0.0; 8]; 2];
+        // Of 8 lanes, which load 16 bytes each at once from every other 16, half begin with their second: 8 banks of 16.
+        let second = lane_id() / 4 % 2 * 16;
         let mut team = 0;
         while team < self.teams {
-            let offset = team * self.team_bytes;
-            let mut parts = [[[0; 4]; 2 * MAX_SPLIT as usize]; 2];
-            // Of four blocks there are not the registers for both.
-            if exists[0] {
-                parts[0] = self.load::<SPLIT>(at[0] + offset);
+            let mut loaded = [[[0; 4]; 2]; 2];
+            for item in 0..2 {
+                if exists[item] {
+                    let at = at[item] + team * self.team_bytes;
+                    let [x, y] = [shared::load_v4(at + second), shared::load_v4(at + (16 - second))];
+                    loaded[item] = if second == 0 { [x, y] } else { [y, x] };
+                }
             }
-            if SPLIT == 4 {
-                add_parts::<SPLIT>(&mut x[0], &parts[0]);
+            for item in 0..2 {
+                for i in 0..8 {
+                    x[item][i] += f32::from_bits(loaded[item][i / 4][i % 4]);
+                }
             }
-            if exists[1] {
-                parts[1] = self.load::<SPLIT>(at[1] + offset);
-            }
-            if SPLIT != 4 {
-                add_parts::<SPLIT>(&mut x[0], &parts[0]);
-            }
-            add_parts::<SPLIT>(&mut x[1], &parts[1]);
             team += 1;
         }
         x
-    }
-
-    /// 8 columns of every block.
-    #[inline(always)]
-    unsafe fn load<const SPLIT: u32>(&self, at: u32) -> [[u32; 4]; 2 * MAX_SPLIT as usize] {
-        let mut parts = [[0; 4]; 2 * MAX_SPLIT as usize];
-        for part in 0..2 * SPLIT {
-            let at = at + 16 * (part % 2);
-            parts[part as usize] = if SPLIT == 1 {
-                shared::load_v4(at)
-            } else {
-                cluster::load_v4(cluster::shared_of(self.first + part / 2 * self.step, at))
-            };
-        }
-        parts
-    }
-}
-
-#[inline(always)]
-fn add_parts<const SPLIT: u32>(x: &mut [f32; 8], parts: &[[u32; 4]; 2 * MAX_SPLIT as usize]) {
-    for part in 0..SPLIT as usize {
-        for i in 0..8 {
-            x[i] += f32::from_bits(parts[2 * part + i / 4][i % 4]);
-        }
     }
 }
 
@@ -138,15 +123,15 @@ impl Items {
     }
 }
 
-/// Adds the sums of `split` blocks (1, 2 or 4), applies the epilogue and stores: as thread `index` of all of the tile's
-/// `threads`.
+/// Adds the teams' sums, applies the epilogue and stores: as thread `index` of `threads`.
 #[inline(always)]
-pub unsafe fn finish<E: Elem>(store: &Store, sums: &Sums, split: u32, index: u32, threads: u32) {
+pub(super) unsafe fn finish<E: Elem>(store: &Store, sums: &Sums, index: u32, threads: u32) {
     let gated = store.kind == GATED;
     let span = if gated { 16 } else { 8 };
-    let groups = sums.cols / span;
-    let below = store.m - sums.origin.0;
-    let rows = if below < sums.rows { below } else { sums.rows };
+    let groups = sums.groups() * (COLS / span);
+    if groups == 0 {
+        return;
+    }
     // Divisions would take longer than the rest: at most a few thousand by at most 32, so that a half is far from the
     // next integer's rounding.
     let inverse = rcp(groups as f32);
@@ -155,20 +140,16 @@ pub unsafe fn finish<E: Elem>(store: &Store, sums: &Sums, split: u32, index: u32
         (quotient, n - quotient * groups)
     };
     let (row, group) = divide(index);
-    let mut items = Items { row, group, step: divide(threads), rows, groups, span };
-    while items.row < rows {
-        // Two at once, or gate and up, which alternate by 8 columns: each waits for other blocks' memory.
+    let mut items = Items { row, group, step: divide(threads), rows: sums.rows, groups, span };
+    while items.row < sums.rows {
+        // Two at once, or gate and up, which alternate by 8 columns.
         let (row, col, _) = items.take();
         let (next_row, next_col, more) = if gated { (row, col + 8, true) } else { items.take() };
-        let n = sums.origin.1 + col;
-        let next_n = sums.origin.1 + next_col;
-        let exists = [n < store.n, more && next_n < store.n];
+        let [col, next_col] = [col, next_col].map(|col| sums.column(col));
+        let (n, next_n) = (sums.col + col, sums.col + next_col);
+        let exists = [col < sums.cols && n < store.n, more && next_col < sums.cols && next_n < store.n];
         let at = [(row, col), (next_row, next_col)].map(|(row, col)| sums.at + (row * sums.pitch + col) * 4);
-        let [mut x, mut next] = match split {
-            1 => sums.add::<1>(at, exists),
-            2 => sums.add::<2>(at, exists),
-            _ => sums.add::<4>(at, exists),
-        };
+        let [mut x, mut next] = sums.add(at, exists);
         if gated {
             if exists[0] {
                 add_bias::<E>(store, &mut x, n, store.n - n);
@@ -176,14 +157,14 @@ pub unsafe fn finish<E: Elem>(store: &Store, sums: &Sums, split: u32, index: u32
                 for i in 0..8 {
                     x[i] = gate(store.activation, x[i]) * next[i];
                 }
-                store_8::<E>(store, x, sums.origin.0 + row, n / 2, 8);
+                store_8::<E>(store, x, row, n / 2, 8);
             }
         } else {
             if exists[0] {
-                plain::<E>(store, x, sums.origin.0 + row, n);
+                plain::<E>(store, x, row, n);
             }
             if exists[1] {
-                plain::<E>(store, next, sums.origin.0 + next_row, next_n);
+                plain::<E>(store, next, next_row, next_n);
             }
         }
     }
