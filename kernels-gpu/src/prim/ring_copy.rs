@@ -19,13 +19,14 @@ pub unsafe fn begin(barrier: u32, bytes: u32) {
         }
     }
 }
-/// Starts to copy `bytes` contiguous bytes (a multiple of 512; both addresses 16-byte aligned).
+/// Starts to copy `bytes` contiguous bytes (a multiple of 512; both addresses 16-byte aligned), which the L2 cache then
+/// evicts before other data: decode attention is 1 % faster for it.
 #[inline(always)]
 pub unsafe fn copy(shared: u32, global: *const u8, bytes: u32, barrier: u32) {
     device! {
         #[cfg(sm_90a)]
         if lane_id() == 0 {
-            super::tma::load(shared, global, bytes, barrier);
+            super::tma::load_policy(shared, global, bytes, barrier, super::tma::evict_first());
         }
         #[cfg(not(sm_90a))]
         {

@@ -74,6 +74,15 @@ pub unsafe fn load(shared: u32, global: *const u8, bytes: u32, barrier: u32) {
             in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, options(nostack))
     }
 }
+/// As [`load`], for data that is read once: `policy` from [`evict_first`].
+#[inline(always)]
+pub unsafe fn load_policy(shared: u32, global: *const u8, bytes: u32, barrier: u32, policy: u64) {
+    device! {
+        core::arch::asm!(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [{0}], [{1}], {2}, [{3}], {4};",
+            in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, in(reg64) policy, options(nostack))
+    }
+}
 /// Orders what this thread has written to shared memory before what `wgmma` and TMA do after the next barrier.
 #[inline(always)]
 pub fn fence_shared() {
