@@ -5,10 +5,10 @@
 //!
 //! Grid: a tile is `rows` weight rows by all tokens; the launcher picks `rows` (a multiple of 8, at most 256) and
 //! `split` so that one tile for each of the multiprocessors is all the work there is. A cluster is `split` · `share`
-//! blocks: those of the same split have adjacent tiles and the same part of K, of which each fetches its part of every
-//! stage's activations for all of them, by multicast: of its blocks of K, or of the tokens if it is one deep; those of the same tile finish every `split`th 16 weight rows each, whose
-//! sums the others send it ([`meeting`](crate::tile::meeting)). Where there are more tiles, `split` is 1 and blocks are
-//! persistent.
+//! blocks. Those of the same split have adjacent tiles and the same part of K: each fetches its part of every stage's
+//! activations for all of them, by multicast: of its blocks of K, or of the tokens if it is one deep. Those of the same
+//! tile finish every `split`th 16 weight rows each, whose sums the others send it ([`meeting`]). Where there are more
+//! tiles, `split` is 1 and blocks are persistent.
 //!
 //! Block: two or four warpgroups multiply: each has a 64-row slab of the tile and is one of the `teams` that take the
 //! stages in turn, for a stage's products wait for each other: four of 16 columns take 195 ns however few rows there are,
@@ -16,13 +16,14 @@
 //! lane of it moves boxes by TMA into a ring of stages. The last one helps it to start.
 //!
 //! Shared memory: barriers | stages, each `rows` / 8 groups of `depth` times 8 rows of weights, then `depth` times
-//! `tokens` rows of a, of 64 elements of K, 128 bytes | slack. Slabs and token tiles that reach beyond the boxes multiply what lies behind
-//! them (the slack keeps that inside of the block's memory); those products are never stored. After the last stage the
-//! f32 sums, \[team, token, weight row\], and those from other blocks take the stages' place, or where blocks are
-//! persistent their own.
+//! `tokens` rows of a, of 64 elements of K, 128 bytes | slack. Slabs and token tiles that reach beyond the boxes
+//! multiply what lies behind them (the slack keeps that inside of the block's memory); those products are never stored.
+//! After the last stage the f32 sums, \[team, token, weight row\], take the stages' place, or where blocks are persistent
+//! their own; the sums from other blocks lie behind the ring if that costs no stage, else behind the block's own.
 //!
-//! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. Activations cost as much of L2's bandwidth as weights from 2 · `tokens` > `rows` on:
-//! hence the multicast.
+//! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. Every block reads all
+//! activations: with 128 tokens and tiles of 48 rows that is 184 MB from L2 for 50 of weights. (Multicast saves that, and
+//! is slower all the same: blocks that wait for each other have less in flight.)
 //!
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
 //! 64s + 16w + l/4 for tokens 8j + 2(l%4) and + 1, then row 8 further for the same.
@@ -77,15 +78,14 @@ const START_BARRIER: u32 = 2;
 entry! {
     #[only(sm_90a)]
     /// Arguments: the map of `a` is \[k / 64, rows, 64\] in boxes of \[`depth` / `share`, `tokens`, 64\], or where `depth` is
-    /// 1 of \[1, `tokens` / `share`, 64\]; that of `w`,
-    /// whose rows are `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of \[`rows` / 8, `depth`, 8, 64\]. Where k is not a
-    /// multiple of 64 they are \[1, rows, k\], `column_step` is 64, and where n is not one of 8, `w` is not `grouped`
-    /// but \[1, k / 64, n, 64\]: either way boxes are one block of K deep, `depth` 1. `kind`, `activation`, `accumulate` and out as in
-    /// [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The ring has `stages` stages, which `teams` (1, 2 or 4, a divisor of `stages` where
-    /// stages are used again; times the slabs of
-    /// `rows` at most the entry's warpgroups) take in turn; `split` (1, 2 or 4) times `share`
-    /// (1, 2 or 4; a divisor of `depth`, or of `tokens` / 8 where that is 1) is the size of the cluster; the sums start
-    /// `sums` bytes into shared memory, the other blocks' of a split K `mail` bytes.
+    /// 1 of \[1, `tokens` / `share`, 64\]; that of `w`, whose rows are `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of
+    /// \[`rows` / 8, `depth`, 8, 64\]. Where k is not a multiple of 64 they are \[1, rows, k\], `column_step` is 64, and
+    /// where n is not one of 8, `w` is not `grouped` but \[1, k / 64, n, 64\]: either way `depth` is 1. `kind`,
+    /// `activation`, `accumulate` and out as in [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The
+    /// ring has `stages` stages, which `teams` (1, 2 or 4, a divisor of `stages` where stages are used again; times the
+    /// slabs of `rows` at most the entry's warpgroups) take in turn. `split` (1, 2 or 4) times `share` (1, 2 or 4; a divisor
+    /// of `depth`, or of `tokens` / 8 where that is 1) is the size of the cluster. The sums start `sums` bytes into
+    /// shared memory, those from the other blocks of a split K `mail` bytes.
     pub struct GemmStream maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32,
@@ -201,9 +201,9 @@ impl Layout {
             part: self.part,
             first: self.place,
             step: self.share,
-            warps: (self.rows + WARP_ROWS - 1) / WARP_ROWS,
+            warps: self.rows.div_ceil(WARP_ROWS),
             teams: self.teams,
-            groups: (m + 7) / 8,
+            groups: m.div_ceil(8),
         }
     }
     /// From a team's sums to the next one's.

@@ -60,7 +60,7 @@ impl Sums {
     /// Groups of [`COLS`] columns that this block finishes.
     #[inline(always)]
     fn groups(&self) -> u32 {
-        let all = (self.cols + COLS - 1) / COLS;
+        let all = self.cols.div_ceil(COLS);
         (all + (1 << self.split) - 1 - self.part) >> self.split
     }
     /// Column of the tile that is `col` of those that this block finishes.

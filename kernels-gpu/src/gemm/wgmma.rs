@@ -464,7 +464,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
 ) {
     let mut previous = ring.empty();
     // The step before which the last one that read the mail's stages has been waited for.
-    let ahead = if work.steps + 4 > STAGES { work.steps + 4 - STAGES } else { 0 };
+    let ahead = (work.steps + 4).saturating_sub(STAGES);
     let meets = BANDS == 1 && meeting.split > 1;
     let mut step = 0;
     while step < work.steps {
