@@ -98,7 +98,7 @@ enum Task {
 
     /// Write docs/kernels.md from the kernels' dossiers and the newest results in docs/perf.
     #[command(after_help = "Example: cargo xtask docs-kernels\n         \
-        cargo xtask docs-kernels docs/perf/2026-11-22-h200-2b642ad")]
+        cargo xtask docs-kernels docs/perf/2026-11-23-h200-9a974a6")]
     DocsKernels {
         /// Folders of results, the one that counts first, instead of the newest.
         perf: Vec<PathBuf>,
