@@ -377,8 +377,8 @@ mod tests {
 
     #[test]
     fn an_old_driver_is_refused_by_its_version() {
-        assert!(check_driver(12_000).is_ok() && check_driver(13_000).is_ok());
-        let message = check_driver(11_080).unwrap_err().to_string();
-        assert_eq!(message, "the NVIDIA driver supports CUDA 11.8, Wootz needs 12.0 or newer: update the driver");
+        assert!(check_driver(12_010).is_ok() && check_driver(13_000).is_ok());
+        let message = check_driver(12_000).unwrap_err().to_string();
+        assert_eq!(message, "the NVIDIA driver supports CUDA 12.0, Wootz needs 12.1 or newer: update the driver");
     }
 }
