@@ -4,11 +4,9 @@
 //! so that few tokens waste no products of the wide side.
 //!
 //! Grid: a tile is `rows` weight rows by all tokens; the launcher picks `rows` (a multiple of 8, at most 256) and
-//! `split` so that one tile for each of the multiprocessors is all the work there is. A cluster is `split` · `share`
-//! blocks. Those of the same split have adjacent tiles and the same part of K: each fetches its part of every stage's
-//! activations for all of them, by multicast: of its blocks of K, or of the tokens if it is one deep. Those of the same
-//! tile finish every `split`th 16 weight rows each, whose sums the others send it ([`meeting`]). Where there are more
-//! tiles, `split` is 1 and blocks are persistent.
+//! `split` so that one tile for each of the multiprocessors is all the work there is. A cluster is the `split` blocks of a
+//! tile, each with a part of K: they finish every `split`th 16 weight rows each, whose sums the others send it
+//! ([`meeting`]). Where there are more tiles, `split` is 1 and blocks are persistent.
 //!
 //! Block: two or four warpgroups multiply: each has a 64-row slab of the tile and is one of the `teams` that take the
 //! stages in turn, for a stage's products wait for each other: four of 16 columns take 195 ns however few rows there are,
@@ -22,8 +20,8 @@
 //! their own; the sums from other blocks lie behind the ring if that costs no stage, else behind the block's own.
 //!
 //! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. Every block reads all
-//! activations: with 128 tokens and tiles of 48 rows that is 184 MB from L2 for 50 of weights. (Multicast saves that, and
-//! is slower all the same: blocks that wait for each other have less in flight.)
+//! activations: with 128 tokens and tiles of 48 rows that is 184 MB from L2 for 50 of weights. (Multicast to blocks of
+//! adjacent tiles saves that and was slower all the same: blocks that wait for each other have less in flight.)
 //!
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
 //! 64s + 16w + l/4 for tokens 8j + 2(l%4) and + 1, then row 8 further for the same.
@@ -39,7 +37,7 @@ use crate::prim::{
     wgmma,
 };
 use crate::tile::meeting::{self, Meeting};
-use crate::tile::{Bf16, DeepRing, F16, WarpgroupMma};
+use crate::tile::{Bf16, DeepRing, F16, WarpgroupMma, log2};
 
 pub use crate::tile::meeting::MAX_SPLIT;
 
@@ -77,19 +75,18 @@ const START_BARRIER: u32 = 2;
 
 entry! {
     #[only(sm_90a)]
-    /// Arguments: the map of `a` is \[k / 64, rows, 64\] in boxes of \[`depth` / `share`, `tokens`, 64\], or where `depth` is
-    /// 1 of \[1, `tokens` / `share`, 64\]; that of `w`, whose rows are `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of
-    /// \[`rows` / 8, `depth`, 8, 64\]. Where k is not a multiple of 64 they are \[1, rows, k\], `column_step` is 64, and
-    /// where n is not one of 8, `w` is not `grouped` but \[1, k / 64, n, 64\]: either way `depth` is 1. `kind`,
-    /// `activation`, `accumulate` and out as in [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The
-    /// ring has `stages` stages, which `teams` (1, 2 or 4, a divisor of `stages` where stages are used again; times the
-    /// slabs of `rows` at most the entry's warpgroups) take in turn. `split` (1, 2 or 4) times `share` (1, 2 or 4; a divisor
-    /// of `depth`, or of `tokens` / 8 where that is 1) is the size of the cluster. The sums start `sums` bytes into
-    /// shared memory, those from the other blocks of a split K `mail` bytes.
+    /// Arguments: the map of `a` is \[k / 64, rows, 64\] in boxes of \[`depth`, `tokens`, 64\]; that of `w`, whose rows are
+    /// `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of \[`rows` / 8, `depth`, 8, 64\]. Where k is not a multiple of 64 they
+    /// are \[1, rows, k\], `column_step` is 64, and where n is not one of 8, `w` is not `grouped` but \[1, k / 64, n, 64\]:
+    /// either way `depth` is 1. `kind`, `activation`, `accumulate` and out as in
+    /// [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The ring has `stages` stages, which `teams`
+    /// (1, 2 or 4, a divisor of `stages` where stages are used again; times the slabs of `rows` at most the entry's
+    /// warpgroups) take in turn. `split` (1, 2 or 4) is the size of the cluster. The sums start `sums` bytes into shared
+    /// memory, those from the other blocks of a split K `mail` bytes.
     pub struct GemmStream maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
         m: u32, n: u32, k: u32, kind: u32, activation: u32, accumulate: u32,
-        tiles: u32, rows: u32, tokens: u32, stages: u32, split: u32, sums: u32, mail: u32, share: u32, depth: u32,
+        tiles: u32, rows: u32, tokens: u32, stages: u32, split: u32, sums: u32, mail: u32, depth: u32,
         teams: u32, column_step: u32, grouped: u32,
     }
     fn gemm_stream_t16_bf16(threads: threads(2), min_blocks: 2) = stream::<Bf16, 8, 2>;
@@ -132,22 +129,14 @@ pub const fn most_rows(warpgroups: u32) -> u32 {
     warpgroups * SLAB
 }
 
-/// Of a power of two. Divisions, 30 to 100 cycles each, would delay the first copy.
-#[inline(always)]
-pub(super) fn log2(x: u32) -> u32 {
-    x.trailing_zeros()
-}
-
 /// How the work is cut; made from a kernel's parameters.
 #[derive(Clone, Copy)]
 struct Layout {
     rows: u32,
     tokens: u32,
     split: u32,
-    share: u32,
-    /// This block's part of K, and its place among those that have the same.
+    /// This block's part of K.
     part: u32,
-    place: u32,
     depth: u32,
     teams: u32,
     column_step: u32,
@@ -166,8 +155,7 @@ impl Layout {
     /// The first tile of the cluster, and how far it is to the next.
     #[inline(always)]
     fn first(&self) -> (u32, u32) {
-        let cluster = log2(self.split) + log2(self.share);
-        ((block_idx_x() >> cluster) << log2(self.share), grid_dim_x() >> log2(self.split))
+        (block_idx_x() >> log2(self.split), grid_dim_x() >> log2(self.split))
     }
     /// Where the boxes of the block's stage `step` lie in K: element and block of 64.
     #[inline(always)]
@@ -199,8 +187,6 @@ impl Layout {
             in_use: self.mail_in_ring,
             split: self.split,
             part: self.part,
-            first: self.place,
-            step: self.share,
             warps: self.rows.div_ceil(WARP_ROWS),
             teams: self.teams,
             groups: m.div_ceil(8),
@@ -237,23 +223,19 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     split: u32,
     sums: u32,
     mail: u32,
-    share: u32,
     depth: u32,
     teams: u32,
     column_step: u32,
     grouped: u32,
 ) {
-    let rank = block_idx_x() & (split * share - 1);
-    let part = rank >> log2(share);
+    let part = block_idx_x() & (split - 1);
     let steps = (k + (TILE_K << log2(depth)) - 1) >> (log2(TILE_K) + log2(depth));
     let first_step = (steps * part) >> log2(split);
     let layout = Layout {
         rows,
         tokens,
         split,
-        share,
         part,
-        place: rank & (share - 1),
         depth,
         teams,
         column_step,
@@ -271,7 +253,7 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     let warpgroup = shuffle_u32(thread_idx_x() / wgmma::THREADS, 0);
     let (producer, helper) = (consumers(WARPGROUPS), consumers(WARPGROUPS) + LANES);
     if shuffle_u32(thread_idx_x(), 0) == producer {
-        ring.init(1, slabs * WARPS * share);
+        ring.init(1, slabs * WARPS);
         // The others wait for the barriers; this warp copies at once, while they and the predecessor, which computes `a`,
         // still run.
         barrier_arrive(START_BARRIER, threads(WARPGROUPS));
@@ -289,12 +271,9 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
         sync_warp();
         barrier_sync(START_BARRIER, threads(WARPGROUPS));
     }
-    // Copies and sums arrive at the barriers of all.
-    if split * share > 1 {
+    // Sums arrive at the barriers of all.
+    if split > 1 {
         cluster::arrive_relaxed();
-    }
-    if share > 1 {
-        cluster::wait();
     }
     if warpgroup == WARPGROUPS {
         if thread_idx_x() == producer {
@@ -306,14 +285,13 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
     } else {
         // The predecessor may still read `out`, or write the residual there.
         grid_dependency_wait();
-        if split > 1 && share == 1 {
+        if split > 1 {
             cluster::wait();
         }
         let (slab, team) = (warpgroup % slabs, warpgroup / slabs);
         let store = Store { bias, out, out_stride, n, kind, activation, accumulate };
-        let (mut first, stride) = layout.first();
-        while first < layout.tiles {
-            let tile = first + layout.place;
+        let (mut tile, stride) = layout.first();
+        while tile < layout.tiles {
             let mut d = [0.0; REGS];
             // Those beyond have nothing to multiply.
             if team < teams {
@@ -326,16 +304,13 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
             }
             barrier_sync(CONSUMERS_BARRIER, consumers(WARPGROUPS));
             finish::<E>(&store, &layout.sums(tile, m), thread_idx_x(), consumers(WARPGROUPS));
-            first += stride;
-            if first < layout.tiles {
+            tile += stride;
+            if tile < layout.tiles {
                 ring.skip(layout.steps);
             }
         }
     }
-    if share > 1 {
-        // None exits while another still copies or arrives here.
-        cluster::sync();
-    } else if split > 1 && warpgroup == WARPGROUPS {
+    if split > 1 && warpgroup == WARPGROUPS {
         cluster::wait();
     }
 }
@@ -353,23 +328,13 @@ unsafe fn load_w(w: *const TensorMap, layout: &Layout, ring: &DeepRing, tile: u3
     tma::load_4d_policy(buffer, w, [column, row, block, group], ring.full(), policy);
 }
 
-/// Starts to copy the block's part of the activations of stage `step`, for itself and those that share them.
+/// Starts to copy the activations of stage `step`.
 #[inline(always)]
 unsafe fn load_a(a: *const TensorMap, layout: &Layout, ring: &DeepRing, step: u32) {
-    let &Layout { rows, tokens, split, share, place, depth, .. } = layout;
-    let (own, own_token) =
-        if depth >= share { ((depth >> log2(share)) * place, 0) } else { (0, (tokens >> log2(share)) * place) };
-    let buffer = shared::base()
-        + STAGES_AT
-        + ring.stage() * layout.stage_bytes()
-        + (depth * rows + own * tokens + own_token) * ROW_BYTES;
+    let weights = layout.depth * layout.rows * ROW_BYTES;
+    let buffer = shared::base() + STAGES_AT + ring.stage() * layout.stage_bytes() + weights;
     let (column, block) = layout.at(step);
-    if share == 1 {
-        tma::load_3d(buffer, a, [column, 0, block], ring.full());
-    } else {
-        let blocks = ((1 << share) - 1) << ((block_idx_x() & (split * share - 1)) - place);
-        tma::load_3d_multicast(buffer, a, [column, own_token, block + own], ring.full(), blocks);
-    }
+    tma::load_3d(buffer, a, [column, 0, block], ring.full());
 }
 
 /// Of `stages`, those that the first tile has a use for.
@@ -385,7 +350,7 @@ fn first_lap(layout: &Layout, stages: u32) -> u32 {
 unsafe fn fetch_ahead(w: *const TensorMap, layout: &Layout, ring: &DeepRing, stages: u32) {
     let ahead = first_lap(layout, stages);
     let policy = tma::evict_first();
-    let tile = layout.first().0 + layout.place;
+    let (tile, _) = layout.first();
     let mut next = ring.clone();
     let mut step = 0;
     while step < ahead {
@@ -418,24 +383,24 @@ unsafe fn produce(a: *const TensorMap, w: *const TensorMap, layout: &Layout, mut
     let policy = tma::evict_first();
     let ahead = first_lap(layout, stages);
     grid_dependency_wait();
-    let (mut first, stride) = layout.first();
+    let (mut tile, stride) = layout.first();
     let mut step = ahead;
     ring.skip(ahead);
-    while first < layout.tiles {
+    while tile < layout.tiles {
         while step < layout.steps {
             ring.wait_empty();
-            load_w(w, layout, &ring, first + layout.place, step, policy);
+            load_w(w, layout, &ring, tile, step, policy);
             load_a(a, layout, &ring, step);
             ring.advance();
             step += 1;
-            if step + stages == layout.steps && first + stride >= layout.tiles {
+            if step + stages == layout.steps && tile + stride >= layout.tiles {
                 // The next kernel starts while the last lap comes in: a chain of 32 rows is 1.2 % faster than if it waited
                 // for the last copy, and 0.8 % than if it came with the first.
                 grid_dependency_launch();
             }
         }
         step = 0;
-        first += stride;
+        tile += stride;
     }
     // If one lap is all.
     grid_dependency_launch();
@@ -449,7 +414,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
     layout: &Layout,
     ring: &DeepRing,
 ) {
-    let &Layout { rows, tokens, share, part, depth, teams, steps, .. } = layout;
+    let &Layout { rows, tokens, depth, teams, steps, .. } = layout;
     // A buffer is always the same team's, as their number divides that of the stages: a team that waited at another's
     // could be two of its phases ahead, of which barriers tell apart but one.
     let first = team.wrapping_sub(ring.stage()) & (teams - 1);
@@ -485,9 +450,8 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
             place = 0;
             // The buffer goes back at once: until the next stage were full it would be missing in flight.
             wgmma::wait::<0>();
-            // Lanes below `share` tell one block each.
-            if lane_id() < share {
-                mbarrier::arrive_cluster(own.empty(), part * share + lane_id());
+            if lane_id() == 0 {
+                mbarrier::arrive(own.empty());
             }
             own.skip(teams);
         }

@@ -41,7 +41,6 @@
 //! band's 64, and of each group j of 8 columns 2(l%4) and 2(l%4) + 1: `d[4j]`, `d[4j + 1]` of the first row,
 //! `d[4j + 2]`, `d[4j + 3]` of the second. The epilogue transposes among the four lanes of a row, so that each stores
 //! 16 bytes: with pairs the same stores took 3 µs of a tile's 44 at k = 4096.
-use super::stream::log2;
 use super::wgmma_epilogue::finish;
 use crate::prim::{
     TensorMap, cluster, mbarrier, shared,
@@ -55,7 +54,7 @@ use crate::prim::{
 };
 use crate::tile::epilogue::Epilogue;
 use crate::tile::meeting::Meeting;
-use crate::tile::{Bf16, F16, Ring, WarpgroupMma};
+use crate::tile::{Bf16, F16, Ring, WarpgroupMma, log2};
 
 pub use crate::tile::meeting::MAX_SPLIT;
 
@@ -190,8 +189,8 @@ struct Work {
     /// Blocks that share weights, and this one's place among them.
     share: u32,
     rank: u32,
-    /// Blocks that share a tile's K.
-    split: u32,
+    /// Where the blocks that share a tile's K meet.
+    meeting: Meeting,
     /// First row of the ring's buffers.
     buffers: u32,
 }
@@ -206,7 +205,7 @@ impl Work {
     /// The first of the cluster's tiles, and how far it is to the next.
     #[inline(always)]
     fn first(&self) -> (u32, u32) {
-        let cluster = log2(self.share * self.split);
+        let cluster = log2(self.share * self.meeting.split);
         (block_idx_x() >> cluster, grid_dim_x() >> cluster)
     }
     /// Of `STAGES`, those that the first tile has a use for.
@@ -243,8 +242,6 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, con
         in_use: true,
         split,
         part,
-        first: 0,
-        step: 1,
         warps: CONSUMERS * WARPS,
         teams: 1,
         groups: REGS as u32 / 4,
@@ -257,7 +254,7 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, con
         first_step,
         share,
         rank: rank & (share - 1),
-        split,
+        meeting,
         buffers,
     };
     // By shuffle, so that the compiler knows it for one value per warp and computes descriptors once.
@@ -303,7 +300,7 @@ unsafe fn gemm<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, con
             cluster::wait();
         }
         let epilogue = Epilogue { bias, out, out_stride, m, n, activation, accumulate };
-        consume::<E, REGS, BANDS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &meeting, &mut ring);
+        consume::<E, REGS, BANDS, STAGES>(&epilogue, kind, warpgroup - 1, &work, &mut ring);
     }
     if share > 1 {
         // The other block's copies and arrivals still come in here.
@@ -323,7 +320,6 @@ unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, 
     kind: u32,
     warpgroup: u32,
     work: &Work,
-    meeting: &Meeting,
     ring: &mut Ring<STAGES>,
 ) {
     let thread = thread_idx_x() % wgmma::THREADS;
@@ -341,14 +337,14 @@ unsafe fn consume<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize, 
             barrier_sync(TURN_BARRIER + warpgroup, CONSUMERS * wgmma::THREADS);
         }
         let next = if index + stride < work.tiles.count() { TURN_BARRIER + (warpgroup ^ 1) } else { 0 };
-        multiply::<E, REGS, BANDS, STAGES>(&mut d, band, next, work, meeting, ring);
+        multiply::<E, REGS, BANDS, STAGES>(&mut d, band, next, work, ring);
         let own = band * BAND + thread / LANES * 16 + thread % LANES / 4;
         if pingpong {
             for i in 0..BANDS {
                 finish::<E, REGS>(epilogue, kind, &mut d[i], row + i as u32 * BAND + own, col);
             }
             ring.skip(work.steps);
-        } else if meeting.split == 1 || meet(&mut d[0], warpgroup, meeting) {
+        } else if work.meeting.split == 1 || meet(&mut d[0], warpgroup, &work.meeting) {
             finish::<E, REGS>(epilogue, kind, &mut d[0], row + own, col);
         }
         index += BANDS as u32 * stride;
@@ -459,13 +455,12 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
     first: u32,
     next: u32,
     work: &Work,
-    meeting: &Meeting,
     ring: &mut Ring<STAGES>,
 ) {
     let mut previous = ring.empty();
     // The step before which the last one that read the mail's stages has been waited for.
     let ahead = (work.steps + 4).saturating_sub(STAGES);
-    let meets = BANDS == 1 && meeting.split > 1;
+    let meets = BANDS == 1 && work.meeting.split > 1;
     let mut step = 0;
     while step < work.steps {
         ring.wait_full();
@@ -491,7 +486,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
             release(previous, work.share);
         }
         if meets && step == ahead {
-            meeting.arrive();
+            work.meeting.arrive();
         }
         previous = ring.empty();
         ring.advance();
@@ -503,7 +498,7 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize, const BANDS: usize,
     }
     release(previous, work.share);
     if meets && ahead == work.steps {
-        meeting.arrive();
+        work.meeting.arrive();
     }
 }
 

@@ -31,15 +31,6 @@ pub fn shared_of(rank: u32, address: u32) -> u32 {
         there
     }
 }
-/// This block's rank in its cluster.
-#[inline(always)]
-pub fn rank() -> u32 {
-    device! {
-        let rank: u32;
-        core::arch::asm!("mov.u32 {0}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack));
-        rank
-    }
-}
 /// Sends 16 bytes to `address` (16-byte aligned) of another block, whose barrier at `barrier` gets them counted when they are
 /// there; both from [`shared_of`]. That block must have started, and must not exit before.
 #[inline(always)]

@@ -53,17 +53,6 @@ pub unsafe fn load_4d_policy(shared: u32, map: *const TensorMap, at: [u32; 4], b
             in(reg32) barrier, in(reg64) policy, options(nostack))
     }
 }
-/// As [`load_2d_multicast`] of a box of three dimensions.
-#[inline(always)]
-pub unsafe fn load_3d_multicast(shared: u32, map: *const TensorMap, at: [u32; 3], barrier: u32, blocks: u32) {
-    device! {
-        core::arch::asm!(
-            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster",
-            "[{0}], [{1}, {{{2}, {3}, {4}}}], [{5}], {6};",
-            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) barrier,
-            in(reg16) blocks as u16, options(nostack))
-    }
-}
 /// Starts to copy `bytes` contiguous bytes (a multiple of 16; both addresses 16-byte aligned) to shared memory at
 /// `shared`. The barrier at `barrier` gets them counted when they are there.
 #[inline(always)]

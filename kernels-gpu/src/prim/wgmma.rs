@@ -88,7 +88,7 @@ macro_rules! with_7 {
 macro_rules! with_15 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] } };
 }
-/// As `with_63`, of 24 registers.
+/// As `with_7`, of 24 registers.
 macro_rules! with_23 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23
@@ -100,7 +100,7 @@ macro_rules! with_31 {
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
     ] } };
 }
-/// As `with_63`, of 40 registers.
+/// As `with_7`, of 40 registers.
 macro_rules! with_39 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
@@ -128,7 +128,7 @@ macro_rules! with_63 {
         38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
     ] } };
 }
-/// As `with_63`, of 72 registers.
+/// As `with_7`, of 72 registers.
 macro_rules! with_71 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36
@@ -136,7 +136,7 @@ macro_rules! with_71 {
         70 71
     ] } };
 }
-/// As `with_63`, of 80 registers.
+/// As `with_7`, of 80 registers.
 macro_rules! with_79 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
@@ -144,7 +144,7 @@ macro_rules! with_79 {
         72 73 74 75 76 77 78 79
     ] } };
 }
-/// As `with_63`, of 96 registers.
+/// As `with_7`, of 96 registers.
 macro_rules! with_95 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
@@ -152,7 +152,7 @@ macro_rules! with_95 {
         72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95
     ] } };
 }
-/// As `with_63`, of 112 registers.
+/// As `with_7`, of 112 registers.
 macro_rules! with_111 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37
@@ -161,7 +161,7 @@ macro_rules! with_111 {
         105 106 107 108 109 110 111
     ] } };
 }
-/// As `with_63`, of 128 registers.
+/// As `with_7`, of 128 registers.
 macro_rules! with_127 {
     ($next:ident!($($args:tt)*)) => { $next! { $($args)* [
         1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37

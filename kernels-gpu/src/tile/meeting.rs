@@ -7,6 +7,8 @@ use crate::prim::{
     warp::{LANES, lane_id},
 };
 
+use super::log2;
+
 /// Most blocks that share a K.
 pub const MAX_SPLIT: u32 = 4;
 
@@ -22,12 +24,8 @@ pub struct Meeting {
     pub in_use: bool,
     /// Blocks that share the K: 1, 2 or 4.
     pub split: u32,
-    /// This block's place among them.
+    /// This block's place among them, its rank in the cluster.
     pub part: u32,
-    /// Their ranks in the cluster are `first`, `first + step`, …
-    pub first: u32,
-    /// See `first`.
-    pub step: u32,
     /// Warps whose sums make up the tile, and how many times over a block has them.
     pub warps: u32,
     /// See `warps`.
@@ -49,7 +47,7 @@ impl Meeting {
     /// Those of the warps whose sums block `part` finishes: every `split`th.
     #[inline(always)]
     fn owned(&self, part: u32) -> u32 {
-        (self.warps + self.split - 1 - part) >> self.split.trailing_zeros()
+        (self.warps + self.split - 1 - part) >> log2(self.split)
     }
     /// Bytes of a warp's sums.
     #[inline(always)]
@@ -70,7 +68,7 @@ impl Meeting {
     #[inline(always)]
     pub unsafe fn arrive(&self) {
         if self.in_use && lane_id() < self.split {
-            mbarrier::arrive_cluster(self.everyone(), self.first + lane_id() * self.step);
+            mbarrier::arrive_cluster(self.everyone(), lane_id());
         }
     }
     /// Adds the sums `d` of all blocks' warp `warp` of `team`, if this block finishes them: those of its own part of K, then
@@ -80,7 +78,7 @@ impl Meeting {
         let mask = self.split - 1;
         let owner = warp & mask;
         let owned = self.owned(owner);
-        let place = team * owned + (warp >> self.split.trailing_zeros());
+        let place = team * owned + (warp >> log2(self.split));
         if self.in_use {
             // Also by those who send nothing: until all have arrived here they may not exit.
             mbarrier::wait(self.everyone(), 0);
@@ -88,9 +86,8 @@ impl Meeting {
         // The first slot is for the part behind the owner's.
         let slot = |slot: u32| self.mail + (slot * owned * self.teams + place) * self.bytes() + lane_id() * 16;
         if owner != self.part {
-            let rank = self.first + owner * self.step;
-            let to = cluster::shared_of(rank, slot((self.part - owner - 1) & mask));
-            let barrier = cluster::shared_of(rank, self.mailed());
+            let to = cluster::shared_of(owner, slot((self.part - owner - 1) & mask));
+            let barrier = cluster::shared_of(owner, self.mailed());
             for i in 0..REGS / 4 {
                 if (i as u32) < self.groups {
                     let sums = [0, 1, 2, 3].map(|j: usize| d[4 * i + j].to_bits());

@@ -223,7 +223,7 @@ impl Case for Problem {
             id += &format!(" cols={} bands={} share={} split={}", tile.cols, tile.bands, tile.share, tile.split);
         }
         if let Some(Path::Stream(Some(cut))) = self.path {
-            id += &format!(" rows={} split={} share={} depth={}", cut.rows, cut.split, cut.share, cut.depth);
+            id += &format!(" rows={} split={} depth={} teams={}", cut.rows, cut.split, cut.depth, cut.teams);
         }
         if self.activation != Activation::None {
             id += &format!(" {:?}", self.activation);

@@ -53,11 +53,9 @@ impl Room {
 pub(crate) struct Cut {
     /// Weight rows of a tile: a multiple of 8, of 16 for gated products.
     pub rows: u32,
-    /// Blocks that share a tile's K: 1, 2 or 4.
+    /// Blocks that share a tile's K, a cluster: 1, 2 or 4.
     pub split: u32,
-    /// Blocks that share their activations: 1, 2 or 4, with `split` at most 4.
-    pub share: u32,
-    /// Blocks of 64 elements of K in a stage: 1, 2 or 4; 1 or at least `share`.
+    /// Blocks of 64 elements of K in a stage: 1, 2 or 4.
     pub depth: u32,
     /// Warpgroups that take a slab's stages in turn: 1, 2 or 4, at most 4 with all slabs of 64 rows.
     pub teams: u32,
@@ -68,7 +66,7 @@ pub(crate) struct Cut {
 impl Cut {
     /// A cut that every GPU with the kernel can do.
     pub const fn simple(rows: u32) -> Cut {
-        Cut { rows, split: 1, share: 1, depth: 1, teams: 1, stages: gpu::MAX_STAGES }
+        Cut { rows, split: 1, depth: 1, teams: 1, stages: gpu::MAX_STAGES }
     }
 
     /// Every cut into tiles of `rows`.
@@ -76,10 +74,7 @@ impl Cut {
         let powers = [1, 2, 4];
         let each = move || powers.into_iter();
         each().flat_map(move |split| {
-            each().flat_map(move |share| {
-                each()
-                    .flat_map(move |depth| powers.map(|teams| Cut { split, share, depth, teams, ..Cut::simple(rows) }))
-            })
+            each().flat_map(move |depth| powers.map(|teams| Cut { split, depth, teams, ..Cut::simple(rows) }))
         })
     }
 
@@ -102,44 +97,18 @@ impl Cut {
         (stages >= enough.max(self.fewest_stages()).min(ring.most)).then_some(Cut { stages, ..self })
     }
 
-    /// Tokens of a block's part of a stage's activations: `share`ths of them, or all in a part of the blocks of K.
-    fn parts(self) -> (u32, u32) {
-        if self.share <= self.depth { (1, self.share) } else { (self.share, 1) }
-    }
-
-    /// Rows of a in a stage.
-    fn tokens(self, shape: &Shape) -> u32 {
-        shape.m.next_multiple_of(8 * self.parts().0 as usize) as u32
-    }
-
-    /// Blocks of a cluster.
-    fn cluster(self) -> u32 {
-        self.split * self.share
-    }
-
     fn tiles(self, shape: &Shape) -> usize {
         shape.n.div_ceil(self.rows as usize)
     }
 
-    /// Clusters' worth of tiles.
-    fn count(self, shape: &Shape) -> usize {
-        self.tiles(shape).div_ceil(self.share as usize)
-    }
-
-    /// Clusters that run at once.
-    fn clusters(self, room: Room) -> usize {
-        room.clusters(self.cluster())
-    }
-
-    /// Nanoseconds, about. A multiprocessor streams in 128 bytes in 4 ns, activations from L2 in half of that, and
-    /// those that others fetch in a quarter; a team takes at least 120 for a stage and 40 for every block of K. A tile's
-    /// end costs half a microsecond and its sums, the cluster's meeting one more.
+    /// Nanoseconds, about. A multiprocessor streams in 128 bytes in 4 ns, activations from L2 in half of that; a team
+    /// takes at least 120 for a stage and 40 for every block of K. A tile's end costs half a microsecond and its sums,
+    /// the cluster's meeting one more.
     fn time(self, shape: &Shape, room: Room) -> usize {
-        let rounds = self.count(shape).div_ceil(self.clusters(room));
+        let rounds = self.tiles(shape).div_ceil(room.clusters(self.split));
         let stages = stages(shape, self.depth).div_ceil(self.split) as usize;
-        let (rows, tokens, depth) = (self.rows as usize, self.tokens(shape) as usize, self.depth as usize);
-        let fetched = tokens / self.share as usize;
-        let stage = (depth * (4 * rows + fetched + tokens)).max((120 + 40 * depth) / self.teams as usize);
+        let (rows, tokens, depth) = (self.rows as usize, tokens(shape) as usize, self.depth as usize);
+        let stage = (depth * (4 * rows + 2 * tokens)).max((120 + 40 * depth) / self.teams as usize);
         let meeting = if self.split > 1 { 1000 } else { 0 };
         rounds * (stages * stage + 500 + rows * tokens * self.teams as usize / 16) + meeting
     }
@@ -149,16 +118,13 @@ impl Cut {
         self.rows.is_multiple_of(8)
             && (8..=gpu::most_rows(4)).contains(&self.rows)
             && self.warpgroups() <= gpu::MOST_WARPGROUPS
-            && self.cluster() <= gpu::MAX_SPLIT
-            && (self.share <= self.depth || self.depth == 1)
-            && self.tokens(shape) <= columns(shape)
             && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize) && shape.n.is_multiple_of(8))
     }
 
     /// Whether the kernel can do it there: where K is split a cluster has one tile a block, and the sums of a block
     /// that has several need room beside the stages.
     fn fits(self, shape: &Shape, room: Room) -> bool {
-        self.is_valid(shape) && (self.split == 1 || self.count(shape) <= self.clusters(room)) && {
+        self.is_valid(shape) && (self.split == 1 || self.tiles(shape) <= room.clusters(self.split)) && {
             let ring = Ring::new(self, shape, room);
             ring.stages(self, ALL_SHARED) >= self.fewest_stages().min(ring.most)
                 && gpu::STAGES_AT + ring.sums + ring.mail <= ALL_SHARED
@@ -181,13 +147,13 @@ impl Cut {
             .flat_map(Cut::of)
             .filter(|cut| cut.split <= most_split && cut.teams <= most_split && cut.fits(shape, room))
             .map(|cut| cut.halved(shape, room).unwrap_or(cut))
-            .min_by_key(|cut| (cut.time(shape, room), cut.cluster()))
+            .min_by_key(|cut| (cut.time(shape, room), cut.split))
             // Few rows always fit.
             .unwrap_or(Cut::simple(step))
     }
 }
 
-/// Cuts that may be the fastest for a shape: of every way to share and split, and of both sizes of a ring, the smallest
+/// Cuts that may be the fastest for a shape: of every way to split, and of both sizes of a ring, the smallest
 /// tiles that leave no multiprocessor another round, the next larger ones, and those that make one, two or more rounds
 /// more; without those that [`Cut::time`] finds much slower.
 pub(super) fn candidates(shape: &Shape, gated: bool, stream: &Stream) -> Result<Vec<Cut>, Error> {
@@ -195,7 +161,7 @@ pub(super) fn candidates(shape: &Shape, gated: bool, stream: &Stream) -> Result<
     let step = if gated { 16 } else { 8 };
     let mut cuts = Vec::new();
     for way in Cut::of(step) {
-        let places = way.clusters(room) * way.share as usize;
+        let places = room.clusters(way.split);
         let fewest = shape.n.div_ceil(places * gpu::most_rows(4) as usize);
         let most = if way.split == 1 { fewest + if fewest == 1 { 2 } else { 4 } } else { 1 };
         for rounds in fewest..=most {
@@ -220,6 +186,11 @@ fn stages(shape: &Shape, depth: u32) -> u32 {
     shape.k.div_ceil((gpu::TILE_K * depth) as usize) as u32
 }
 
+/// Rows of a in a stage.
+fn tokens(shape: &Shape) -> u32 {
+    shape.m.next_multiple_of(8) as u32
+}
+
 /// Columns of the matrix instruction.
 fn columns(shape: &Shape) -> u32 {
     shape.m.next_power_of_two().max(16) as u32
@@ -242,9 +213,9 @@ struct Ring {
 
 impl Ring {
     fn new(cut: Cut, shape: &Shape, room: Room) -> Ring {
-        let tokens = cut.tokens(shape);
+        let tokens = tokens(shape);
         let slab = (cut.rows.next_multiple_of(gpu::SLAB) - cut.rows).saturating_sub(tokens) * cut.depth;
-        let persistent = cut.count(shape) > cut.clusters(room);
+        let persistent = cut.tiles(shape) > room.clusters(cut.split);
         // A tile's steps are all that a block of one tile can use.
         let steps = if persistent { u32::MAX } else { stages(shape, cut.depth).div_ceil(cut.split) };
         Ring {
@@ -289,14 +260,14 @@ impl Plan {
         let end = end.max(sums + ring.sums);
         // Beside the ring, where nobody has to be waited for, if that costs no stage.
         let mail = if end + ring.mail <= ALL_SHARED { end } else { sums + ring.sums };
-        let clusters = cut.count(shape).min(cut.clusters(room));
+        let clusters = cut.tiles(shape).min(room.clusters(cut.split));
         Plan {
             wide: cut.warpgroups() > 2,
             stages,
             sums,
             mail,
             shared: end.max(mail + ring.mail),
-            blocks: clusters * cut.cluster() as usize,
+            blocks: clusters * cut.split as usize,
         }
     }
 }
@@ -319,7 +290,7 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
     };
     let plan = Plan::new(cut, shape, room);
     let args = gpu::GemmStream {
-        a: stream.tensor_map_3d(&gemm.a, cut.tokens(shape) / cut.parts().0, cut.depth / cut.parts().1)?,
+        a: stream.tensor_map_3d(&gemm.a, tokens(shape), cut.depth)?,
         w: stream.tensor_map_4d(&gemm.w, cut.rows / 8, cut.depth)?,
         bias: gemm.bias.as_ref().map_or(DevicePtr::default(), |bias| bias.ptr()),
         out: gemm.out.ptr(),
@@ -332,18 +303,17 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
         accumulate: u32::from(gemm.accumulate),
         tiles: cut.tiles(shape) as u32,
         rows: cut.rows,
-        tokens: cut.tokens(shape),
+        tokens: tokens(shape),
         stages: plan.stages,
         split: cut.split,
         sums: plan.sums,
         mail: plan.mail,
-        share: cut.share,
         depth: cut.depth,
         teams: cut.teams,
         column_step: if shape.k.is_multiple_of(gpu::TILE_K as usize) { 0 } else { gpu::TILE_K },
         grouped: u32::from(shape.n.is_multiple_of(8)),
     };
-    let launch = Launch::grid(plan.blocks).shared(plan.shared).cluster(cut.cluster()).dependent();
+    let launch = Launch::grid(plan.blocks).shared(plan.shared).cluster(cut.split).dependent();
     let entry = entry(columns(shape), plan.wide, entry_index(gemm) % 2);
     // SAFETY: TMA stays inside of the views that the maps describe; the epilogue stores to rows below m and columns
     // below out's width, and reads bias below n, as `Gemm::check` bound them. Shared memory holds what `Plan` counts.
@@ -389,31 +359,23 @@ pub(super) fn kernel() -> Kernel {
     }
 }
 
-/// Cuts of the tests: one slab, two, three, four; each split, share, depth and number of teams.
-const CUTS: [Cut; 16] = {
-    const fn cut(rows: u32, split: u32, share: u32, depth: u32) -> Cut {
-        teams(rows, split, share, depth, 1)
-    }
-    const fn teams(rows: u32, split: u32, share: u32, depth: u32, teams: u32) -> Cut {
-        Cut { split, share, depth, teams, ..Cut::simple(rows) }
+/// Cuts of the tests: one slab, two, three, four; each split, depth and number of teams.
+const CUTS: [Cut; 11] = {
+    const fn cut(rows: u32, split: u32, depth: u32, teams: u32) -> Cut {
+        Cut { split, depth, teams, ..Cut::simple(rows) }
     }
     [
         cut(16, 1, 1, 1),
-        cut(64, 1, 1, 2),
-        cut(112, 1, 1, 4),
+        cut(64, 1, 2, 1),
+        cut(112, 1, 4, 1),
         cut(64, 2, 1, 1),
-        cut(128, 4, 1, 2),
+        cut(128, 4, 2, 1),
         cut(208, 2, 1, 1),
         cut(256, 4, 1, 1),
-        cut(48, 1, 2, 2),
-        cut(32, 1, 4, 4),
-        cut(96, 2, 2, 2),
-        cut(64, 1, 2, 1),
-        cut(32, 1, 4, 1),
         cut(96, 2, 2, 1),
-        teams(32, 1, 1, 1, 2),
-        teams(48, 2, 1, 2, 4),
-        teams(112, 1, 2, 2, 2),
+        cut(32, 1, 1, 2),
+        cut(48, 2, 2, 4),
+        cut(112, 1, 2, 2),
     ]
 };
 
@@ -436,6 +398,8 @@ mod tests {
 
     #[test]
     fn plans_fit_the_shared_memory() {
+        // Whether the sums from other blocks come in where the ring is: both ways are tested.
+        let mut in_ring = [false; 2];
         for (n, k, gated) in SHAPES {
             for m in 1..=MAX_TOKENS {
                 let shape = Shape { m, n, k };
@@ -444,9 +408,12 @@ mod tests {
                     let plan = Plan::new(cut, &shape, H200);
                     assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
                     assert!(cut != fitting || !gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
-                    let tokens = cut.tokens(&shape);
+                    let tokens = tokens(&shape);
                     let stage = gpu::stage_bytes(cut.rows, tokens, cut.depth);
                     let last = gpu::STAGES_AT + (plan.stages - 1) * stage;
+                    if cut.split > 1 && CUTS.contains(&cut) {
+                        in_ring[usize::from(plan.mail < last + stage)] = true;
+                    }
                     let (blocks, row) = (cut.depth - 1, gpu::ROW_BYTES);
                     let slab_rows = cut.depth * cut.rows.next_multiple_of(gpu::SLAB);
                     assert!(last + slab_rows * row <= plan.shared, "{shape:?} {cut:?} {plan:?}");
@@ -455,6 +422,7 @@ mod tests {
                 }
             }
         }
+        assert_eq!(in_ring, [true; 2]);
     }
 
     #[test]
@@ -465,7 +433,7 @@ mod tests {
                 let cut = Cut::fitting(&shape, *gated, gpu::MAX_SPLIT, H200);
                 let blocks = Plan::new(cut, &shape, H200).blocks;
                 assert!((120..=132).contains(&blocks), "m = {m}, n = {n}: {cut:?}");
-                assert!(cut.count(&shape) <= cut.clusters(H200), "m = {m}, n = {n}: {cut:?}");
+                assert!(cut.tiles(&shape) <= H200.clusters(cut.split), "m = {m}, n = {n}: {cut:?}");
             }
         }
     }

@@ -36,8 +36,8 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kernel())?;
         match self.0 {
-            Path::Stream(Some(Cut { rows, split, share, depth, teams, stages })) => {
-                write!(f, " rows={rows} split={split} share={share} depth={depth} teams={teams} stages={stages}")
+            Path::Stream(Some(Cut { rows, split, depth, teams, stages })) => {
+                write!(f, " rows={rows} split={split} depth={depth} teams={teams} stages={stages}")
             }
             Path::Wgmma(Some(Tile { cols, bands, share, split })) => {
                 write!(f, " cols={cols} bands={bands} share={share} split={split}")
@@ -66,7 +66,6 @@ impl FromStr for Choice {
             "stream" => Path::Stream(Some(Cut {
                 rows: value("rows")?,
                 split: value("split")?,
-                share: value("share")?,
                 depth: value("depth")?,
                 teams: value("teams")?,
                 stages: value("stages")?,
@@ -187,12 +186,12 @@ mod tests {
 
     #[test]
     fn rows_between_the_measured_ones_are_rounded_up_where_weights_decide() {
-        let text = "# multiprocessors 132\n64 128 1 gemv | 1.5\n64 128 16 stream rows=16 split=1 share=1 depth=2 teams=1 stages=9 | 2\n\
+        let text = "# multiprocessors 132\n64 128 1 gemv | 1.5\n64 128 16 stream rows=16 split=1 depth=2 teams=1 stages=9 | 2\n\
                     64 128 512 wgmma cols=128 bands=2 share=2 split=1 | 3";
         let table: Table = text.parse().unwrap();
         let find = |m, n| table.find(&Shape { m, n, k: 128 }).map(|path| Choice(path).to_string());
         assert_eq!(find(1, 64).as_deref(), Some("gemv"));
-        assert_eq!(find(9, 64).as_deref(), Some("stream rows=16 split=1 share=1 depth=2 teams=1 stages=9"));
+        assert_eq!(find(9, 64).as_deref(), Some("stream rows=16 split=1 depth=2 teams=1 stages=9"));
         assert_eq!(find(512, 64).as_deref(), Some("wgmma cols=128 bands=2 share=2 split=1"));
         assert_eq!((find(17, 64), find(513, 64), find(1, 72)), (None, None, None));
         assert_eq!(table.multiprocessors, 132);
@@ -205,7 +204,7 @@ mod tests {
             "skinny",
             "mma",
             "stream",
-            "stream rows=48 split=1 share=2 depth=4 teams=2 stages=4",
+            "stream rows=48 split=1 depth=4 teams=2 stages=4",
             "wgmma",
             "wgmma cols=160 bands=1 share=1 split=4",
         ] {
