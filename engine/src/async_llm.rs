@@ -181,8 +181,8 @@ impl CompletionStream {
                 None => return Poll::Ready(None),
             };
             let ended = event.progress.finished.is_some();
-            let Some(mut delta) = self.growth.push(event.progress, event.at) else { continue };
-            delta.started = event.started;
+            event.started.into_iter().for_each(|started| self.growth.start(started));
+            let Some(delta) = self.growth.push(event.progress, event.at) else { continue };
             // A stop string: the engine does not know it.
             if delta.finish_reason.is_some() && !ended {
                 self.tokens.cancel_answer(delta.index);

@@ -183,14 +183,23 @@ impl Admission {
     }
 }
 
+/// How a request began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// When its first step was planned; before that it waited in the queue.
+    pub at: Instant,
+    /// Tokens of its prompt that were in the prefix cache.
+    pub cached_tokens: usize,
+}
+
 /// A loaded model with its queue.
 pub struct Engine {
     scheduler: Scheduler,
     runner: Runner,
     /// The step that runs.
     running: Option<(StepPlan, InFlight)>,
-    /// Requests that have begun since somebody asked, or since the step before, and when.
-    started: Vec<(RequestId, Instant)>,
+    /// Requests that have begun since somebody asked, or since the step before.
+    started: Vec<(RequestId, Started)>,
     matchers: Matchers,
     overlap: bool,
     /// Of requests that leave it to the engine.
@@ -280,8 +289,8 @@ impl Engine {
         self.scheduler.metrics()
     }
 
-    /// Requests whose first step was planned during the last [`Engine::step`], and when.
-    pub fn take_started(&mut self) -> Vec<(RequestId, Instant)> {
+    /// Requests whose first step was planned during the last [`Engine::step`].
+    pub fn take_started(&mut self) -> Vec<(RequestId, Started)> {
         std::mem::take(&mut self.started)
     }
 
@@ -440,7 +449,8 @@ impl Engine {
         let start = Instant::now();
         let Some(plan) = self.scheduler.plan() else { return Ok(None) };
         let planning = start.elapsed();
-        self.started.extend(plan.started.iter().map(|id| (*id, start)));
+        let started = |&(id, cached_tokens): &(RequestId, usize)| (id, Started { at: start, cached_tokens });
+        self.started.extend(plan.started.iter().map(started));
         let mut step = self.runner.submit(&plan)?;
         step.times.plan = planning;
         Ok(Some((plan, step)))

@@ -1,6 +1,7 @@
 //! Tokens to text: answers as they grow, stop strings, times.
 use super::SamplingParams;
 use crate::detokenize::Detokenizer;
+use crate::engine::Started;
 use crate::error::Result;
 use crate::scheduler::{FinishReason, Progress, TokenLogprobs};
 use crate::stop::StopStrings;
@@ -14,6 +15,8 @@ pub struct Completion {
     pub answers: Vec<Answer>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were in the prefix cache.
+    pub cached_tokens: usize,
     /// Until the first token (TTFT); zero if there was none.
     pub time_to_first_token: Duration,
     /// Until the last.
@@ -61,8 +64,8 @@ pub struct Delta {
     pub score: Option<f32>,
     /// When the engine had the token.
     pub at: Instant,
-    /// When the request's first step was planned, if an [`AsyncLlm`](crate::AsyncLlm) answers; before that it waited in the queue.
-    pub started: Option<Instant>,
+    /// How the request began.
+    pub started: Option<Started>,
 }
 
 impl Completion {
@@ -94,6 +97,7 @@ impl Completion {
 pub(crate) struct Growth {
     start: Instant,
     prompt_tokens: usize,
+    started: Option<Started>,
     first: Option<Instant>,
     last: Option<Instant>,
     answers: Vec<Growing>,
@@ -122,10 +126,16 @@ impl Growth {
         Ok(Growth {
             start: Instant::now(),
             prompt_tokens: prompt.len(),
+            started: None,
             first: None,
             last: None,
             answers: (0..params.n).map(|_| grow()).collect::<Result<_>>()?,
         })
+    }
+
+    /// The request has begun.
+    pub fn start(&mut self, started: Started) {
+        self.started = Some(started);
     }
 
     /// Whether all answers have ended.
@@ -163,7 +173,7 @@ impl Growth {
         growing.answer.score = score;
         growing.answer.finish_reason = finish_reason.unwrap_or(FinishReason::Abort);
         let logprobs = logprobs.filter(|_| token.is_some());
-        Some(Delta { index, text, token, logprobs, finish_reason, score, at, started: None })
+        Some(Delta { index, text, token, logprobs, finish_reason, score, at, started: self.started })
     }
 
     /// What the deltas have told by now. Open answers are aborted ones.
@@ -173,6 +183,7 @@ impl Growth {
         Completion {
             answers: answers.collect(),
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.started.map_or(0, |started| started.cached_tokens),
             time_to_first_token: since(self.first),
             total_time: since(self.last),
         }

@@ -298,6 +298,9 @@ impl Llm {
                 break;
             }
             let (steps, now) = (engine.step()?, Instant::now());
+            for (id, started) in engine.take_started() {
+                places.get(&id).into_iter().for_each(|&at| growths[at].start(started));
+            }
             for progress in steps {
                 let (id, ended) = (progress.id, progress.finished.is_some());
                 let Some(&at) = places.get(&id) else { continue };

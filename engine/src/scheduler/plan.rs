@@ -23,8 +23,9 @@ pub const MAX_DRAFTS: usize = 7;
 #[must_use]
 #[derive(Debug, Default)]
 pub struct StepPlan {
-    /// Requests that begin with this step; those that were preempted begin once.
-    pub started: Vec<RequestId>,
+    /// Requests that begin with this step, and how many tokens of their prompts were in the prefix cache; those that were
+    /// preempted begin once.
+    pub started: Vec<(RequestId, usize)>,
     /// Pages to copy, (from, to): a shared, partly filled block that a fork is about to write.
     pub copies: Vec<(u32, u32)>,
     /// Blocks to move to the host, (device page, host page), before anything else.

@@ -282,7 +282,7 @@ impl Scheduler {
         self.run(index);
         let group = &mut self.groups[at];
         if !std::mem::replace(&mut group.started, true) {
-            plan.started.push(group.request);
+            plan.started.push((group.request, hits));
             if self.blocks.sharing() {
                 self.metrics.prefix_queries += queries as u64;
                 self.metrics.prefix_hits += hits as u64;

@@ -1,6 +1,7 @@
 //! What one request hears: a queue without a lock-step between the engine and its reader.
 use super::latency::Latencies;
 use super::{Message, Shared};
+use crate::engine::Started;
 use crate::error::{Error, Result};
 use crate::scheduler::{FinishReason, Progress, RequestId};
 use std::collections::VecDeque;
@@ -17,8 +18,8 @@ pub struct TokenEvent {
     pub progress: Progress,
     /// The end of the step: later reading does not change it.
     pub at: Instant,
-    /// When the request's first step was planned; before that it waited in the queue.
-    pub started: Option<Instant>,
+    /// How the request began.
+    pub started: Option<Started>,
 }
 
 /// Grows with what was not read yet; at most the request's longest answers, so that nobody ever waits for room.
@@ -45,7 +46,7 @@ pub(super) struct Writer {
     open: Vec<u32>,
     capacity: usize,
     submitted: Instant,
-    started: Option<Instant>,
+    started: Option<Started>,
     /// When each answer's last token came.
     last: Vec<Option<Instant>>,
 }
@@ -85,8 +86,8 @@ impl Writer {
     }
 
     /// The request's first step was planned.
-    pub fn started(&mut self, at: Instant) {
-        self.started = Some(at);
+    pub fn started(&mut self, started: Started) {
+        self.started = Some(started);
     }
 
     /// Counts the wait for a token. Of several answers only the first one's first token is the request's first.

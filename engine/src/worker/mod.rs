@@ -14,7 +14,7 @@ pub use latency::{Latencies, LatencyHistogram};
 pub use mailbox::{TokenEvent, TokenStream};
 pub use snapshot::{EngineSnapshot, PendingSnapshot};
 
-use crate::engine::{Admission, Engine};
+use crate::engine::{Admission, Engine, Started};
 use crate::error::{Error, Result};
 use crate::scheduler::{Progress, RequestId, SchedulerMetrics, SequenceRequest, Snapshot};
 use mailbox::Writer;
@@ -47,8 +47,8 @@ pub trait EngineCore: Send + 'static {
     /// # Errors
     /// The engine cannot go on.
     fn step(&mut self) -> Result<Vec<Progress>>;
-    /// Requests whose first step was planned during the last step, and when.
-    fn take_started(&mut self) -> Vec<(RequestId, Instant)> {
+    /// Requests whose first step was planned during the last step.
+    fn take_started(&mut self) -> Vec<(RequestId, Started)> {
         Vec::new()
     }
     /// Counts and state.
@@ -78,7 +78,7 @@ impl EngineCore for Engine {
     fn step(&mut self) -> Result<Vec<Progress>> {
         self.step()
     }
-    fn take_started(&mut self) -> Vec<(RequestId, Instant)> {
+    fn take_started(&mut self) -> Vec<(RequestId, Started)> {
         self.take_started()
     }
     fn metrics(&self) -> SchedulerMetrics {

@@ -63,10 +63,10 @@ impl<E: EngineCore> Worker<'_, E> {
             // Before the readers hear of it: who has its last token finds its pages given back.
             self.beat(true);
             let now = Instant::now();
-            for (id, at) in self.core.take_started() {
+            for (id, started) in self.core.take_started() {
                 let ticket = self.ids.get(&id);
                 if let Some((_, writer)) = ticket.and_then(|ticket| self.open.get_mut(ticket)) {
-                    writer.started(at);
+                    writer.started(started);
                 }
             }
             progress.into_iter().for_each(|progress| self.deliver(progress, now));

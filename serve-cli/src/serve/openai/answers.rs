@@ -20,6 +20,8 @@ pub struct Answers {
     streams: SelectAll<BoxStream<'static, (usize, engine::Result<Delta>)>>,
     /// Answers of each prompt.
     n: usize,
+    /// Prompts whose cached tokens are counted.
+    counted: Vec<bool>,
     usage: Usage,
     observed: Option<Observed>,
     reason: &'static str,
@@ -53,7 +55,7 @@ impl Answers {
         arrived: Instant,
     ) -> Result<Self, ApiError> {
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
-        let mut streams = SelectAll::new();
+        let (mut streams, counted) = (SelectAll::new(), vec![false; prompts.len()]);
         for (i, prompt) in prompts.into_iter().enumerate() {
             let answers: CompletionStream = served.llm.generate(prompt, params.clone()).map_err(refused)?;
             streams.push(answers.map(move |delta| (i, delta)).boxed());
@@ -61,7 +63,8 @@ impl Answers {
         Ok(Answers {
             streams,
             n: params.n,
-            usage: Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens },
+            counted,
+            usage: Usage::of_prompts(prompt_tokens),
             observed: Some(observe(state, served, prompt_tokens, arrived)),
             reason: "stop",
             cause: Some(Cause::new(served, params)),
@@ -71,10 +74,17 @@ impl Answers {
 
     /// Without answers: what `max_tokens: 0` asks for.
     pub fn none(prompt_tokens: usize) -> Self {
-        let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
-        let (streams, reason) = (SelectAll::new(), "length");
-        // Nothing keeps what has no answers waiting.
-        Answers { streams, n: 1, usage, observed: None, reason, cause: None, keep_alive: Duration::from_secs(60) }
+        Answers {
+            streams: SelectAll::new(),
+            n: 1,
+            counted: Vec::new(),
+            usage: Usage::of_prompts(prompt_tokens),
+            observed: None,
+            reason: "length",
+            cause: None,
+            // Nothing keeps what has no answers waiting.
+            keep_alive: Duration::from_secs(60),
+        }
     }
 
     /// Tokens until now.
@@ -103,6 +113,9 @@ impl Answers {
             self.observed.take().into_iter().for_each(|observed| observed.finish("error"));
         })?;
         let choice = prompt * self.n + delta.index as usize;
+        if let Some(started) = delta.started.filter(|_| !std::mem::replace(&mut self.counted[prompt], true)) {
+            self.usage.prompt_tokens_details.cached_tokens += started.cached_tokens;
+        }
         if delta.token.is_some() {
             self.usage.completion_tokens += 1;
             self.usage.total_tokens += 1;

@@ -18,8 +18,8 @@ pub fn observe(state: &AppState, served: &Served, prompt_tokens: usize, arrived:
 impl Observed {
     /// A token of an answer.
     pub fn token(&mut self, answer: usize, delta: &Delta) {
-        if let Some(at) = delta.started {
-            self.0.scheduled(at);
+        if let Some(started) = delta.started {
+            self.0.scheduled(started.at);
         }
         self.0.answer_token(answer, delta.at);
     }

@@ -13,6 +13,22 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// All together.
     pub total_tokens: usize,
+    /// What is known about those of the prompts.
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// About tokens of prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Those that were in the prefix cache.
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    /// Before the first token.
+    pub fn of_prompts(prompt_tokens: usize) -> Self {
+        Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
+    }
 }
 
 /// What a stream tells beside the answers.

@@ -110,6 +110,9 @@ impl Answering {
             self.finish(false);
             return Ok(());
         };
+        if let Some(started) = delta.started {
+            self.usage.input_tokens_details.cached_tokens = started.cached_tokens;
+        }
         if delta.token.is_some() {
             self.usage.output_tokens += 1;
             if let Some(observed) = &mut self.observed {
