@@ -14,6 +14,7 @@ mod devices;
 pub mod differential;
 mod emulator;
 mod engine;
+mod filters;
 pub mod goldens;
 mod kernels;
 pub mod probes;
@@ -21,7 +22,9 @@ mod serve;
 
 /// Runs the tests that `args` (libtest's) select.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let arguments = Arguments::from_iter(args);
+    let (filters, args) = filters::split(args);
+    let mut arguments = Arguments::from_iter(args);
+    arguments.filter = filters.first().filter(|_| filters.len() == 1).cloned();
     let devices = match devices::available() {
         Ok(devices) => devices,
         Err(message) => {
@@ -41,8 +44,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     trials.extend(counters::trials());
     trials.extend(cli::trials());
     trials.extend(serve::trials());
+    trials.push(filters::trial());
+    if filters.len() > 1 {
+        let selects = |name: &str, filter: &str| if arguments.exact { name == filter } else { name.contains(filter) };
+        trials.retain(|trial| filters.iter().any(|filter| selects(trial.name(), filter)));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let all_emulated = arguments.filter.as_deref().is_none_or(|filter| ["emulated", "kernels"].contains(&filter));
+    let all_emulated = filters.iter().all(|filter| ["emulated", "kernels"].contains(&filter.as_str()));
     let whole = !arguments.list && !arguments.exact && arguments.skip.is_empty() && all_emulated;
     if whole && let Err(message) = kernels::check_launched() {
         eprintln!("{message}");

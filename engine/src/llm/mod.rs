@@ -318,3 +318,17 @@ impl Llm {
         Ok(growths.into_iter().map(Growth::finish).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Llm, Prompt, SamplingParams};
+    use crate::Device;
+
+    #[test]
+    fn a_completion_tells_what_was_cached() {
+        let mut llm = Llm::builder("tiny-chat").device(&Device::cpu()).load().unwrap();
+        let params = SamplingParams { max_tokens: Some(1), ..SamplingParams::default() };
+        let mut cached = || llm.generate(Prompt::Tokens(vec![7; 130]), params.clone()).unwrap()[0].cached_tokens;
+        assert_eq!([cached(), cached()], [0, 128]);
+    }
+}

@@ -51,7 +51,7 @@ pub struct ServeArgs {
     /// Most connections at once; more are told 503, except probes and scrapers
     #[arg(long, value_name = "N", default_value = "4096", value_parser = parse::count_in(1..=1_000_000))]
     pub max_connections: usize,
-    /// Seconds that a client may say nothing: between two requests, in a request's head, in its body
+    /// Seconds that a client may say nothing, between two requests, in a request's head, in its body, or read nothing
     #[arg(long, value_name = "SECONDS", default_value = "75", value_parser = some_seconds)]
     pub client_timeout: Duration,
     /// Seconds of silence after which a stream has a comment, which keeps proxies from closing it

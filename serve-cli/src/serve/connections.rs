@@ -1,4 +1,4 @@
-//! Connections: so many at once, and none for clients that open one and say nothing.
+//! Connections: so many at once, and none for clients that open one and say nothing, or read nothing.
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
 /// Connections beyond the most, which are told so. Probes and scrapers are answered there too: a full server is not a
@@ -30,7 +31,7 @@ const NO_DESCRIPTORS: Duration = Duration::from_millis(200);
 pub struct Connections {
     /// At once.
     pub most: usize,
-    /// How long one may be idle, or take for the head of a request.
+    /// How long one may be idle, or take for the head of a request, or read nothing of an answer that fills its buffers.
     pub patience: Duration,
 }
 
@@ -91,7 +92,10 @@ impl Connections {
         let patience = if crowded.is_some() { self.patience.min(RESERVE_PATIENCE) } else { self.patience };
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(patience).keep_alive(crowded.is_none());
-        builder.serve_connection(TokioIo::new(stream), service)
+        // Clients that stop reading end here, or enough of them would hold every place.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(patience));
+        builder.serve_connection(TokioIo::new(Box::pin(stream)), service)
     }
 }
 

@@ -117,6 +117,18 @@ pub fn silent_clients() -> Result<()> {
     bail!("the stream was cut")
 }
 
+/// A client that asks and asks and reads nothing is cut off, and its place is free again.
+pub fn deaf_clients() -> Result<()> {
+    let server = Server::start(&["--client-timeout", "0.5", "--max-connections", "1"])?;
+    let mut deaf = Connection::open(server.address())?;
+    let ask = b"GET /openapi.json HTTP/1.1\r\nhost: test\r\n\r\n".repeat(1_000);
+    // Some 50 KB each: more than any buffers hold. The server stops reading when nobody reads what it writes.
+    let cut = std::iter::repeat_with(|| deaf.send(&ask)).take(1_000).find_map(Result::err);
+    ensure!(cut.is_some(), "the server still listens");
+    until("its place", || Ok(canary(&server).is_ok()))?;
+    server.at_rest()
+}
+
 /// More connections than may be are told so; probes are answered all the same; when some close there is room again.
 pub fn max_connections() -> Result<()> {
     let server = Server::start(&["--max-connections", "4"])?;

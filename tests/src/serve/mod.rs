@@ -31,6 +31,7 @@ pub fn trials() -> Vec<Trial> {
     add("fault_in_streams", connections::fault_in_streams);
     add("comments", connections::comments);
     add("silent_clients", connections::silent_clients);
+    add("deaf_clients", connections::deaf_clients);
     add("max_connections", connections::max_connections);
     add("embeddings", edges::embeddings);
     add("responses", edges::responses);

@@ -1,5 +1,5 @@
 //! The endpoints against tiny-chat on the CPU.
-use super::{chat, completions, models, tokenize};
+use super::{chat, completions, models, responses, tokenize};
 use crate::serve::limits::Limits;
 use crate::serve::registry::Slot;
 use crate::serve::state::{AppState, Served};
@@ -31,8 +31,8 @@ fn state() -> AppState {
 }
 
 fn app() -> Router {
-    let routes = chat::routes().merge(completions::routes()).merge(models::routes()).merge(tokenize::routes());
-    routes.with_state(state())
+    let routes = chat::routes().merge(completions::routes()).merge(responses::routes());
+    routes.merge(models::routes()).merge(tokenize::routes()).with_state(state())
 }
 
 /// Sends a request: the status and the body.
@@ -199,6 +199,32 @@ fn a_stream_tells_the_usage() {
     let chunks = stream(CHAT, &with(body, each));
     assert!(chunks.iter().all(|chunk| chunk["usage"].is_object()));
     assert_eq!(chunks.last().unwrap()["usage"], usage);
+}
+
+/// Two prompts that begin with the same page: the second finds it, and says so once however many answers it has.
+#[test]
+fn cached_tokens_are_told() {
+    let long = |last: &str| format!("{} {last}", "What is 12 plus 7?".repeat(30));
+    for (path, field, details) in [
+        (CHAT, "messages", "/prompt_tokens_details/cached_tokens"),
+        (COMPLETIONS, "prompt", "/prompt_tokens_details/cached_tokens"),
+        ("/v1/responses", "input", "/input_tokens_details/cached_tokens"),
+    ] {
+        let body = |last: &str| {
+            let text = format!("{path}: {}", long(last));
+            let prompt = if path == CHAT { user(&text)["messages"].clone() } else { text.into() };
+            json!({ "model": "tiny-chat", "max_tokens": 2, "max_output_tokens": 16, field: prompt })
+        };
+        let cached = |usage: &Value| usage.pointer(details).and_then(Value::as_u64);
+        assert_eq!(cached(&ask(path, &body("Why?"))["usage"]), Some(0), "{path}");
+        let found = cached(&ask(path, &body("How?"))["usage"]).unwrap();
+        assert!(found >= 64 && found % 64 == 0, "{path}: {found}");
+        if path != "/v1/responses" {
+            let more = json!({ "n": 2, "temperature": 1, "stream_options": { "include_usage": true } });
+            let chunks = stream(path, &with(body("Where?"), more));
+            assert_eq!(cached(&chunks.last().unwrap()["usage"]), Some(found), "{path}");
+        }
+    }
 }
 
 #[test]
