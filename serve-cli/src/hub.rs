@@ -9,7 +9,6 @@ mod download;
 mod tests;
 
 use anyhow::{Context, Result, anyhow, bail};
-use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -70,6 +69,8 @@ pub struct Hub {
     visible: bool,
     /// Wait before a download is tried for the second time; twice as long before the third.
     pause: Duration,
+    /// How long the hub may say nothing.
+    patience: Duration,
 }
 
 impl Hub {
@@ -101,6 +102,7 @@ impl Hub {
             offline: text(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(on),
             visible,
             pause: Duration::from_secs(1),
+            patience: Duration::from_secs(60),
         })
     }
 
@@ -124,7 +126,7 @@ impl Hub {
 
     /// The snapshot that a revision names, if there is one.
     fn cached(&self, id: &HubId) -> Option<PathBuf> {
-        let dir = self.cache.join(repo(id).folder_name());
+        let dir = self.folder(id);
         let commit = match std::fs::read_to_string(dir.join("refs").join(&id.revision)) {
             Ok(commit) => commit.trim().to_owned(),
             Err(_) => id.revision.clone(),
@@ -133,13 +135,10 @@ impl Hub {
         snapshot.is_dir().then_some(snapshot)
     }
 
-    fn cache(&self) -> Cache {
-        Cache::new(self.cache.clone())
+    /// A model's part of the cache.
+    fn folder(&self, id: &HubId) -> PathBuf {
+        self.cache.join(format!("models--{}", id.name.replace('/', "--")))
     }
-}
-
-fn repo(id: &HubId) -> Repo {
-    Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone())
 }
 
 const CONFIG: &str = "config.json";

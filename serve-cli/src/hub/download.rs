@@ -1,9 +1,7 @@
 //! Downloads into the cache. What was interrupted goes on where it stopped, in the next try and the next run.
-use super::client::{Client, Metadata, lock};
-use super::{CONFIG, Hub, HubId, INDEX, MAIN, Part, WEIGHTS, is_small, repo, shards};
+use super::client::{Client, Error, Metadata, lock};
+use super::{CONFIG, Hub, HubId, INDEX, MAIN, Part, WEIGHTS, is_small, shards};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Repo, RepoType};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::cmp::Ordering;
 use std::io::{ErrorKind, Write};
@@ -18,22 +16,15 @@ const WAIT: Duration = Duration::from_millis(100);
 impl Hub {
     /// Downloads what is missing; `lacks` says what that is.
     pub(super) fn download(&self, id: &HubId, part: Part, lacks: &str) -> Result<PathBuf> {
-        let api = ApiBuilder::from_cache(self.cache())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(self.token.clone())
-            .with_progress(false)
-            .with_retries(0)
-            .with_user_agent("wootz", env!("CARGO_PKG_VERSION"))
-            .build()
-            .context("cannot make an HTTP client")?;
-        let info = api.repo(repo(id)).info().map_err(|error| self.refused(id, lacks, &error))?;
+        let client = Client::new(self.token.clone(), self.patience);
+        // A branch may have slashes.
+        let url = format!("{}/api/models/{}/revision/{}", self.endpoint, id.name, id.revision.replace('/', "%2F"));
+        let info = client.info(&url).map_err(|error| self.refused(id, lacks, &error))?;
         let commit = info.sha;
         ensure!(!commit.is_empty() && commit.chars().all(|c| c.is_ascii_hexdigit()), "{commit:?} is no commit");
         // All files of one commit, whatever happens to the branch meanwhile.
-        let fixed = Repo::with_revision(id.name.clone(), RepoType::Model, commit.clone());
-        let client = Client::new(self.token.clone());
-        let transfer = Transfer { hub: self, id, lacks, client, repo: api.repo(fixed.clone()), fixed };
-        let dir = self.cache().repo(transfer.fixed.clone()).pointer_path(&commit);
+        let transfer = Transfer { hub: self, id, lacks, client, commit: &commit };
+        let dir = self.folder(id).join("snapshots").join(&commit);
         let there: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
         ensure!(there.contains(&CONFIG), "{id} has no {CONFIG}: it is no model that transformers could load");
         if self.visible || part == Part::All {
@@ -52,14 +43,16 @@ impl Hub {
             }
         }
         if id.revision != commit {
-            let written = self.cache().repo(repo(id)).create_ref(&commit);
+            let name = self.folder(id).join("refs").join(&id.revision);
+            let written =
+                std::fs::create_dir_all(name.parent().unwrap_or(&name)).and_then(|()| std::fs::write(&name, &commit));
             written.with_context(|| format!("cannot write to the cache {}", self.cache.display()))?;
         }
         Ok(dir)
     }
 
     /// Why the hub gives nothing, and what to do.
-    fn refused(&self, id: &HubId, lacks: &str, error: &ApiError) -> anyhow::Error {
+    fn refused(&self, id: &HubId, lacks: &str, error: &Error) -> anyhow::Error {
         let (hub, HubId { name, revision }) = (&self.endpoint, id);
         match status(error) {
             Some(404) if revision != MAIN => {
@@ -74,6 +67,9 @@ impl Hub {
                 "{lacks}, and {hub} has no such model for everybody: check the name; if it is gated or private, ask for access on {hub}/{name} and set HF_TOKEN"
             ),
             Some(code) => anyhow!("{lacks}, and {hub} answers with HTTP status {code}: try again later"),
+            None if error.to_string().contains("certificate") => anyhow!(
+                "{lacks}, and {hub} has a certificate that this machine does not trust ({error}): if a proxy reads along, name the file with its certificates in SSL_CERT_FILE"
+            ),
             None => anyhow!(
                 "{lacks}, and it cannot be downloaded from {hub} ({error}): connect to the network, or give a directory"
             ),
@@ -82,9 +78,9 @@ impl Hub {
 }
 
 /// The HTTP status of a refusal.
-fn status(error: &ApiError) -> Option<u16> {
+fn status(error: &Error) -> Option<u16> {
     match error {
-        ApiError::RequestError(error) => match **error {
+        Error::Http(error) => match **error {
             ureq::Error::StatusCode(code) => Some(code),
             _ => None,
         },
@@ -115,9 +111,7 @@ struct Transfer<'a> {
     id: &'a HubId,
     lacks: &'a str,
     client: Client,
-    /// At the commit.
-    repo: ApiRepo,
-    fixed: Repo,
+    commit: &'a str,
 }
 
 impl Transfer<'_> {
@@ -135,7 +129,7 @@ impl Transfer<'_> {
                     return Err(self.hub.refused(self.id, self.lacks, &error).context(context));
                 }
                 // Another process downloads it: in the end it is there.
-                None if matches!(error, ApiError::LockAcquisition(_)) => {
+                None if matches!(error, Error::Locked(_)) => {
                     std::thread::sleep(WAIT);
                     continue;
                 }
@@ -157,8 +151,8 @@ impl Transfer<'_> {
     }
 
     /// One try, which goes on where the one before it was cut off.
-    fn attempt(&self, dir: &Path, file: &str) -> Result<(), ApiError> {
-        let url = self.repo.url(file);
+    fn attempt(&self, dir: &Path, file: &str) -> Result<(), Error> {
+        let url = self.url(file);
         let metadata = self.client.metadata(&url)?;
         let blob = self.blob(&metadata);
         std::fs::create_dir_all(blob.parent().unwrap_or(dir))?;
@@ -189,12 +183,16 @@ impl Transfer<'_> {
     }
 
     fn blob(&self, metadata: &Metadata) -> PathBuf {
-        self.hub.cache().repo(self.fixed.clone()).blob_path(&metadata.etag)
+        self.hub.folder(self.id).join("blobs").join(&metadata.etag)
+    }
+
+    fn url(&self, file: &str) -> String {
+        format!("{}/{}/resolve/{}/{file}", self.hub.endpoint, self.id.name, self.commit)
     }
 
     /// Where a file's first bytes wait for the others.
     fn part(&self, file: &str) -> Option<PathBuf> {
-        let metadata = self.client.metadata(&self.repo.url(file)).ok()?;
+        let metadata = self.client.metadata(&self.url(file)).ok()?;
         Some(self.blob(&metadata).with_extension("part"))
     }
 }

@@ -48,6 +48,10 @@ enum Fault {
     Cut(usize),
     /// The same, and sends all of a file whatever range is asked for.
     CutWithoutRanges(usize),
+    /// Sends half of the first so many transfers of the weights, and then nothing.
+    Stall(usize),
+    /// Takes connections and says nothing.
+    Silent,
     /// Answers with this status to all.
     Status(u16),
     /// Answers with this status to files.
@@ -106,7 +110,7 @@ impl FakeHub {
             ("HF_ENDPOINT", self.url.clone().into()),
         ]);
         let hub = Hub::from_vars(false, |name| vars.get(name).cloned()).unwrap();
-        Hub { pause: Duration::ZERO, ..hub }
+        Hub { pause: Duration::ZERO, patience: Duration::from_millis(500), ..hub }
     }
 
     /// How often a request with all the parts was heard.
@@ -135,6 +139,11 @@ fn serve(
     let whose = if store.is_some() { "" } else { " elsewhere" };
     heard.lock().unwrap().push(format!("{path} {} {token}{whose}", range.as_deref().unwrap_or_default()));
     let refuse = |status: u16| format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    // Open until the test ends.
+    let hold = || stream.try_clone().map(std::mem::forget);
+    if fault == Fault::Silent {
+        return hold();
+    }
     if let Fault::Status(status) = fault {
         return stream.write_all(refuse(status).as_bytes());
     }
@@ -163,7 +172,9 @@ fn serve(
     let start: usize = start.parse().unwrap_or(0);
     let end: usize = end.parse().map_or(bytes.len(), |last: usize| last + 1);
     let breaks = match fault {
-        Fault::Cut(most) | Fault::CutWithoutRanges(most) => end == bytes.len() && cut.load(Ordering::SeqCst) < most,
+        Fault::Cut(most) | Fault::CutWithoutRanges(most) | Fault::Stall(most) => {
+            end == bytes.len() && cut.load(Ordering::SeqCst) < most
+        }
         _ => false,
     };
     let ranges = end == 1 || !matches!(fault, Fault::CutWithoutRanges(_));
@@ -179,7 +190,8 @@ fn serve(
     stream.write_all(head.as_bytes())?;
     if breaks && name.starts_with("model-") {
         cut.fetch_add(1, Ordering::SeqCst);
-        return stream.write_all(&body[..body.len() / 2]);
+        stream.write_all(&body[..body.len() / 2])?;
+        return if matches!(fault, Fault::Stall(_)) { hold() } else { Ok(()) };
     }
     stream.write_all(body)
 }
@@ -274,6 +286,20 @@ fn a_broken_transfer_goes_on_where_it_stopped() {
     check(&fake.hub().model(&id(), Part::All).unwrap());
     assert_eq!(fake.count(&["model-1.safetensors 150000-"]), 1, "{:?}", fake.heard.lock().unwrap());
     assert_eq!(fake.count(&["model-1.safetensors 0- "]), 1);
+}
+
+#[test]
+fn a_stalled_transfer_goes_on_where_it_stopped() {
+    let fake = FakeHub::new(Fault::Stall(2));
+    check(&fake.hub().model(&id(), Part::All).unwrap());
+    assert_eq!(fake.count(&["model-1.safetensors 150000-"]), 1, "{:?}", fake.heard.lock().unwrap());
+}
+
+#[test]
+fn a_hub_that_says_nothing_is_given_up() {
+    let fake = FakeHub::new(Fault::Silent);
+    let error = fake.hub().model(&id(), Part::All).unwrap_err().to_string();
+    assert!(error.contains("timeout") && error.contains("connect to the network"), "{error}");
 }
 
 #[test]
