@@ -168,10 +168,11 @@ impl Admission {
                 ),
             });
         }
-        let (biases, most) = (request.sampling.logit_bias.len(), MAX_BIASES);
-        if biases > most {
+        let (biases, bans) = (request.sampling.logit_bias.len(), request.sampling.early_bans.len());
+        if biases + bans > MAX_BIASES {
+            let beside = if bans > 0 { format!(" beside min_tokens' {bans}") } else { String::new() };
             return Err(Error::Request {
-                problem: format!("logit_bias names {biases} tokens, at most {most} are allowed"),
+                problem: format!("logit_bias names {biases} tokens{beside}, at most {MAX_BIASES} are allowed"),
             });
         }
         if let Some((token, _)) = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {

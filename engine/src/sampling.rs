@@ -23,6 +23,10 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to these tokens' logits: (token, bias); negative infinity bans a token. A token once.
     pub logit_bias: Vec<(u32, f32)>,
+    /// An answer's first tokens, so many, are none of `early_bans`.
+    pub min_tokens: usize,
+    /// Tokens that would end an answer. A token once.
+    pub early_bans: Vec<u32>,
     /// Log-probabilities of the chosen token and of so many most likely tokens, from the raw logits; `None`: none.
     pub logprobs: Option<u32>,
     /// Only tokens with which the answer can still become what the grammar describes.
@@ -45,6 +49,8 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            min_tokens: 0,
+            early_bans: Vec::new(),
             logprobs: None,
             grammar: None,
         }

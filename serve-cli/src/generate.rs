@@ -84,6 +84,9 @@ struct AnswerArgs {
     /// Go on after end-of-sequence tokens
     #[arg(long)]
     ignore_eos: bool,
+    /// Fewest tokens of an answer
+    #[arg(long, value_name = "N", default_value = "0", conflicts_with = "num_beams")]
+    min_tokens: usize,
     /// Answers are JSON that this schema describes: a file, or the schema itself
     #[arg(long, value_name = "FILE|JSON", group = "grammar", conflicts_with = "num_beams")]
     json_schema: Option<String>,
@@ -113,6 +116,7 @@ impl AnswerArgs {
             beam: self.num_beams.map(|width| BeamParams { width, length_penalty, early_stopping }),
             logprobs: self.logprobs.map(|top| top as u32),
             ignore_eos: self.ignore_eos,
+            min_tokens: self.min_tokens,
             ..params
         })
     }

@@ -97,6 +97,8 @@ impl Completion {
 pub(crate) struct Growth {
     start: Instant,
     prompt_tokens: usize,
+    /// Tokens of an answer in which no stop string is looked for.
+    min_tokens: usize,
     started: Option<Started>,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -126,6 +128,7 @@ impl Growth {
         Ok(Growth {
             start: Instant::now(),
             prompt_tokens: prompt.len(),
+            min_tokens: params.min_tokens,
             started: None,
             first: None,
             last: None,
@@ -155,11 +158,14 @@ impl Growth {
         if let Some(token) = token {
             growing.answer.tokens.push(token);
             growing.answer.logprobs.extend(logprobs.clone());
-            let released = stops.push(&detokenizer.push(token));
-            text = released.text;
-            if released.stopped {
-                finish_reason = Some(FinishReason::Stop);
-                growing.text = None;
+            text = detokenizer.push(token);
+            if growing.answer.tokens.len() > self.min_tokens {
+                let released = stops.push(&text);
+                text = released.text;
+                if released.stopped {
+                    finish_reason = Some(FinishReason::Stop);
+                    growing.text = None;
+                }
             }
         }
         if finish_reason.is_some()

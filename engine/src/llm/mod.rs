@@ -321,8 +321,10 @@ impl Llm {
 
 #[cfg(test)]
 mod tests {
-    use super::{Llm, Prompt, SamplingParams};
+    use super::{Grammar, Llm, Prompt, SamplingParams};
     use crate::Device;
+    use crate::engine::EngineConfig;
+    use crate::scheduler::{FinishReason, Speculation};
 
     #[test]
     fn a_completion_tells_what_was_cached() {
@@ -330,5 +332,34 @@ mod tests {
         let params = SamplingParams { max_tokens: Some(1), ..SamplingParams::default() };
         let mut cached = || llm.generate(Prompt::Tokens(vec![7; 130]), params.clone()).unwrap()[0].cached_tokens;
         assert_eq!([cached(), cached()], [0, 128]);
+    }
+
+    /// Neither the model's end nor a stop token or string ends an answer early, drafted or not; what comes later does.
+    #[test]
+    fn answers_have_their_fewest_tokens() {
+        let ngrams = Speculation::Ngram { drafts: 5, max_n: 3, min_n: 1 };
+        let config = EngineConfig { speculation: ngrams, ..EngineConfig::default() };
+        let mut llm = Llm::builder("tiny-chat").device(&Device::cpu()).config(config).load().unwrap();
+        let prompt = llm.chat_prompt(&[crate::message("user", "What is 12 plus 7?")]).unwrap();
+        let mut answer = |params: SamplingParams| {
+            let params = SamplingParams { max_tokens: Some(40), ..params };
+            llm.generate(Prompt::Tokens(prompt.clone()), params).unwrap().remove(0).into_answer().unwrap()
+        };
+        let short = answer(SamplingParams::default());
+        let (count, first) = (short.tokens.len(), short.tokens[0]);
+        assert!((1..8).contains(&count) && short.finish_reason == FinishReason::Stop, "{short:?}");
+        let long = SamplingParams { min_tokens: 12, speculation: Speculation::Off, ..SamplingParams::default() };
+        let held = answer(long.clone());
+        assert!(held.tokens.len() >= 12 && held.tokens.starts_with(&short.tokens), "{held:?}");
+        let drafted = SamplingParams { speculation: ngrams, ..long.clone() };
+        assert_eq!(answer(drafted), held);
+        let stopped = answer(SamplingParams { stop_token_ids: vec![first], ..long.clone() });
+        assert!(stopped.tokens.len() >= 12 && !stopped.tokens[..12].contains(&first), "{stopped:?}");
+        let text = answer(SamplingParams { stop: vec![short.text.clone()], ..long.clone() });
+        assert!(text.tokens.len() >= 12 && text.text.starts_with(&short.text), "{text:?}");
+        let letters = Some(Grammar::Regex("[a-z]*".into()));
+        assert!(answer(SamplingParams { grammar: letters, ..long }).tokens.len() >= 12);
+        let exact = SamplingParams { min_tokens: count, ..SamplingParams::default() };
+        assert_eq!(answer(exact), short, "as many as it has");
     }
 }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub struct SamplingParams {
     /// Most tokens of an answer; `None`: as many as fit.
     pub max_tokens: Option<usize>,
+    /// Fewest tokens of an answer: before these nothing but `max_tokens` ends it. Not with beam search.
+    pub min_tokens: usize,
     /// Strings that end an answer; they are not part of it.
     pub stop: Vec<String>,
     /// Tokens that end an answer, beside the model's own.
@@ -58,6 +60,7 @@ impl Default for SamplingParams {
         let greedy = sampling::SamplingParams::default();
         SamplingParams {
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
@@ -91,6 +94,10 @@ impl SamplingParams {
         if self.max_tokens == Some(0) {
             return Err(Error::Request { problem: "max_tokens is 0, it must be at least 1".into() });
         }
+        if let Some(most) = self.max_tokens.filter(|most| *most < self.min_tokens) {
+            let problem = format!("min_tokens is {}, it must be at most max_tokens, {most}", self.min_tokens);
+            return Err(Error::Request { problem });
+        }
         if self.beam.is_some() && self.logprobs.is_some() {
             return Err(Error::Request { problem: "beam search has no logprobs; leave one of them out".into() });
         }
@@ -102,7 +109,7 @@ impl SamplingParams {
         self.tokens().validate()
     }
 
-    /// How one token is chosen, the grammar aside.
+    /// How one token is chosen, the grammar and what `min_tokens` bans aside.
     pub fn tokens(&self) -> sampling::SamplingParams {
         sampling::SamplingParams {
             temperature: self.temperature,
@@ -114,6 +121,8 @@ impl SamplingParams {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.clone(),
+            min_tokens: self.min_tokens,
+            early_bans: Vec::new(),
             logprobs: self.logprobs,
             grammar: None,
         }
@@ -130,11 +139,16 @@ impl SamplingParams {
         self.validate()?;
         // A grammar that has ended allows nothing but these.
         let eos = if self.ignore_eos && grammar.is_none() { &[] } else { eos };
+        let stop_tokens: Vec<u32> = eos.iter().chain(&self.stop_token_ids).copied().collect();
+        let mut early_bans = if self.min_tokens > 0 { stop_tokens.clone() } else { Vec::new() };
+        early_bans.sort_unstable();
+        early_bans.dedup();
         Ok(SequenceRequest {
             prompt,
             max_tokens: self.max_tokens.unwrap_or(usize::MAX),
-            stop_tokens: eos.iter().chain(&self.stop_token_ids).copied().collect(),
+            stop_tokens,
             sampling: sampling::SamplingParams {
+                early_bans,
                 grammar: grammar.map(|grammar| grammar.ignoring_eos(self.ignore_eos)),
                 ..self.tokens()
             },

@@ -228,6 +228,7 @@ impl Draft {
             drafts: 0,
             seq_slot: 0,
             position: 0,
+            may_end_at: 0,
             sampling,
         });
     }

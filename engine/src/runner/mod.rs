@@ -2,6 +2,7 @@
 //!
 //! [`Runner::submit`] queues a step and returns, [`Runner::collect`] waits for its tokens. Two steps may be in flight:
 //! the second one's inputs and launches are queued while the first one runs.
+mod biases;
 mod budget;
 mod draft;
 mod graphs;

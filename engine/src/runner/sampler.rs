@@ -1,4 +1,5 @@
 //! Chooses tokens on the device: parameters of every row that samples, the tables that they name, and what comes back.
+use super::biases::Biases;
 use crate::error::Result;
 use crate::scheduler::{FROM_DRAFT, FROM_SLOT, MAX_DRAFTS, SampleRow, Sampled, StepPlan, TokenLogprobs};
 use kernels_host::sample::{self, AcceptDrafts, Adjust, CountTokens, Sample, TopLogprobs, TopRow, counts_words};
@@ -298,33 +299,42 @@ impl Sampler {
             .filter(|sample| sample.drafts > 0)
             .all(|sample| !(FROM_DRAFT..FROM_SLOT).contains(&plan.tokens[sample.row as usize + 1]));
         let mut params = Params { start, rows, drafts, host_drafts, samples: plan.samples.len(), ..Params::default() };
-        let (into, biases) = words[start..].split_at_mut(rows * WORDS);
+        let (into, lists) = words[start..].split_at_mut(rows * WORDS);
         let mut into = into.chunks_exact_mut(WORDS);
         let mut row = 0;
         for (i, sample) in plan.samples.iter().enumerate() {
-            let list = &sample.sampling.logit_bias;
             let mut device = device_params(sample);
-            device.bias_start = params.biases as u32;
-            device.bias_len = list.len() as u32;
+            let biases = Biases::of(sample);
             device.draft_start = match host_drafts {
                 true if queries > 1 => (i * queries) as u32 + 1,
                 true => sample.row + 1,
                 false => sample.seq_slot * MAX_DRAFTS as u32,
             };
-            for (pair, &(token, bias)) in biases[2 * params.biases..].chunks_exact_mut(2).zip(list) {
+            let first_bias = params.biases;
+            for (pair, (token, bias)) in lists[2 * first_bias..].chunks_exact_mut(2).zip(biases.list()) {
                 pair.copy_from_slice(&[token, bias.to_bits()]);
             }
-            params.biases += list.len();
+            params.biases += biases.len();
             params.logprobs = params.logprobs.max(device.logprobs as usize);
             let masked = sample.sampling.grammar.is_some();
-            let needs = device.needs_scratch() || masked;
+            let needs = device.needs_scratch() || masked || biases.len() > 0;
             params.adjusted |= needs;
             for draft in 0..=sample.drafts {
                 let scratch_row = if needs { row } else { sample::SamplingParams::NONE };
                 let position = sample.position + draft;
+                let own = biases.at(position);
+                let (bias_start, bias_len) = ((first_bias + own.start) as u32, own.len() as u32);
                 let mask_row = if masked { params.masks as u32 } else { sample::SamplingParams::NONE };
                 params.masks += usize::from(masked);
-                let device = sample::SamplingParams { position, scratch_row, mask_row, draft_len: draft, ..device };
+                let device = sample::SamplingParams {
+                    position,
+                    scratch_row,
+                    mask_row,
+                    bias_start,
+                    bias_len,
+                    draft_len: draft,
+                    ..device
+                };
                 if let Some(into) = into.next() {
                     into.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&device)));
                 }

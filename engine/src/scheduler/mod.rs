@@ -380,5 +380,8 @@ fn check_beam(request: &SequenceRequest, beam: BeamParams) -> Result<()> {
     if sampling.temperature != 0.0 || sampling.has_penalties() || !sampling.logit_bias.is_empty() {
         return fail("beam search takes no temperature, penalties or logit_bias; leave them out".into());
     }
+    if sampling.min_tokens > 0 {
+        return fail("beam search takes no min_tokens; leave it out, or sample with n".into());
+    }
     Ok(())
 }

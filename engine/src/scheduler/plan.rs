@@ -102,6 +102,8 @@ pub struct SampleRow {
     pub seq_slot: u32,
     /// Position of the token that the first row chooses.
     pub position: u32,
+    /// Position of the first token that may end the answer.
+    pub may_end_at: u32,
     /// How it is chosen.
     pub sampling: Arc<SamplingParams>,
 }

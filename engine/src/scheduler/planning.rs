@@ -360,6 +360,7 @@ impl Scheduler {
                 drafts: row.drafts as u32,
                 seq_slot: sequence.slot,
                 position: end as u32,
+                may_end_at: sequence.may_end_at(),
                 sampling: sequence.sampling.clone(),
             });
             if sequence.forks {
@@ -406,6 +407,7 @@ impl Scheduler {
                 drafts: 0,
                 seq_slot: sequence.slot,
                 position: kv as u32,
+                may_end_at: sequence.may_end_at(),
                 sampling: sequence.sampling.clone(),
             });
             let (id, epoch) = (sequence.id, sequence.epoch);

@@ -82,6 +82,11 @@ impl Sequence {
         self.tokens.len() + self.pending
     }
 
+    /// Position of the first token that may end the answer.
+    pub fn may_end_at(&self) -> u32 {
+        u32::try_from(self.shared.prompt.len().saturating_add(self.sampling.min_tokens)).unwrap_or(u32::MAX)
+    }
+
     /// Tokens without keys and values.
     pub fn todo(&self) -> usize {
         self.len() - self.kv

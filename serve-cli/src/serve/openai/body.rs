@@ -72,8 +72,9 @@ pub fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
 pub fn refused(error: engine::Error) -> ApiError {
     if let engine::Error::Request { problem } = &error {
         let field = problem.split_whitespace().next().unwrap_or_default();
-        let known = ["temperature", "top_p", "min_p", "logit_bias", "logprobs", "n", "max_tokens", "length_penalty"];
-        if known.contains(&field) || field.ends_with("_penalty") {
+        const KNOWN: [&str; 8] =
+            ["temperature", "top_p", "min_p", "logit_bias", "logprobs", "n", "max_tokens", "min_tokens"];
+        if KNOWN.contains(&field) || field.ends_with("_penalty") {
             return ApiError::invalid(problem.clone(), Some(field));
         }
     }

@@ -57,8 +57,7 @@ pub struct SamplingFields {
     pub stop_token_ids: Option<Vec<u32>>,
     /// Go on after the model's end-of-sequence tokens.
     pub ignore_eos: Option<bool>,
-    /// Refused if above 0: this server cannot hold the end back.
-    #[schema(maximum = 0)]
+    /// Fewest tokens of an answer: before these nothing but `max_tokens` ends it.
     pub min_tokens: Option<u64>,
     /// Whether special tokens are left out of the text (default).
     pub skip_special_tokens: Option<bool>,
@@ -103,9 +102,6 @@ impl SamplingFields {
     ) -> Result<SamplingParams, ApiError> {
         let wrong = |field: &str, problem: &str| Err(ApiError::invalid(format!("{field} {problem}"), Some(field)));
         let makers = served.llm.text_model().generation_config();
-        if self.min_tokens.is_some_and(|tokens| tokens > 0) {
-            return wrong("min_tokens", "is not supported: leave it out, or use ignore_eos with max_tokens");
-        }
         let n = self.n.unwrap_or(1);
         if n == 0 {
             return wrong("n", "is 0, it must be at least 1");
@@ -125,6 +121,7 @@ impl SamplingFields {
         };
         Ok(SamplingParams {
             max_tokens: max_tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
+            min_tokens: usize::try_from(self.min_tokens.unwrap_or(0)).unwrap_or(usize::MAX),
             stop: self.stops()?,
             stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
             ignore_eos: self.ignore_eos == Some(true),

@@ -368,7 +368,7 @@ fn errors_name_the_field() {
         (json!({ "guided_regex": "(" }), "guided_regex"),
         (json!({ "structured_outputs": { "grammar": "start" } }), "structured_outputs"),
         (json!({ "presence_penalty": 3 }), "presence_penalty"),
-        (json!({ "min_tokens": 3 }), "min_tokens"),
+        (json!({ "min_tokens": 3, "max_tokens": 2 }), "min_tokens"),
     ] {
         assert_eq!(refused(CHAT, &with(user("hi"), more.clone())).as_deref(), Some(param), "{more}");
     }
