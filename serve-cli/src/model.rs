@@ -50,6 +50,9 @@ impl ModelArgs {
                 bail!("{shown} is a file; MODEL must be a directory with config.json, *.safetensors and tokenizer.json")
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if let Some(embedded @ ModelSource::Embedded(_)) = path.to_str().map(ModelSource::from) {
+                    return Ok(embedded);
+                }
                 let Some(id) = path.to_str().and_then(HubId::parse) else {
                     bail!(
                         "{shown} does not exist; MODEL must be a directory with config.json, *.safetensors and \
@@ -379,6 +382,14 @@ fn sampled(model: &GenerationConfig) -> SamplingParams {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn embedded_models_have_names() {
+        for name in ["tiny-chat", "tiny-draft"] {
+            assert_eq!(ModelArgs { model: Some(name.into()) }.source().unwrap().name(), name);
+        }
+        assert!(ModelArgs { model: Some("tiny".into()) }.source().is_err());
+    }
 
     #[test]
     fn models_are_named_after_their_configuration() {

@@ -3,12 +3,10 @@ use crate::model::ModelArgs;
 use crate::parse;
 use anyhow::{Result, ensure};
 use clap::Args;
-use engine::embedded::TINY_DRAFT;
 use engine::engine::{DraftModel, EngineConfig};
 use engine::scheduler::{MAX_DRAFTS, SchedulerMetrics, Speculation};
-use engine::source::ModelSource;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Draft tokens a step where nobody says.
 const DRAFTS: usize = 3;
@@ -41,7 +39,7 @@ impl SpeculationArgs {
     /// Writes it into an engine's configuration. `draft`: a draft model that other flags ask for.
     pub fn apply(&self, draft: Option<DraftModel>, config: &mut EngineConfig) -> Result<()> {
         let draft = match (draft, &self.draft_model) {
-            (None, Some(path)) => Some(DraftModel::Model(source(path)?)),
+            (None, Some(path)) => Some(DraftModel::Model(ModelArgs { model: Some(path.clone()) }.source()?)),
             (draft, _) => draft,
         };
         let drafts = self.num_draft_tokens.unwrap_or(DRAFTS);
@@ -60,13 +58,6 @@ impl SpeculationArgs {
         config.draft = draft;
         Ok(())
     }
-}
-
-fn source(path: &Path) -> Result<ModelSource> {
-    if path == Path::new(TINY_DRAFT.name()) && !path.is_dir() {
-        return Ok(ModelSource::Embedded(&TINY_DRAFT));
-    }
-    ModelArgs { model: Some(path.to_owned()) }.source()
 }
 
 /// What became of drafts.
@@ -118,6 +109,7 @@ impl Acceptance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::source::ModelSource;
 
     #[test]
     fn acceptance_is_counted_by_position() {

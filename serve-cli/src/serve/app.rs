@@ -5,6 +5,7 @@ use super::{health, limits, live, metrics, openai, openapi, page};
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::{Router, routing::any};
+use tower::util::option_layer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 /// The server's routes.
@@ -14,6 +15,8 @@ pub fn app(state: &AppState, admin: Admin) -> Router {
     } else {
         Router::new().route("/admin/models", any(admin::off)).route("/admin/models/{what}", any(admin::off))
     };
+    let origins = &state.limits().allowed_origins;
+    let cors = (!origins.is_empty()).then(|| limits::cors(origins));
     Router::new()
         .merge(openai::chat::routes())
         .merge(openai::completions::routes())
@@ -30,5 +33,6 @@ pub fn app(state: &AppState, admin: Admin) -> Router {
         .layer(DefaultBodyLimit::max(state.limits().max_body))
         .layer(RequestBodyTimeoutLayer::new(state.limits().client_timeout))
         .layer(from_fn_with_state(state.clone(), limits::front))
+        .layer(option_layer(cors))
         .with_state(state.clone())
 }

@@ -3,6 +3,7 @@ use super::config::ModelFlags;
 use super::limits::Limits;
 use crate::parse;
 use anyhow::{Result, ensure};
+use axum::http::HeaderValue;
 use clap::Args;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ pub struct ServeArgs {
     /// /openapi.json need none
     #[arg(long, value_name = "KEY", value_parser = key)]
     pub api_key: Vec<String>,
+    /// Whose pages may ask from a browser: origins such as https://chat.example.com, or * for all
+    #[arg(long, value_name = "ORIGIN,…", value_delimiter = ',', value_parser = origin)]
+    pub allowed_origins: Vec<HeaderValue>,
     /// Load and unload models at /admin/models while serving; without --api-key on a loopback address only
     #[arg(long)]
     pub admin: bool,
@@ -90,6 +94,7 @@ impl ServeArgs {
         );
         Ok(Limits {
             api_keys,
+            allowed_origins: self.allowed_origins.clone(),
             max_body: self.max_body_size as usize,
             client_timeout: self.client_timeout,
             sse_keep_alive: self.sse_keep_alive,
@@ -98,6 +103,14 @@ impl ServeArgs {
             admin: self.admin,
         })
     }
+}
+
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    // As browsers write it: without a path.
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let is_origin = text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ']));
+    let value = HeaderValue::from_str(text).ok().filter(|_| is_origin);
+    value.ok_or_else(|| "expected an origin, such as https://chat.example.com, or *".into())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -13,12 +13,15 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// Keys, sizes and times.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Any of these opens; none are needed if there are none.
     pub api_keys: Vec<String>,
+    /// Whose pages may ask from a browser: origins, or `*` for all.
+    pub allowed_origins: Vec<HeaderValue>,
     /// Bytes of a request's body.
     pub max_body: usize,
     /// How long a request's body may say nothing.
@@ -37,6 +40,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             api_keys: Vec::new(),
+            allowed_origins: Vec::new(),
             max_body: 32 << 20,
             client_timeout: Duration::from_secs(75),
             sse_keep_alive: Duration::from_secs(10),
@@ -48,6 +52,8 @@ impl Default for Limits {
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How long a browser may remember that it may ask.
+const LEAVE: Duration = Duration::from_secs(3600);
 /// Longer ids of clients are replaced.
 const LONGEST_ID: usize = 128;
 /// Of an error's text that becomes a message.
@@ -86,6 +92,18 @@ fn authorized(headers: &HeaderMap, keys: &[String]) -> bool {
         key.len() == given.len() && differ == 0
     };
     keys.iter().fold(false, |found, key| found | same(key))
+}
+
+/// What lets pages of `origins` ask from a browser, which asks for leave first, without a key.
+pub fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let all = origins.iter().any(|origin| origin == "*");
+    let origins = if all { AllowOrigin::any() } else { AllowOrigin::list(origins.iter().cloned()) };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([X_REQUEST_ID, header::RETRY_AFTER])
+        .max_age(LEAVE)
 }
 
 /// The middleware around all routes.

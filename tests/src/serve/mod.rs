@@ -41,6 +41,7 @@ pub fn trials() -> Vec<Trial> {
     add("failed_starts", ops::failed_starts);
     add("hub", hub::hub);
     add("keys_and_log", ops::keys_and_log);
+    add("origins", ops::origins);
     add("full_queue", ops::full_queue);
     add("second_signal", ops::second_signal);
     add("models", ops::models);

@@ -99,6 +99,32 @@ pub fn keys_and_log() -> Result<()> {
     Ok(())
 }
 
+/// Pages of the origins that are named may ask from a browser, and read refusals; others are not answered as such.
+pub fn origins() -> Result<()> {
+    const OWN: &str = "https://chat.example";
+    let server = Server::start(&["--allowed-origins", "http://localhost:3000,https://chat.example", "--api-key", "K"])?;
+    let ask = |method: &str, origin: &str, more: &str| {
+        with_headers(&server, method, CHAT, &format!("origin: {origin}\r\n{more}"), &ask("tiny-chat"))
+    };
+    let asks = "access-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n";
+    let leave = ask("OPTIONS", OWN, asks)?;
+    ensure!(leave.status == 200 && leave.header("access-control-allow-origin") == Some(OWN), "{leave:?}");
+    ensure!(leave.header("access-control-allow-headers") == Some("authorization"), "{leave:?}");
+    let answer = ask("POST", OWN, "authorization: Bearer K\r\n")?;
+    ensure!(answer.status == 200 && answer.header("access-control-allow-origin") == Some(OWN), "{answer:?}");
+    let refused = ask("POST", OWN, "")?;
+    ensure!(refused.status == 401 && refused.header("access-control-allow-origin") == Some(OWN), "{refused:?}");
+    let other = ask("POST", "https://evil.example", "authorization: Bearer K\r\n")?;
+    ensure!(other.header("access-control-allow-origin").is_none(), "{other:?}");
+    let all = Server::start(&["--allowed-origins", "*"])?;
+    let answer = with_headers(&all, "GET", "/v1/models", "origin: http://x\r\n", &Value::Null)?;
+    ensure!(answer.header("access-control-allow-origin") == Some("*"), "{answer:?}");
+    let none = Server::start(&[])?;
+    let answer = with_headers(&none, "GET", "/v1/models", "origin: http://x\r\n", &Value::Null)?;
+    ensure!(answer.status == 200 && answer.header("access-control-allow-origin").is_none(), "{answer:?}");
+    Ok(())
+}
+
 /// A queue of one place behind one that runs.
 pub fn full_queue() -> Result<()> {
     let server = Server::start(&["--max-num-seqs", "1", "--max-queued", "1", CACHE])?;

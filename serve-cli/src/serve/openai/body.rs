@@ -46,6 +46,8 @@ fn is_timeout(refusal: &(dyn Error + 'static)) -> bool {
     refusal.is::<TimeoutError>() || refusal.source().is_some_and(is_timeout)
 }
 
+const WHOLE: &str = "expected an integer of 0 or more";
+
 /// Reads fields of an object.
 ///
 /// # Errors
@@ -53,7 +55,9 @@ fn is_timeout(refusal: &(dyn Error + 'static)) -> bool {
 pub fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(body).map_err(|error| {
         let path = error.path().to_string();
-        let problem = error.inner().to_string();
+        // Rust's names of types are not the client's.
+        let problem = error.inner().to_string().replace("expected u64", WHOLE).replace("expected u32", WHOLE);
+        let problem = problem.replace("expected usize", WHOLE).replace("expected i64", "expected an integer");
         // The path of a missing field is its object's.
         let missing = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
         let field = match (path.as_str(), missing) {
