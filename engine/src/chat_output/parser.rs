@@ -70,6 +70,8 @@ impl ChatParser {
         match &self.state {
             State::Reasoning => self.reasoning(held.trim_end()),
             State::Call { reader, .. } if reader.is_named() => {}
+            // The beginning of one more call, cut off before its name.
+            State::Call { .. } | State::Mistral { .. } | State::Array if self.calls > 0 => {}
             State::After { .. } | State::Bare(_) => {}
             _ => {
                 let raw = std::mem::take(&mut self.raw) + &held;

@@ -68,6 +68,14 @@ fn what_is_no_call_is_content_to_the_letter() {
 fn a_call_cut_off_keeps_what_it_has() {
     let text = r#"<tool_call>{"name": "a", "arguments": {"x": 1"#;
     assert_eq!(calls(tools(ToolFormat::Hermes), text), (String::new(), vec![call("a", r#"{"x": 1"#)]));
+    for (format, text) in [
+        (ToolFormat::Hermes, r#"<tool_call>{"name": "a"}</tool_call><tool_call>{"na"#),
+        (ToolFormat::Llama3Json, r#"{"name": "a"}; {"name": "b"#),
+        (ToolFormat::Mistral, r#"[TOOL_CALLS]a{}[TOOL_CALLS]b"#),
+        (ToolFormat::Json, r#"[{"name": "a"}, {"na"#),
+    ] {
+        assert_eq!(calls(tools(format), text), (String::new(), vec![call("a", "{}")]), "cut before a second name");
+    }
 }
 
 #[test]
