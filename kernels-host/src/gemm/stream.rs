@@ -71,10 +71,11 @@ impl Cut {
 
     /// Every cut into tiles of `rows`.
     fn of(rows: u32) -> impl Iterator<Item = Cut> {
-        let powers = [1, 2, 4];
-        let each = move || powers.into_iter();
-        each().flat_map(move |split| {
-            each().flat_map(move |depth| powers.map(|teams| Cut { split, depth, teams, ..Cut::simple(rows) }))
+        const POWERS: [u32; 3] = [1, 2, 4];
+        POWERS.into_iter().flat_map(move |split| {
+            POWERS
+                .into_iter()
+                .flat_map(move |depth| POWERS.map(|teams| Cut { split, depth, teams, ..Cut::simple(rows) }))
         })
     }
 
