@@ -188,7 +188,7 @@ pub enum Error {
         problem: String,
     },
     /// A prompt that leaves no room for an answer.
-    #[error("the prompt has {tokens} tokens, at most {} fit: shorten it, or raise --max-model-len if the model and its memory allow", max - 1)]
+    #[error("the prompt has {tokens} tokens, at most {} fit: shorten it, or raise --max-model-len and the KV cache if the model and its memory allow", max - 1)]
     PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,

@@ -17,6 +17,8 @@ struct Inner {
     tokenizer: tokenizers::Tokenizer,
     /// Takes special tokens in text for ordinary text; made on first use, since it doubles the memory.
     plain: OnceLock<tokenizers::Tokenizer>,
+    /// Bytes of the longest token, found on first use.
+    longest: OnceLock<usize>,
     /// One more than the greatest id.
     id_bound: usize,
     decoder: serde_json::Value,
@@ -52,6 +54,7 @@ impl Tokenizer {
                 origin: origin.to_owned(),
                 tokenizer,
                 plain: OnceLock::new(),
+                longest: OnceLock::new(),
                 id_bound: greatest.map_or(0, |id| id as usize + 1),
                 decoder,
             }),
@@ -72,6 +75,13 @@ impl Tokenizer {
             "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "t0" },
         });
         Self::from_slice("the tokenizer that stands in", json.to_string().as_bytes())
+    }
+
+    /// Tokens that a text of so many bytes has at least, without encoding it: tokens are no longer than the longest. (What a
+    /// normaliser makes of a text is at least half as long.)
+    pub fn fewest_tokens(&self, bytes: usize) -> usize {
+        let find = || self.inner.tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
+        bytes / (2 * (*self.inner.longest.get_or_init(find)).max(1))
     }
 
     /// Token ids of `text`. With `parse_special`, special tokens written in the text become their ids, as in a
@@ -276,5 +286,15 @@ pub(crate) mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         assert!(Tokenizer::from_dir(dir.path()).unwrap_err().to_string().contains("download it"));
+    }
+
+    #[test]
+    fn texts_have_their_fewest_tokens() {
+        let tokenizer = byte_level();
+        for text in ["", "a", " the", "hi the thi", "ä½", "\u{1F600} the the the"] {
+            let tokens = tokenizer.encode(&text.repeat(50), false).unwrap().len();
+            assert!(tokenizer.fewest_tokens(50 * text.len()) <= tokens, "{text:?}");
+        }
+        assert!(tokenizer.fewest_tokens(10_000) > 100);
     }
 }

@@ -57,13 +57,24 @@ pub fn run(args: &ChatArgs, terminal: &Terminal) -> Result<ExitCode> {
     };
     let mut session = Session::new(llm, params, args.system.clone(), terminal)?;
     if let Some(text) = &args.ask {
-        session.answer(text)?;
+        let outcome = session.answer(text)?;
+        cut_note(outcome)?;
         if let Some(line) = session.speculation().filter(|_| args.limits.verbose) {
             writeln!(io::stderr(), "{line}")?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     if terminal.stdin { talk(&mut session, terminal) } else { turns(&mut session) }
+}
+
+/// Says on stderr that an answer is not whole: stdout shows none of that.
+fn cut_note(outcome: Outcome) -> io::Result<()> {
+    let why = match outcome {
+        Outcome::Cut => "--max-tokens; raise it for more",
+        Outcome::ContextFull => "the context's end; raise --max-model-len if the model allows",
+        Outcome::Done | Outcome::Stopped => return Ok(()),
+    };
+    writeln!(io::stderr(), "note: the answer was cut off by {why}")
 }
 
 /// A person at a terminal.
@@ -109,7 +120,11 @@ fn turns(session: &mut Session) -> Result<ExitCode> {
         let line = String::from_utf8_lossy(&line);
         match Line::parse(&line) {
             Line::Message(text) => {
-                if let Err(error) = session.answer(text) {
+                let outcome = session.answer(text);
+                if let Ok(outcome) = outcome {
+                    cut_note(outcome)?;
+                }
+                if let Err(error) = outcome {
                     let Some(advice) = mend(&error, &plain) else { return Err(error) };
                     let _ = writeln!(io::stderr(), "error: {advice}");
                     code = ExitCode::FAILURE;

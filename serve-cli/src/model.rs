@@ -203,13 +203,16 @@ pub fn check_host_memory(device: &Device, model: &ModelConfig, config: &EngineCo
     let draft = draft.as_ref().map(|draft| (draft, compute_dtype(draft)));
     let budget =
         MemoryBudget::of(model, compute_dtype(model), &limits).with_drafts(model, &limits, config.drafts(), draft);
-    let pages = config.kv_cache_tokens.unwrap_or(0).div_ceil(engine::kv::PAGE_TOKENS);
-    let (fixed, cache) =
-        ((budget.weights + budget.activations) as u64, (pages as u64).saturating_mul(budget.page as u64));
+    let fixed = (budget.weights + budget.activations) as u64;
+    let cache = match (config.kv_cache_tokens, config.kv_cache_memory_bytes) {
+        (Some(tokens), _) => (tokens.div_ceil(engine::kv::PAGE_TOKENS) as u64).saturating_mul(budget.page as u64),
+        (None, bytes) => bytes.unwrap_or(0) as u64,
+    };
+    let cache = cache.saturating_add(config.host_cache_bytes as u64);
     ensure!(
         fixed.saturating_add(cache) <= total,
         "too little memory: weights and activations take {}, the KV cache {}, this machine has {}; use a smaller model, \
-         lower --kv-cache-tokens or run on a GPU",
+         lower --kv-cache-tokens, --kv-cache-memory-bytes or --host-cache-bytes, or run on a GPU",
         units::bytes(fixed),
         units::bytes(cache),
         units::bytes(total)

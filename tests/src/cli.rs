@@ -193,8 +193,13 @@ fn chat_ask() -> Result<()> {
         let ran = wootz(&["chat", "--device", device, "--ask", "What is 12 plus 7?"])?.succeeded()?;
         ensure!(ran.stdout == "19\n", "{ran:?}");
     }
-    let short = wootz(&["chat", "--device", "cpu", "--max-tokens", "1", "--ask", "What is 12 plus 7?"])?.succeeded()?;
-    ensure!(short.stdout == "1\n", "digits are single tokens: {short:?}");
+    let short = wootz(&["chat", "--device", "cpu", "--max-tokens", "1", "--ask", "What is 12 plus 7?"])?;
+    ensure!(short.code == 0 && short.stdout == "1\n", "digits are single tokens: {short:?}");
+    ensure!(short.stderr.starts_with("note: ") && short.stderr.contains("--max-tokens"), "{short:?}");
+    for flag in ["--kv-cache-memory-bytes", "--host-cache-bytes"] {
+        wootz(&["chat", "--device", "cpu", flag, "900000GiB", "--ask", "Hello"])?
+            .failed(&["too little memory", flag])?;
+    }
     let stopped = wootz(&["chat", "--device", "cpu", "--stop", "9", "--ask", "What is 12 plus 7?"])?.succeeded()?;
     ensure!(stopped.stdout == "1\n", "{stopped:?}");
     Ok(())
@@ -212,7 +217,9 @@ fn chat_ask_sampled() -> Result<()> {
     let ask = |seed: &str| -> Result<String> {
         let args =
             ["chat", "--device", "cpu", "--temperature", "5", "--seed", seed, "--max-tokens", "24", "--ask", "Hello"];
-        Ok(wootz(&args)?.succeeded()?.stdout)
+        let ran = wootz(&args)?;
+        ensure!(ran.code == 0, "{ran:?}");
+        Ok(ran.stdout)
     };
     let (first, again, other) = (ask("1")?, ask("1")?, ask("2")?);
     ensure!(first == again, "one seed, two answers: {first:?} {again:?}");

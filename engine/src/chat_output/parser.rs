@@ -75,7 +75,9 @@ impl ChatParser {
             State::After { .. } | State::Bare(_) => {}
             _ => {
                 let raw = std::mem::take(&mut self.raw) + &held;
-                self.content(&raw);
+                if self.calls == 0 || !raw.trim().is_empty() {
+                    self.content(&raw);
+                }
             }
         }
         self.out

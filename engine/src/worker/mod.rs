@@ -216,6 +216,11 @@ impl EngineHandle {
         &self.shared.admission
     }
 
+    /// Requests that may be open at once.
+    pub fn max_open(&self) -> usize {
+        self.shared.max_open
+    }
+
     /// Longest sequence, prompt and answer together.
     pub fn max_len(&self) -> usize {
         self.shared.admission.scheduler.max_len()

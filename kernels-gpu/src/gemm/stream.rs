@@ -9,8 +9,8 @@
 //! ([`meeting`]). Where there are more tiles, `split` is 1 and blocks are persistent.
 //!
 //! Block: two or four warpgroups multiply: each has a 64-row slab of the tile and is one of the `teams` that take the
-//! stages in turn, for a stage's products wait for each other: four of 16 columns take 195 ns however few rows there are,
-//! and a multiprocessor's share of the memory's bandwidth would bring 48 rows in 178. One warp more is the producer: one
+//! stages in turn, for a stage's products wait for each other: the four m64n16k16 of a block of K take 195 ns however few
+//! of the rows are real, and a multiprocessor's share of the memory's bandwidth brings 48 rows in 178. One warp more is the producer: one
 //! lane of it moves boxes by TMA into a ring of stages. The last one helps it to start.
 //!
 //! Shared memory: barriers | stages, each `rows` / 8 groups of `depth` times 8 rows of weights, then `depth` times
@@ -20,7 +20,7 @@
 //! their own; the sums from other blocks lie behind the ring if that costs no stage, else behind the block's own.
 //!
 //! Bytes: 2·n·k of weights; bound by memory. In flight: the ring, 64 to 200 KiB a multiprocessor. Every block reads all
-//! activations: with 128 tokens and tiles of 48 rows that is 184 MB from L2 for 50 of weights. (Multicast to blocks of
+//! activations: with 128 tokens, n = 6144, k = 4096 and tiles of 48 rows 134 MB from L2 beside 50 of weights. (Multicast to blocks of
 //! adjacent tiles saves that and was slower all the same: blocks that wait for each other have less in flight.)
 //!
 //! Accumulators: thread t of warpgroup s (w = t / 32, l = t % 32) holds at `d[4j..4j + 4]`: weight row
@@ -75,13 +75,13 @@ const START_BARRIER: u32 = 2;
 
 entry! {
     #[only(sm_90a)]
-    /// Arguments: the map of `a` is \[k / 64, rows, 64\] in boxes of \[`depth`, `tokens`, 64\]; that of `w`, whose rows are
-    /// `grouped`, \[n / 8, k / 64, 8, 64\] in boxes of \[`rows` / 8, `depth`, 8, 64\]. Where k is not a multiple of 64 they
-    /// are \[1, rows, k\], `column_step` is 64, and where n is not one of 8, `w` is not `grouped` but \[1, k / 64, n, 64\]:
-    /// either way `depth` is 1. `kind`, `activation`, `accumulate` and out as in
-    /// [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The ring has `stages` stages, which `teams`
+    /// Arguments: the map of `a` is \[k / 64, m, 64\] in boxes of \[`depth`, `tokens`, 64\]; that of `w`, if `grouped`,
+    /// \[n / 8, k / 64, 8, 64\] in boxes of \[`rows` / 8, `depth`, 8, 64\], else (n is no multiple of 8) \[1, k / 64, n, 64\]
+    /// in boxes of \[1, 1, `rows`, 64\]. Where k is no multiple of 64, one block of k columns stands for the k / 64 of 64,
+    /// and `column_step` is 64, else 0. Without `grouped`, or with a `column_step`, `depth` is 1. `kind`, `activation`,
+    /// `accumulate` and out as in [`Epilogue`](crate::tile::epilogue::Epilogue). There are `tiles` tiles. The ring has `stages` stages, which `teams`
     /// (1, 2 or 4, a divisor of `stages` where stages are used again; times the slabs of `rows` at most the entry's
-    /// warpgroups) take in turn. `split` (1, 2 or 4) is the size of the cluster. The sums start `sums` bytes into shared
+    /// warpgroups) take in turn. `split` (1, 2 or 4) is the size of the cluster; above 1 the grid has `split` blocks a tile. The sums start `sums` bytes into shared
     /// memory, those from the other blocks of a split K `mail` bytes.
     pub struct GemmStream maps(0: a, 1: w) {
         bias: *const u16, out: *mut u16, out_stride: u32,
@@ -271,7 +271,7 @@ unsafe fn stream<E: WarpgroupMma<REGS>, const REGS: usize, const WARPGROUPS: u32
         sync_warp();
         barrier_sync(START_BARRIER, threads(WARPGROUPS));
     }
-    // Sums arrive at the barriers of all.
+    // Nobody may arrive at or send to another block's barriers before that has initialised them.
     if split > 1 {
         cluster::arrive_relaxed();
     }
@@ -415,8 +415,8 @@ unsafe fn multiply<E: WarpgroupMma<REGS>, const REGS: usize>(
     ring: &DeepRing,
 ) {
     let &Layout { rows, tokens, depth, teams, steps, .. } = layout;
-    // A buffer is always the same team's, as their number divides that of the stages: a team that waited at another's
-    // could be two of its phases ahead, of which barriers tell apart but one.
+    // A buffer is always the same team's, as their number divides that of the stages: else a team could wait for a phase
+    // of a buffer before the one before it, another team's, is over, and the parity of the one before that would pass.
     let first = team.wrapping_sub(ring.stage()) & (teams - 1);
     let mut own = ring.clone();
     own.skip(first);

@@ -132,8 +132,8 @@ pub(super) unsafe fn finish<E: Elem>(store: &Store, sums: &Sums, index: u32, thr
     if groups == 0 {
         return;
     }
-    // Divisions would take longer than the rest: at most a few thousand by at most 32, so that a half is far from the
-    // next integer's rounding.
+    // Divisions would take longer than the rest. Dividends are at most 512, divisors 32: with a half added, a quotient is
+    // 1/64 from an integer at least, and rcp's error is 1e-4 of it.
     let inverse = rcp(groups as f32);
     let divide = |n: u32| {
         let quotient = ((n as f32 + 0.5) * inverse) as u32;

@@ -191,7 +191,7 @@ struct Work {
     rank: u32,
     /// Where the blocks that share a tile's K meet.
     meeting: Meeting,
-    /// First row of the ring's buffers.
+    /// Where the ring's buffers start in shared memory.
     buffers: u32,
 }
 

@@ -54,7 +54,7 @@ impl Meeting {
     fn bytes(&self) -> u32 {
         self.groups * GROUP_BYTES
     }
-    /// Initialises the barriers, of which `arrivals` are those of one block. One thread, before it arrives at the cluster's
+    /// Initialises the barriers; `arrivals`: the warps of one block that [arrive](Meeting::arrive). One thread, before it arrives at the cluster's
     /// barrier.
     #[inline(always)]
     pub unsafe fn init(&self, arrivals: u32) {
@@ -63,8 +63,8 @@ impl Meeting {
         mbarrier::fence_init();
         mbarrier::arrive_expect_tx(self.mailed(), (self.split - 1) * self.owned(self.part) * self.teams * self.bytes());
     }
-    /// This warp reads the shared memory in which the mail comes in no more. (Under half a microsecond before
-    /// [`Meeting::exchange`] nobody waits for it there.)
+    /// This warp reads the shared memory in which the mail comes in no more. (Half a microsecond or more before
+    /// [`Meeting::exchange`], and nobody waits there.)
     #[inline(always)]
     pub unsafe fn arrive(&self) {
         if self.in_use && lane_id() < self.split {
@@ -72,7 +72,8 @@ impl Meeting {
         }
     }
     /// Adds the sums `d` of all blocks' warp `warp` of `team`, if this block finishes them: those of its own part of K, then
-    /// of the following ones around, so that results are the same from run to run. Else sends them away. Whether it does.
+    /// of the following ones around, so that results are the same from run to run. Else sends them away. Whether it does. At least one
+    /// warp of each block calls it, and keeps the block from exiting before.
     #[inline(always)]
     pub unsafe fn exchange<const REGS: usize>(&self, d: &mut [f32; REGS], warp: u32, team: u32) -> bool {
         let mask = self.split - 1;

@@ -142,7 +142,7 @@ impl DeepRing {
             self.lap ^= 1;
         }
     }
-    /// On by `stages`, of which other consumers read all or all but one.
+    /// On by `stages`, any number, that this place does not visit itself.
     #[inline(always)]
     pub fn skip(&mut self, stages: u32) {
         self.stage += stages;

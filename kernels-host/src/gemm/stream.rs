@@ -116,7 +116,8 @@ impl Cut {
 
     /// Whether the kernel can do it at all.
     fn is_valid(self, shape: &Shape) -> bool {
-        self.rows.is_multiple_of(8)
+        [self.split, self.depth, self.teams].iter().all(|count| matches!(count, 1 | 2 | 4))
+            && self.rows.is_multiple_of(8)
             && (8..=gpu::most_rows(4)).contains(&self.rows)
             && self.warpgroups() <= gpu::MOST_WARPGROUPS
             && (self.depth == 1 || shape.k.is_multiple_of(gpu::TILE_K as usize) && shape.n.is_multiple_of(8))
@@ -225,14 +226,15 @@ impl Ring {
             sums: gpu::sums_bytes(cut.rows, tokens) * cut.teams,
             mail: gpu::mail_bytes(cut.rows, tokens, cut.split, cut.teams),
             persistent,
-            most: gpu::MAX_STAGES.min(steps),
+            most: steps,
         }
     }
 
     /// Stages that so much shared memory has room for.
     fn stages(&self, cut: Cut, budget: u32) -> u32 {
         let beside = if self.persistent { self.sums } else { 0 };
-        let stages = cut.stages.min(budget.saturating_sub(gpu::STAGES_AT + self.slack + beside) / self.stage);
+        let room = budget.saturating_sub(gpu::STAGES_AT + self.slack + beside) / self.stage;
+        let stages = cut.stages.min(gpu::MAX_STAGES).min(room);
         // Those that are used again belong to one team.
         if stages < self.most { stages / cut.teams * cut.teams } else { self.most }
     }
@@ -256,9 +258,8 @@ impl Plan {
         let ring = Ring::new(cut, shape, room);
         let stages = ring.stages(cut, ALL_SHARED);
         let end = gpu::STAGES_AT + stages * ring.stage;
-        let (sums, end) =
-            if ring.persistent { (end, end + ring.slack.max(ring.sums)) } else { (gpu::STAGES_AT, end + ring.slack) };
-        let end = end.max(sums + ring.sums);
+        let sums = if ring.persistent { end } else { gpu::STAGES_AT };
+        let end = (end + ring.slack).max(sums + ring.sums);
         // Beside the ring, where nobody has to be waited for, if that costs no stage.
         let mail = if end + ring.mail <= ALL_SHARED { end } else { sums + ring.sums };
         let clusters = cut.tiles(shape).min(room.clusters(cut.split));
@@ -284,6 +285,8 @@ pub(super) fn launch(gemm: &Gemm<'_>, shape: &Shape, cut: Option<Cut>, stream: &
     let room = Room::of(stream)?;
     let gated = gemm.activation.is_gated();
     let cut = match cut {
+        // Tiles of gated products are whole groups of gate and up rows.
+        Some(cut) if gated && !cut.rows.is_multiple_of(16) => Cut::simple(cut.rows.next_multiple_of(16)),
         // A forced cut that the shape or the GPU cannot have: its tiles at least.
         Some(cut) if !cut.fits(shape, room) => Cut::simple(cut.rows),
         Some(cut) => cut,
@@ -385,7 +388,7 @@ mod tests {
     use super::*;
 
     const H200: Room = Room::H200;
-    const SHAPES: [(usize, usize, bool); 9] = [
+    const SHAPES: [(usize, usize, bool); 10] = [
         (6144, 4096, false),
         (4096, 4096, false),
         (28672, 4096, true),
@@ -393,6 +396,7 @@ mod tests {
         (128_256, 4096, false),
         (1, 8, false),
         (37, 2048, false),
+        (1024, 8192, false),
         (272, 576, true),
         (1_000_000, 64, false),
     ];
@@ -401,13 +405,19 @@ mod tests {
     fn plans_fit_the_shared_memory() {
         // Whether the sums from other blocks come in where the ring is: both ways are tested.
         let mut in_ring = [false; 2];
+        // Its ring could have 63 stages, one of which another team would get each time.
+        let many = Cut { teams: 2, ..Cut::simple(8) };
         for (n, k, gated) in SHAPES {
             for m in 1..=MAX_TOKENS {
                 let shape = Shape { m, n, k };
                 let fitting = Cut::fitting(&shape, gated, gpu::MAX_SPLIT, H200);
-                for cut in CUTS.into_iter().filter(|cut| cut.fits(&shape, H200)).chain([fitting]) {
+                for cut in CUTS.into_iter().filter(|cut| cut.fits(&shape, H200)).chain([fitting, many]) {
                     let plan = Plan::new(cut, &shape, H200);
                     assert!(plan.stages >= 1 && plan.shared <= ALL_SHARED, "{shape:?} {cut:?} {plan:?}");
+                    // A buffer that is used again is always the same team's.
+                    let steps = stages(&shape, cut.depth).div_ceil(cut.split);
+                    let once = cut.tiles(&shape) <= H200.clusters(cut.split) && plan.stages >= steps;
+                    assert!(once || plan.stages.is_multiple_of(cut.teams), "{shape:?} {cut:?} {plan:?}");
                     assert!(cut != fitting || !gated || cut.rows % 16 == 0, "{shape:?} {cut:?}");
                     let tokens = tokens(&shape);
                     let stage = gpu::stage_bytes(cut.rows, tokens, cut.depth);

@@ -41,8 +41,10 @@ struct Totals {
 /// How an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The model was done, or said `--max-tokens` of them.
+    /// The model was done.
     Done,
+    /// It said `--max-tokens` of them.
+    Cut,
     /// Ctrl-C.
     Stopped,
     /// There is no room for more.
@@ -100,7 +102,8 @@ impl Session {
         let outcome = match answer.finish_reason {
             FinishReason::Abort => Outcome::Stopped,
             FinishReason::Length if full => Outcome::ContextFull,
-            FinishReason::Stop | FinishReason::Length => Outcome::Done,
+            FinishReason::Length => Outcome::Cut,
+            FinishReason::Stop => Outcome::Done,
         };
         self.last = Some(completion);
         Ok(outcome)

@@ -31,7 +31,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME", num_args = 1.., conflicts_with = "config")]
     pub served_model_name: Vec<String>,
     /// Address to listen on; 0.0.0.0 is all of them
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
     pub host: IpAddr,
     /// Port to listen on; 0 is any free one
     #[arg(long, default_value_t = 8000)]
@@ -103,6 +103,11 @@ impl ServeArgs {
             admin: self.admin,
         })
     }
+}
+
+fn host(text: &str) -> Result<IpAddr, String> {
+    let text = if text == "localhost" { "127.0.0.1" } else { text };
+    text.parse().map_err(|_| "expected an IP address, such as 0.0.0.0, or localhost".into())
 }
 
 fn origin(text: &str) -> Result<HeaderValue, String> {

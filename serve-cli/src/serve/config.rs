@@ -155,6 +155,11 @@ pub fn specs(args: &ServeArgs) -> Result<Vec<LoadSpec>> {
         args.models.len() <= 1 || args.served_model_name.is_empty(),
         "--served-model-name names one model: give several models their names in a --config file"
     );
+    // `--served-model-name NAME MODEL` takes both for names.
+    if let (true, Some(path)) = (args.models.is_empty(), args.served_model_name.iter().find(|name| name.contains('/')))
+    {
+        bail!("--served-model-name {path} looks like a MODEL: give MODEL before --served-model-name");
+    }
     let name = names.next();
     let aliases: Vec<_> = names.collect();
     let models = if args.models.is_empty() { vec![None] } else { args.models.iter().cloned().map(Some).collect() };

@@ -3,7 +3,7 @@ use super::access_log::{Entry, Tracked};
 use super::connections::OneTooMany;
 use super::error::ApiError;
 use super::state::AppState;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -126,7 +126,15 @@ pub async fn front(State(state): State<AppState>, request: Request, next: Next) 
     };
     let (mut parts, body) = answer.into_parts();
     parts.headers.insert(X_REQUEST_ID, id);
-    let body = if head { Body::empty() } else { body };
+    let body = if head {
+        // GET's length, not that of nothing.
+        if let Some(length) = body.size_hint().exact() {
+            parts.headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        Body::empty()
+    } else {
+        body
+    };
     let body = Tracked::new(body, entry.answered(parts.status), guard);
     Response::from_parts(parts, Body::new(body))
 }

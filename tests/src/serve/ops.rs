@@ -50,6 +50,7 @@ pub fn failed_starts() -> Result<()> {
         (vec!["--port", "0", "--admin", "--host", "0.0.0.0"], "--api-key"),
         (vec!["--port", "0", "--config", "no-such.toml"], "no-such.toml"),
         (vec!["--port", "0", "--max-model-len", "1G"], "--max-model-len"),
+        (vec!["--port", "0", "--served-model-name", "mine", "makers/model"], "give MODEL before"),
     ] {
         let output = Command::new(std::env::current_exe()?)
             .args(["wootz-cli", "serve", "--device", "cpu"])
@@ -127,7 +128,10 @@ pub fn origins() -> Result<()> {
 
 /// A queue of one place behind one that runs.
 pub fn full_queue() -> Result<()> {
-    let server = Server::start(&["--max-num-seqs", "1", "--max-queued", "1", CACHE])?;
+    let server = Server::start(&["--host", "localhost", "--max-num-seqs", "1", "--max-queued", "1", CACHE])?;
+    // More than there will ever be room for: to ask again would not help.
+    let many = server.post("/v1/completions", &json!({ "prompt": vec!["a"; 9], "max_tokens": 1 }))?.refused(400)?;
+    ensure!(many.contains("9 entries"), "{many}");
     let running = stream(&server)?;
     let waiting = {
         // Waits for the first: its head comes with its first token, or before.

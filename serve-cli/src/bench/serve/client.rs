@@ -9,6 +9,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::Backend;
@@ -64,7 +65,9 @@ impl Target {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        let base = base.trim_end_matches('/').to_owned();
+        // As OpenAI's clients write it.
+        let base = base.trim_end_matches('/');
+        let base = base.strip_suffix("/v1").unwrap_or(base).to_owned();
         let (model, endpoint, extra) = (String::new(), endpoint.to_owned(), serde_json::Map::new());
         Ok(Target { client, base, endpoint, api_key, backend, model, ignore_eos: false, extra })
     }
@@ -85,13 +88,16 @@ impl Target {
     /// # Errors
     /// They are not within `patience`.
     pub async fn ready(&self, patience: Duration) -> Result<()> {
-        let start = Instant::now();
+        let (start, mut told) = (Instant::now(), false);
         loop {
             let problem = match self.client.request(self.request(Method::GET, "/health", Vec::new())?).await {
                 Ok(answer) if answer.status().is_success() || answer.status() == StatusCode::NOT_FOUND => return Ok(()),
                 Ok(answer) => format!("/health says {}", answer.status()),
                 Err(error) => chain(&error),
             };
+            if !std::mem::replace(&mut told, true) && !patience.is_zero() {
+                let _ = writeln!(std::io::stderr(), "Waiting for {}: {problem}", self.base);
+            }
             if start.elapsed() >= patience {
                 bail!(
                     "{} is not ready after {} s: {problem}; start it with `wootz serve`, or raise \

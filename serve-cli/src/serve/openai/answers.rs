@@ -54,6 +54,12 @@ impl Answers {
         params: &SamplingParams,
         arrived: Instant,
     ) -> Result<Self, ApiError> {
+        let (count, most) = (prompts.len(), served.llm.handle().max_open());
+        if count > most {
+            // Later there is no more room either.
+            let problem = format!("prompt has {count} entries, this server takes {most} requests at once: send fewer");
+            return Err(ApiError::invalid(problem, Some("prompt")));
+        }
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let (mut streams, counted) = (SelectAll::new(), vec![false; prompts.len()]);
         for (i, prompt) in prompts.into_iter().enumerate() {

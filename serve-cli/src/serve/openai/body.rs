@@ -46,6 +46,28 @@ fn is_timeout(refusal: &(dyn Error + 'static)) -> bool {
     refusal.is::<TimeoutError>() || refusal.source().is_some_and(is_timeout)
 }
 
+/// What vLLM knows and this server does not: without an effect the answer would not be what was asked for.
+const UNKNOWN: [&str; 6] = [
+    "allowed_token_ids",
+    "bad_words",
+    "chat_template",
+    "include_stop_str_in_output",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+];
+
+/// Refuses fields whose silent loss would change the answer's meaning.
+///
+/// # Errors
+/// One of them is there.
+pub fn refuse_unknown(body: &Value) -> Result<(), ApiError> {
+    let says = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && *value != Value::Array(Vec::new());
+    match UNKNOWN.into_iter().find(|field| body.get(field).is_some_and(says)) {
+        Some(field) => Err(ApiError::invalid(format!("{field} is not supported: leave it out"), Some(field))),
+        None => Ok(()),
+    }
+}
+
 const WHOLE: &str = "expected an integer of 0 or more";
 
 /// Reads fields of an object.

@@ -1,7 +1,7 @@
 //! `/v1/embeddings`.
 use super::body::{Body, Read, fields};
 use super::observe::observe;
-use super::prompts::{PromptInput, read_prompts};
+use super::prompts::{PromptInput, check_length, read_prompts};
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use axum::extract::State;
@@ -191,7 +191,10 @@ async fn tokens(served: &Arc<Served>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u3
         let text = served.llm.text_model();
         let one = |(i, prompt): (usize, Prompt)| {
             let tokens = match prompt {
-                Prompt::Text(text_prompt) => text.text_prompt(&text_prompt)?,
+                Prompt::Text(prompt) => {
+                    check_length(&served, &prompt)?;
+                    text.text_prompt(&prompt)?
+                }
                 Prompt::Tokens(tokens) => tokens,
             };
             served

@@ -1,5 +1,6 @@
 //! The forms that prompts of completions and inputs of embeddings may have.
 use crate::serve::error::ApiError;
+use crate::serve::state::Served;
 use engine::llm::Prompt;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -20,6 +21,20 @@ pub enum PromptInput {
     Tokens(Vec<u32>),
     /// Several inputs of tokens.
     Many(Vec<Vec<u32>>),
+}
+
+/// Refuses a text that is too long for the model in any case, before seconds and gigabytes are spent on its tokens.
+///
+/// # Errors
+/// It is.
+pub fn check_length(served: &Served, text: &str) -> Result<(), ApiError> {
+    let (max, tokens) = (served.llm.handle().max_len(), served.llm.text_model().tokenizer().fewest_tokens(text.len()));
+    if tokens < max {
+        return Ok(());
+    }
+    let (bytes, most) = (text.len(), max - 1);
+    let problem = format!("the prompt has {bytes} bytes, {tokens} tokens or more, at most {most} fit: shorten it");
+    Err(ApiError::invalid(problem, None).code("context_length_exceeded"))
 }
 
 /// Reads all forms of `field`. Whether an entry may be empty is for the caller to say.

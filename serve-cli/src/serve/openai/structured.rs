@@ -58,9 +58,9 @@ pub enum ResponseFormat {
 pub struct NamedSchema {
     /// For people.
     pub name: Option<String>,
-    /// The schema; without one any object.
-    #[schema(value_type = Option<Object>)]
-    pub schema: Option<Value>,
+    /// The schema.
+    #[schema(value_type = Object)]
+    pub schema: Value,
     /// Answers always follow the schema here.
     pub strict: Option<bool>,
 }
@@ -96,6 +96,10 @@ fn read(
         found.extend(choice(outputs.choice.as_deref(), field)?.map(|grammar| (field, grammar)));
         found.extend(outputs.grammar.as_deref().map(|lark| (field, Grammar::Lark(lark.into()))));
         found.extend((outputs.json_object == Some(true)).then_some((field, Grammar::JsonObject)));
+        if found.iter().all(|(of, _)| *of != field) {
+            let problem = "says nothing: give json, regex, choice, grammar or json_object";
+            return Err(ApiError::invalid(format!("{field} {problem}"), Some(field)));
+        }
     }
     found.extend(schema(guided.guided_json.as_ref(), "guided_json")?.map(|grammar| ("guided_json", grammar)));
     found.extend(guided.guided_regex.as_deref().map(|regex| ("guided_regex", Grammar::Regex(regex.into()))));
@@ -121,7 +125,7 @@ fn of_format(format: Option<&Value>) -> Result<Option<Grammar>, ApiError> {
         Some("json_object") => Ok(Some(Grammar::JsonObject)),
         Some("json_schema") => match &format["json_schema"] {
             Value::Object(named) => match named.get("schema") {
-                None | Some(Value::Null) => Ok(Some(Grammar::JsonObject)),
+                None | Some(Value::Null) => wrong("response_format.json_schema.schema", "is missing"),
                 Some(schema @ (Value::Object(_) | Value::Bool(_))) => {
                     Ok(Some(Grammar::JsonSchema(schema.to_string().into())))
                 }

@@ -201,6 +201,23 @@ fn a_stream_tells_the_usage() {
     assert_eq!(chunks.last().unwrap()["usage"], usage);
 }
 
+/// In no time, whatever the text's length.
+#[test]
+fn texts_that_cannot_fit_are_not_tokenised() {
+    let (status, text) = post(CHAT, &user(&"The quick brown fox. ".repeat(50_000)));
+    assert!(status == 400 && text.contains("context_length_exceeded") && text.contains("or more"), "{text}");
+    let (status, text) = post(COMPLETIONS, &json!({ "prompt": "a".repeat(1 << 20) }));
+    assert!(status == 400 && text.contains("context_length_exceeded"), "{text}");
+}
+
+#[test]
+fn an_answer_without_tokens_has_empty_logprobs() {
+    let body =
+        json!({ "prompt": "Once", "max_tokens": 1, "logprobs": 1, "stop_token_ids": [0], "logit_bias": { "0": 100 } });
+    let answer = ask(COMPLETIONS, &body);
+    assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!([]), "{answer}");
+}
+
 /// Two prompts that begin with the same page: the second finds it, and says so once however many answers it has.
 #[test]
 fn cached_tokens_are_told() {
@@ -366,6 +383,12 @@ fn errors_name_the_field() {
         (json!({ "tool_choice": "required" }), "tool_choice"),
         (json!({ "tools": weather(), "tool_choice": { "function": { "name": "x" } } }), "tool_choice"),
         (json!({ "guided_regex": "(" }), "guided_regex"),
+        (json!({ "structured_outputs": { "regx": "a" } }), "structured_outputs"),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x" } } }),
+            "response_format.json_schema.schema",
+        ),
+        (json!({ "bad_words": ["a"] }), "bad_words"),
         (json!({ "structured_outputs": { "grammar": "start" } }), "structured_outputs"),
         (json!({ "presence_penalty": 3 }), "presence_penalty"),
         (json!({ "min_tokens": 3, "max_tokens": 2 }), "min_tokens"),

@@ -5,7 +5,8 @@ mod tools;
 mod writing;
 
 use super::answers::{Answers, events};
-use super::body::{Body, Read, fields};
+use super::body::{Body, Read, fields, refuse_unknown};
+use super::prompts::check_length;
 use super::sampling::SamplingFields;
 use super::structured::{self, StructuredFields};
 use super::types::ChunkUsage;
@@ -85,6 +86,7 @@ pub struct ChatFields {
 
 impl Read for ChatRequest {
     fn read(body: &Value) -> Result<Self, ApiError> {
+        refuse_unknown(body)?;
         Ok(ChatRequest { own: fields(body)?, sampling: fields(body)?, guided: fields(body)? })
     }
 }
@@ -180,6 +182,7 @@ fn ask(
         usage: ChunkUsage::from(sampling.stream_options),
     };
     let detokenizer = logprobs.then(|| Detokenizer::new(text.tokenizer(), false)).transpose()?;
+    check_length(served, &prompt)?;
     let prompt = text.chat_tokens(&prompt)?;
     // The engine checks n: a million answers are refused before anything is made for them.
     let answers = Answers::ask(state, served, vec![prompt], &params, arrived)?;

@@ -2,8 +2,8 @@
 mod object;
 
 use super::answers::{Answers, Step, Writer, events, finish_name};
-use super::body::{Body, Read, fields};
-use super::prompts::{MAX_PROMPTS, PromptInput, read_prompts};
+use super::body::{Body, Read, fields, refuse_unknown};
+use super::prompts::{MAX_PROMPTS, PromptInput, check_length, read_prompts};
 use super::sampling::SamplingFields;
 use super::structured::{self, StructuredFields};
 use super::types::{ChunkUsage, Usage, id, now};
@@ -68,6 +68,7 @@ fn sixteen() -> Option<u64> {
 
 impl Read for CompletionRequest {
     fn read(body: &Value) -> Result<Self, ApiError> {
+        refuse_unknown(body)?;
         Ok(CompletionRequest { own: fields(body)?, sampling: fields(body)?, guided: fields(body)? })
     }
 }
@@ -143,10 +144,10 @@ fn ask(
         })
         .collect();
     let tokens = prompts.into_iter().map(|prompt| match prompt {
-        Prompt::Text(prompt) => text.text_prompt(&prompt),
+        Prompt::Text(prompt) => check_length(served, &prompt).and_then(|()| Ok(text.text_prompt(&prompt)?)),
         Prompt::Tokens(tokens) => Ok(tokens),
     });
-    let tokens = tokens.collect::<engine::Result<Vec<_>>>()?;
+    let tokens = tokens.collect::<Result<Vec<_>, ApiError>>()?;
     let writing = Writing::new(served, own, echoes, &tokens, &params, n)?;
     if params.max_tokens == Some(0) && echo {
         for prompt in &tokens {
@@ -212,7 +213,7 @@ impl Writing {
                 let choice = Choice {
                     index: choices.len(),
                     text: echo.clone(),
-                    logprobs: None,
+                    logprobs: own.logprobs.map(|_| Logprobs::default()),
                     finish_reason: None,
                     prompt_token_ids: tells_tokens.then(|| prompt.clone()),
                     token_ids: tells_tokens.then(Vec::new),
