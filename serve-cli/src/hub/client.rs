@@ -12,6 +12,8 @@ use ureq::{Agent, Body};
 
 /// Of one host to itself, before its answer.
 const MOST_REDIRECTS: usize = 5;
+/// Bytes of what a hub says of a model; of one with 10,000 files it is 1 MB.
+const LONGEST_INFO: u64 = 64 << 20;
 /// Of a transfer, between two looks at how far it is.
 const PIECE: usize = 1 << 18;
 
@@ -103,7 +105,7 @@ impl Client {
     pub fn info(&self, url: &str) -> Result<Info, Error> {
         let response = self.get(&self.follows, url, None, true)?;
         let mut text = Vec::new();
-        response.into_body().into_reader().read_to_end(&mut text)?;
+        response.into_body().into_reader().take(LONGEST_INFO).read_to_end(&mut text)?;
         serde_json::from_slice(&text).map_err(|_| Error::Answer("a model has neither commit nor files"))
     }
 
