@@ -123,6 +123,16 @@ async fn keys_are_asked_for_but_not_by_probes() {
 }
 
 #[tokio::test]
+async fn head_tells_the_length_that_get_has() {
+    let server = Server::new(Limits::default());
+    let request = Request::head("/version").body(Body::empty()).unwrap();
+    let (status, headers, body) = server.ask(request).await;
+    let (_, _, whole) = server.get("/version").await;
+    assert_eq!((status, body), (200, "".into()));
+    assert_eq!(headers["content-length"], whole.to_string().len().to_string().as_str());
+}
+
+#[tokio::test]
 async fn request_ids_come_back() {
     let server = Server::new(Limits::default());
     let with = Request::get("/version").header("x-request-id", "mine-7").body(Body::empty()).unwrap();

@@ -1,7 +1,7 @@
 //! `/v1/embeddings`.
 use super::body::{Body, Read, fields};
 use super::observe::observe;
-use super::prompts::{PromptInput, check_length, read_prompts};
+use super::prompts::{PromptInput, prompt_tokens, read_prompts};
 use crate::serve::error::ApiError;
 use crate::serve::state::{AppState, Served};
 use axum::extract::State;
@@ -188,15 +188,8 @@ fn inputs(input: &Value) -> Result<Vec<Prompt>, ApiError> {
 async fn tokens(served: &Arc<Served>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
     let served = served.clone();
     let all = tokio::task::spawn_blocking(move || {
-        let text = served.llm.text_model();
         let one = |(i, prompt): (usize, Prompt)| {
-            let tokens = match prompt {
-                Prompt::Text(prompt) => {
-                    check_length(&served, &prompt)?;
-                    text.text_prompt(&prompt)?
-                }
-                Prompt::Tokens(tokens) => tokens,
-            };
+            let tokens = prompt_tokens(&served, prompt)?;
             served
                 .llm
                 .check_embed(&tokens)

@@ -23,11 +23,31 @@ pub enum PromptInput {
     Many(Vec<Vec<u32>>),
 }
 
-/// Refuses a text that is too long for the model in any case, before seconds and gigabytes are spent on its tokens.
+/// The tokens of a prompt.
 ///
 /// # Errors
-/// It is.
-pub fn check_length(served: &Served, text: &str) -> Result<(), ApiError> {
+/// It cannot fit.
+pub fn prompt_tokens(served: &Served, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    match prompt {
+        Prompt::Text(text) => {
+            check_length(served, &text)?;
+            Ok(served.llm.text_model().text_prompt(&text)?)
+        }
+        Prompt::Tokens(tokens) => Ok(tokens),
+    }
+}
+
+/// The tokens of a conversation's text.
+///
+/// # Errors
+/// It cannot fit.
+pub fn chat_tokens(served: &Served, text: &str) -> Result<Vec<u32>, ApiError> {
+    check_length(served, text)?;
+    Ok(served.llm.text_model().chat_tokens(text)?)
+}
+
+/// Refuses a text that is too long for the model in any case, before seconds and gigabytes are spent on its tokens.
+fn check_length(served: &Served, text: &str) -> Result<(), ApiError> {
     let (max, tokens) = (served.llm.handle().max_len(), served.llm.text_model().tokenizer().fewest_tokens(text.len()));
     if tokens < max {
         return Ok(());

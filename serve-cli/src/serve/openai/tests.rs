@@ -206,8 +206,10 @@ fn a_stream_tells_the_usage() {
 fn texts_that_cannot_fit_are_not_tokenised() {
     let (status, text) = post(CHAT, &user(&"The quick brown fox. ".repeat(50_000)));
     assert!(status == 400 && text.contains("context_length_exceeded") && text.contains("or more"), "{text}");
-    let (status, text) = post(COMPLETIONS, &json!({ "prompt": "a".repeat(1 << 20) }));
-    assert!(status == 400 && text.contains("context_length_exceeded"), "{text}");
+    for (path, field) in [(COMPLETIONS, "prompt"), ("/v1/responses", "input")] {
+        let (status, text) = post(path, &json!({ field: "a".repeat(1 << 20) }));
+        assert!(status == 400 && text.contains("or more"), "{path}: {text}");
+    }
 }
 
 #[test]

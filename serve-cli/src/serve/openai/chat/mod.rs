@@ -6,7 +6,7 @@ mod writing;
 
 use super::answers::{Answers, events};
 use super::body::{Body, Read, fields, refuse_unknown};
-use super::prompts::check_length;
+use super::prompts::chat_tokens;
 use super::sampling::SamplingFields;
 use super::structured::{self, StructuredFields};
 use super::types::ChunkUsage;
@@ -182,8 +182,7 @@ fn ask(
         usage: ChunkUsage::from(sampling.stream_options),
     };
     let detokenizer = logprobs.then(|| Detokenizer::new(text.tokenizer(), false)).transpose()?;
-    check_length(served, &prompt)?;
-    let prompt = text.chat_tokens(&prompt)?;
+    let prompt = chat_tokens(served, &prompt)?;
     // The engine checks n: a million answers are refused before anything is made for them.
     let answers = Answers::ask(state, served, vec![prompt], &params, arrived)?;
     Ok((answers, Writing::new(served.id.clone(), style, detokenizer, params.n)))

@@ -3,7 +3,7 @@ mod object;
 
 use super::answers::{Answers, Step, Writer, events, finish_name};
 use super::body::{Body, Read, fields, refuse_unknown};
-use super::prompts::{MAX_PROMPTS, PromptInput, check_length, read_prompts};
+use super::prompts::{MAX_PROMPTS, PromptInput, prompt_tokens, read_prompts};
 use super::sampling::SamplingFields;
 use super::structured::{self, StructuredFields};
 use super::types::{ChunkUsage, Usage, id, now};
@@ -143,11 +143,8 @@ fn ask(
             Prompt::Tokens(tokens) => text.tokenizer().decode(tokens, false),
         })
         .collect();
-    let tokens = prompts.into_iter().map(|prompt| match prompt {
-        Prompt::Text(prompt) => check_length(served, &prompt).and_then(|()| Ok(text.text_prompt(&prompt)?)),
-        Prompt::Tokens(tokens) => Ok(tokens),
-    });
-    let tokens = tokens.collect::<Result<Vec<_>, ApiError>>()?;
+    let tokens =
+        prompts.into_iter().map(|prompt| prompt_tokens(served, prompt)).collect::<Result<Vec<_>, ApiError>>()?;
     let writing = Writing::new(served, own, echoes, &tokens, &params, n)?;
     if params.max_tokens == Some(0) && echo {
         for prompt in &tokens {

@@ -2,6 +2,7 @@
 use super::input::{self, Problem};
 use super::{ResponseRequest, random, refused};
 use crate::serve::error::ApiError;
+use crate::serve::openai::prompts::chat_tokens;
 use crate::serve::state::Served;
 use engine::SamplingParams;
 use engine::chat_output::{ChatFormat, ReasoningFormat, ToolChoice, ToolFormat, force_tools};
@@ -67,7 +68,7 @@ pub fn prepare(served: &Served, request: &ResponseRequest) -> Result<Prepared, A
         let field = if format.tools.is_some() { "tools" } else { "text.format.schema" };
         model.check_grammar(grammar).map_err(|error| ApiError::invalid(error.to_string(), Some(field)))?;
     }
-    Ok(Prepared { prompt: model.chat_tokens(&text)?, params, format })
+    Ok(Prepared { prompt: chat_tokens(served, &text)?, params, format })
 }
 
 /// Refuses what this server does not do.
